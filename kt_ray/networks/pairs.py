@@ -1,0 +1,109 @@
+"""Block pairs and the networks they sit in: stem → block → head."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from kt_ray.config import NetworkConfig, PairName
+from kt_ray.networks.blocks import AttentionBlock, BasicBlock, MLPBlock, SimpleBlock
+
+BlockFactory = Callable[[NetworkConfig], nn.Module]
+
+
+@dataclass(frozen=True)
+class BlockPair:
+    """Which block is translated into which."""
+
+    name: PairName
+    source: BlockFactory
+    target: BlockFactory
+
+
+def _basic(network: NetworkConfig) -> nn.Module:
+    return BasicBlock(network.channels, network.source_hidden)
+
+
+PAIRS: dict[str, BlockPair] = {
+    pair.name: pair
+    for pair in (
+        BlockPair("basic_to_simple", _basic, lambda n: SimpleBlock(n.channels, n.target_hidden)),
+        BlockPair("basic_to_biased", _basic, lambda n: SimpleBlock(n.channels, n.target_hidden, bias=True)),
+        BlockPair("basic_to_mlp", _basic, lambda n: MLPBlock(n.channels, 2 * n.channels)),
+        BlockPair("basic_to_attention", _basic, lambda n: AttentionBlock(n.channels)),
+    )
+}
+
+
+class Stem(nn.Sequential):
+    """conv 3×3 to `channels` without bias, BN, ReLU, max-pool 3×3 stride 2: [N, C, H, W] → [N, channels, H/2, W/2]."""
+
+    def __init__(self, image_channels: int, channels: int) -> None:
+        super().__init__(
+            OrderedDict(
+                conv=nn.Conv2d(image_channels, channels, 3, padding=1, bias=False),
+                bn=nn.BatchNorm2d(channels),
+                relu=nn.ReLU(),
+                pool=nn.MaxPool2d(3, stride=2, padding=1),
+            )
+        )
+
+
+class Head(nn.Sequential):
+    """conv 1×1 stride 2 without bias, BN, ReLU, flatten, linear: [N, channels, H/2, W/2] → logits [N, classes]."""
+
+    def __init__(self, channels: int, head_channels: int, positions: int, classes: int) -> None:
+        super().__init__(
+            OrderedDict(
+                conv=nn.Conv2d(channels, head_channels, 1, stride=2, bias=False),
+                bn=nn.BatchNorm2d(head_channels),
+                relu=nn.ReLU(),
+                flatten=nn.Flatten(),
+                linear=nn.Linear(head_channels * positions, classes),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A block pair with the widths, image shape (C, H, W) and classes of the networks it sits in."""
+
+    pair: PairName
+    network: NetworkConfig = NetworkConfig()
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    classes: int = 10
+
+    def source_block(self) -> nn.Module:
+        """A fresh source block."""
+        return PAIRS[self.pair].source(self.network)
+
+    def target_block(self) -> nn.Module:
+        """A fresh target block."""
+        return PAIRS[self.pair].target(self.network)
+
+    def stem(self) -> Stem:
+        """A fresh stem."""
+        return Stem(self.image_shape[0], self.network.channels)
+
+    def head(self) -> Head:
+        """A fresh head."""
+        _, height, width = self.image_shape
+        positions = -(-height // 4) * -(-width // 4)  # two strides of 2, each rounding up
+        return Head(self.network.channels, self.network.head_channels, positions, self.classes)
+
+    def source_network(self) -> nn.Sequential:
+        """stem → source block → head; parameters are named `stem.…`, `block.…`, `head.…`."""
+        return nn.Sequential(OrderedDict(stem=self.stem(), block=self.source_block(), head=self.head()))
+
+    def target_network(self) -> nn.Sequential:
+        """stem → target block → head; parameters are named `stem.…`, `block.…`, `head.…`."""
+        return nn.Sequential(OrderedDict(stem=self.stem(), block=self.target_block(), head=self.head()))
+
+    @property
+    def activation_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the block's input and output."""
+        _, height, width = self.image_shape
+        return self.network.channels, -(-height // 2), -(-width // 2)

@@ -1,0 +1,53 @@
+"""Many networks of one architecture evaluated at once, from parameters stacked along axis 0.
+
+A stack is a `dict` from parameter (and buffer) names to tensors [M, …], one row a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+State = dict[str, Tensor]
+
+
+def stack(states: Iterable[Mapping[str, Tensor]]) -> State:
+    """State dicts as one stack. BN's step counters are left out: they change no output."""
+    rows = [
+        {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")} for state in states
+    ]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> State:
+    """The entries under `prefix.` ("stem", "source", "target", "head"), with that prefix cut off."""
+    return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(prefix + ".")}
+
+
+def join(**parts: Mapping[str, Tensor]) -> State:
+    """The inverse of `part`: `join(stem=…, head=…)` puts each name under its prefix."""
+    return {f"{prefix}.{name}": value for prefix, state in parts.items() for name, value in state.items()}
+
+
+def size(state: Mapping[str, Tensor]) -> int:
+    """How many networks a stack holds."""
+    return len(next(iter(state.values())))
+
+
+def forward(module: nn.Module, state: Mapping[str, Tensor], x: Tensor, *, shared: bool = False) -> Tensor:
+    """`module` in evaluation mode with each row of `state`.
+
+    `x` is [M, N, …], a batch a network; with `shared`, [N, …], one batch for all. Returns [M, N, …].
+    `module` only gives the structure: its own parameters are not read.
+    """
+    module.eval()
+
+    def one(row: State, batch: Tensor) -> Tensor:
+        output: Tensor = functional_call(module, row, (batch,))
+        return output
+
+    result: Tensor = vmap(one, in_dims=(0, None if shared else 0))(dict(state), x)
+    return result

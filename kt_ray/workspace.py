@@ -1,0 +1,70 @@
+"""Where a command keeps things: `./kt-workspace`, `--workspace` or `KT_RAY_WORKSPACE`; on a cluster, URIs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kt_ray.config import StorageConfig
+from kt_ray.errors import ConfigError
+
+VARIABLE = "KT_RAY_WORKSPACE"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A directory with `zoos/<name>/`, `studies/<name>/`, `optuna.db`, `mlflow.db`, `artifacts/`.
+
+    `storage` (from the study file) puts any of them elsewhere.
+    """
+
+    root: Path
+    storage: StorageConfig = StorageConfig()
+
+    @classmethod
+    def open(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
+        """The workspace at `root`, else at `KT_RAY_WORKSPACE`, else `./kt-workspace`; made if missing.
+
+        Raises ConfigError where it cannot be written.
+        """
+        path = Path(root or os.environ.get(VARIABLE) or "kt-workspace").expanduser().absolute()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".write-probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"workspace {path} cannot be written ({error.strerror}); name another with --workspace or {VARIABLE}"
+            ) from None
+        return cls(path, storage or StorageConfig())
+
+    def zoo(self, name: str) -> str:
+        """Path or URI of the zoo `name`."""
+        return f"{self.storage.zoos or self.root / 'zoos'}/{name}"
+
+    def study_directory(self, name: str) -> Path:
+        """Directory of the study `name`: its resolved study file, report and figures."""
+        return self.root / "studies" / name
+
+    def checkpoints(self, study: str) -> str:
+        """Directory of the trial checkpoints of `study`, which every node must see."""
+        return f"{self.storage.checkpoints or self.root / 'studies'}/{study}/checkpoints"
+
+    @property
+    def study_storage(self) -> str:
+        """Optuna storage URL of the studies."""
+        return self.storage.study or f"sqlite:///{self.root / 'optuna.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking URI."""
+        return self.storage.tracking or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifact_root(self) -> str | None:
+        """MLflow artifact root for new experiments; None leaves it to a tracking server."""
+        if self.storage.artifacts:
+            return self.storage.artifacts
+        return None if self.storage.tracking else (self.root / "artifacts").as_uri()

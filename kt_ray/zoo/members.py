@@ -1,0 +1,83 @@
+"""What a zoo is in memory: a stack of members and an index that says what each row is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from kt_ray.config import MemberCounts, Split
+from kt_ray.networks import Architecture, State, stacked
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network to train. Its id and seed decide everything about it."""
+
+    id: str
+    seed: int
+    split: Split
+
+    @classmethod
+    def of(cls, zoo_seed: int, split: Split, number: int) -> Member:
+        """Member `number` of `split`: ids such as `train-000012`, seeds from the zoo's seed and the id alone."""
+        member_id = f"{split}-{number:06d}"
+        digest = hashlib.sha256(f"{zoo_seed}:{member_id}".encode()).digest()
+        return cls(member_id, int.from_bytes(digest[:8], "big") >> 1, split)
+
+
+def members_of(zoo_seed: int, counts: MemberCounts) -> list[Member]:
+    """Every member of a zoo, test and selection first, so that a zoo half built can already be evaluated."""
+    splits: tuple[Split, ...] = ("test", "selection", "train")
+    return [Member.of(zoo_seed, split, number) for split in splits for number in range(getattr(counts, split))]
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Members stacked along axis 0.
+
+    `parameters` maps `stem.…`, `source.…`, `target.…`, `head.…` to tensors [R, …], one row a member and snapshot;
+    `target.…` of a row whose `has_target` is false is NaN. `index` has the columns `id`, `seed`, `split`, `epoch`
+    (of the source phase), `has_target`, `source_accuracy`, `target_accuracy` (on the selection images) and one
+    for each hyper-parameter that varies. `fingerprint` says which zoo this is: what trained it and which members.
+    """
+
+    architecture: Architecture
+    parameters: State
+    index: pa.Table
+    fingerprint: str
+    dataset_fingerprint: str
+
+    def __len__(self) -> int:
+        return int(self.index.num_rows)
+
+    def where(self, split: Split | None = None, *, with_target: bool = True) -> Zoo:
+        """The rows of `split` (all splits if None); with `with_target`, only those that have a target."""
+        mask = pa.array([True] * len(self)) if split is None else pc.equal(self.index["split"], split)
+        if with_target:
+            mask = pc.and_(mask, self.index["has_target"])
+        rows = torch.from_numpy(pc.indices_nonzero(mask).to_numpy().astype("int64"))
+        return self.take(rows)
+
+    def take(self, rows: Tensor) -> Zoo:
+        """The rows `rows` (int64)."""
+        parameters = {name: value[rows] for name, value in self.parameters.items()}
+        return Zoo(
+            self.architecture, parameters, self.index.take(pa.array(rows.numpy())), self.fingerprint,
+            self.dataset_fingerprint,
+        )  # fmt: skip
+
+    def part(self, name: str) -> State:
+        """The stack of `stem`, `source`, `target` or `head`, with that prefix cut off the names."""
+        return stacked.part(self.parameters, name)
+
+    def network(self, block: str | Mapping[str, Tensor] = "source") -> State:
+        """Stacked networks `stem.…`, `block.…`, `head.…` with `source`, `target` or given blocks in place."""
+        stack = self.part(block) if isinstance(block, str) else block
+        state = {name: value for name, value in self.parameters.items() if name.startswith(("stem.", "head."))}
+        return state | {f"block.{name}": value for name, value in stack.items()}

@@ -1,0 +1,1 @@
+"""The study files that ship with kt_ray; `kt-ray spaces list` names them."""
