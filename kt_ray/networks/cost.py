@@ -1,0 +1,22 @@
+"""What a network costs to keep and to run."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trainable numbers in `module`."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def multiply_adds(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-adds of convolutions, linear layers and matrix products for one input of `input_shape` (no batch)."""
+    counter = FlopCounterMode(display=False)
+    training = module.training
+    with counter, torch.no_grad():
+        module.eval()(torch.zeros(1, *input_shape))
+    module.train(training)
+    return int(counter.get_total_flops()) // 2
