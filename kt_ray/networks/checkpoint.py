@@ -28,12 +28,12 @@ def read_state(path: Path) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} needs code to be run to be read, which is refused; save `network.state_dict()` alone, "
-            "best with safetensors.torch.save_file"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        if "Unsupported global" in str(error):
+            raise CheckpointError(
+                f"{path} needs code to be run to be read, which is refused; save `network.state_dict()` alone, "
+                "best with safetensors.torch.save_file"
+            ) from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is neither safetensors nor a torch checkpoint: {reason}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

@@ -1,0 +1,47 @@
+"""A zoo of networks as initialised, with random BN statistics: for checks of structure and scale, not of accuracy."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from kt_ray.config import MemberCounts
+from kt_ray.networks import Architecture, State, stacked
+from kt_ray.zoo.members import Member, Zoo, members_of
+
+
+def untrained_zoo(architecture: Architecture, counts: MemberCounts, seed: int = 0) -> Zoo:
+    """Members as a zoo of `seed` would have, untrained; accuracies in the index are NaN."""
+    members = members_of(seed, counts)
+    index = pa.table(
+        {
+            "id": [member.id for member in members],
+            "seed": pa.array([member.seed for member in members], pa.int64()),
+            "split": [member.split for member in members],
+            "epoch": pa.array([0] * len(members), pa.int32()),
+            "has_target": [True] * len(members),
+            "source_accuracy": [float("nan")] * len(members),
+            "target_accuracy": [float("nan")] * len(members),
+        }
+    )
+    parameters = stacked.stack(_untrained(architecture, member) for member in members)
+    return Zoo(architecture, parameters, index, fingerprint="untrained", dataset_fingerprint="none")
+
+
+def _untrained(architecture: Architecture, member: Member) -> State:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(member.seed)
+        parts = {
+            "stem": architecture.stem(),
+            "source": architecture.source_block(),
+            "target": architecture.target_block(),
+            "head": architecture.head(),
+        }
+        for layer in (layer for part in parts.values() for layer in part.modules()):
+            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
+                nn.init.normal_(layer.running_mean, std=0.1)
+                nn.init.uniform_(layer.running_var, 0.5, 2)
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, std=0.1)
+    return stacked.join(**{name: module.state_dict() for name, module in parts.items()})
