@@ -89,8 +89,10 @@ def load_dataset(config: DatasetConfig) -> Dataset:
         official_train, official_test = _mnist5k()
     elif config.name == "mnist":
         official_train, official_test = _torchvision("MNIST")
-    else:
+    elif config.name == "fashion_mnist":
         official_train, official_test = _fashion_mnist()
+    else:
+        official_train, official_test = _cifar(config.name)
     if config.selection_images >= len(official_train):
         raise DataError(
             f"dataset.selection_images={config.selection_images} leaves no training image of "
@@ -158,6 +160,51 @@ def _fashion_mnist() -> tuple[LabelledImages, LabelledImages]:
         for part in ("train", "t10k")
     )
     return train, test
+
+
+def _cifar(name: str) -> tuple[LabelledImages, LabelledImages]:
+    """CIFAR-10 or CIFAR-100 (fine labels) from the binary version under `data_root()`, else by torchvision.
+
+    torchvision's version holds pickles; it checks their MD5 against the published files before it opens them.
+    """
+    from torchvision import datasets
+
+    binary = data_root() / {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}[name]
+    if binary.is_dir():
+        train = ["train.bin"] if name == "cifar100" else [f"data_batch_{part}.bin" for part in range(1, 6)]
+        test = ["test.bin"] if name == "cifar100" else ["test_batch.bin"]
+        label_bytes = 2 if name == "cifar100" else 1  # CIFAR-100: the coarse label, then the fine one
+        return _read_cifar(binary, train, label_bytes), _read_cifar(binary, test, label_bytes)
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    parts = []
+    for is_train in (True, False):
+        try:
+            part = kind(str(data_root()), train=is_train, download=not (data_root() / kind.base_folder).is_dir())
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{name} is not under {data_root()} and cannot be downloaded ({str(error).splitlines()[0]}); set "
+                f"{VARIABLE} to a directory that holds {kind.base_folder} or {binary.name}"
+            ) from None
+        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+        parts.append(LabelledImages(images, torch.tensor(part.targets)))
+    return parts[0], parts[1]
+
+
+def _read_cifar(directory: Path, files: list[str], label_bytes: int) -> LabelledImages:
+    """Files of CIFAR's binary version: records of `label_bytes` labels and 3 × 32 × 32 bytes of colour planes."""
+    size = label_bytes + 3 * 32 * 32
+    records = []
+    for path in (directory / file for file in files):
+        try:
+            content = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        if not content.size or content.size % size:
+            raise DataError(f"{path} holds {content.size} bytes, expected a multiple of {size}; download it again")
+        records.append(content.reshape(-1, size))
+    rows = np.concatenate(records)
+    images = torch.from_numpy(rows[:, label_bytes:].reshape(-1, 3, 32, 32).copy())
+    return LabelledImages(images, torch.from_numpy(rows[:, label_bytes - 1].astype(np.int64)))
 
 
 def _read_idx(path: Path) -> Tensor:

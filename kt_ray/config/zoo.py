@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from kt_ray.config.base import Frozen
 
-DatasetName = Literal["mnist5k", "mnist", "fashion_mnist"]
+DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
 PairName = Literal["basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_to_attention"]
 Split = Literal["train", "selection", "test"]
 SPLITS: tuple[Split, ...] = ("train", "selection", "test")
