@@ -32,14 +32,14 @@ def connected(config: RayConfig) -> Iterator[None]:
             _answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
-            ray.init(
-                num_cpus=config.cpus,
-                num_gpus=config.gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                _node_ip_address="127.0.0.1",
-            )
+            with _loopback_only():
+                ray.init(
+                    num_cpus=config.cpus,
+                    num_gpus=config.gpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
@@ -50,6 +50,23 @@ def connected(config: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """A Ray started inside binds its servers to 127.0.0.1 and to nothing else.
+
+    Ray turns even `_node_ip_address="127.0.0.1"` into the machine's own address, then listens on every interface;
+    it stays on loopback only where this constant says that the machine is part of no cluster (macOS's default).
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _answers(address: str) -> None:
