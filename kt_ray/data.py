@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kt_ray.config import DatasetConfig, Split
+from kt_ray.config import DatasetConfig, DatasetName, Split
 from kt_ray.errors import DataError
 
 VARIABLE = "KT_RAY_DATA"
@@ -81,6 +81,21 @@ def as_float(images: Tensor) -> Tensor:
 def data_root() -> Path:
     """Where full datasets lie or are downloaded to: `KT_RAY_DATA`, else `~/.cache/kt_ray`."""
     return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "kt_ray").expanduser()
+
+
+def present(name: DatasetName) -> bool:
+    """Whether the dataset is on this machine, so that nothing needs to be downloaded."""
+    folders = {
+        "mnist": "MNIST/raw",
+        "fashion_mnist": "FashionMNIST/raw",
+        "cifar10": "cifar-10-batches-py",
+        "cifar100": "cifar-100-python",
+    }
+    return (
+        name == "mnist5k"
+        or (data_root() / folders[name]).is_dir()
+        or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir())
+    )
 
 
 def load_dataset(config: DatasetConfig) -> Dataset:

@@ -1,0 +1,52 @@
+"""The command `kt-ray`: parse, call one function, print. Torch, Ray, Optuna and MLflow are imported when needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from kt_ray import __version__
+from kt_ray.cli import files, models, studies, system, zoos
+from kt_ray.cli.output import complain
+from kt_ray.errors import KTError
+
+app = typer.Typer(
+    name="kt-ray",
+    help="Search translators that write a small network block from the parameters of a large one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (studies, zoos, models, files, system):
+    module.register(app)
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if debug:
+        os.environ["KT_RAY_DEBUG"] = "1"
+    if version:
+        typer.echo(f"kt-ray {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command. A KTError is told in a line, with exit status 2; Ctrl-C ends with 130."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # worker processes of one thread each; see README, limits
+    try:
+        app()
+    except KTError as error:
+        if os.environ.get("KT_RAY_DEBUG"):
+            raise
+        complain(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

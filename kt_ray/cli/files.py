@@ -1,0 +1,72 @@
+"""`kt-ray spaces` and `kt-ray validate`: study files before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kt_ray.cli.options import File, Format, Set
+from kt_ray.cli.output import say, show, show_json, show_table
+
+spaces = typer.Typer(help="Study files that ship: list, show, copy.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    app.add_typer(spaces, name="spaces")
+    app.command()(validate)
+
+
+@spaces.command("list")
+def list_spaces(format_: Format = "table") -> None:
+    """Name the study files that ship."""
+    from kt_ray.spaces import description, shipped
+
+    rows = [{"name": name, "description": description(path)} for name, path in shipped().items()]
+    show(rows, rows, format_)
+
+
+@spaces.command("show")
+def show_space(file: File, format_: Format = "table") -> None:
+    """Show the search space of a study file as a table, with its size."""
+    from kt_ray.spaces import locate
+    from kt_ray.validation import read_study, space_rows, space_size
+
+    config = read_study(locate(file))
+    rows = space_rows(config)
+    if format_ == "json":
+        show_json({"name": config.name, "space": rows, "size": space_size(config)})
+        return
+    show_table(rows, config.description.strip() or config.name)
+    say(f"size: {space_size(config)}")
+
+
+@spaces.command("copy")
+def copy_space(
+    file: File, destination: Annotated[Path, typer.Argument(help="Directory or new file.")] = Path()
+) -> None:
+    """Copy a study file that ships, to change it."""
+    from kt_ray.spaces import copy
+
+    target = copy(file, destination)
+    say(f"wrote {target}\nnext: kt-ray validate {target}")
+
+
+def validate(
+    file: File,
+    overrides: Set = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to fit the resources to.")] = None,
+    format_: Format = "table",
+) -> None:
+    """Tell everything that is wrong with a study file; try one batch through one trial."""
+    from kt_ray.spaces import locate
+    from kt_ray.validation import validate_study
+
+    validation = validate_study(locate(file), overrides or (), address)
+    if format_ == "json":
+        show_json(validation.to_dict())
+        return
+    for line in validation.lines():
+        say(line)

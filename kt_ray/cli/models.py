@@ -1,0 +1,65 @@
+"""`kt-ray translate` and `kt-ray evaluate`: a translator at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kt_ray.cli.options import Format, WorkspaceRoot
+from kt_ray.cli.output import say, show, show_json
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="models:/NAME@champion, models:/NAME/3, or a translator file.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    app.command()(translate)
+    app.command()(evaluate)
+
+
+def translate(
+    model: Model,
+    checkpoint: Annotated[Path, typer.Argument(help="Network: safetensors, or a state_dict saved by torch.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The small network, as safetensors.")],
+    dataset: Annotated[str | None, typer.Option(help="Measure accuracy before and after on its test images.")] = None,
+    workspace: WorkspaceRoot = None,
+    format_: Format = "table",
+) -> None:
+    """Write the small network that a translator makes of a large one."""
+    from kt_ray.config import DatasetConfig
+    from kt_ray.config import validate as checked
+    from kt_ray.data import load_dataset
+    from kt_ray.pipeline import translator_file
+    from kt_ray.translate import translate as run
+
+    images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
+    translation = run(translator_file(model, workspace), checkpoint, output, images)
+    show(translation.to_dict(), translation.rows(), format_, f"translated in {1000 * translation.seconds:.0f} ms")
+    if format_ == "table":
+        say(f"wrote {output}")
+
+
+def evaluate(
+    model: Model,
+    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or its URI.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory for JSON, Markdown and figures.")
+    ] = None,
+    final: Annotated[
+        bool, typer.Option("--test", help="Test members and test images: once, for a final table.")
+    ] = False,
+    workspace: WorkspaceRoot = None,
+    format_: Format = "table",
+) -> None:
+    """Transplant translated blocks into members never trained on, beside the baselines."""
+    from kt_ray.pipeline import evaluate_model
+
+    evaluation = evaluate_model(model, zoo, workspace, final=final, output=output)
+    if format_ == "json":
+        show_json(evaluation.to_dict())
+    else:
+        say(evaluation.to_markdown())

@@ -1,0 +1,43 @@
+"""`kt-ray ui` and `kt-ray doctor`: what stands around a study."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kt_ray.cli.options import Format, WorkspaceRoot
+from kt_ray.cli.output import show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    app.command()(ui)
+    app.command()(doctor)
+
+
+def ui(
+    workspace: WorkspaceRoot = None,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; anything but loopback is open to others.")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow UI on the workspace's store, on loopback, until Ctrl-C."""
+    from kt_ray.tracking.ui import serve
+    from kt_ray.workspace import Workspace
+
+    raise typer.Exit(serve(Workspace.open(workspace), host, port))
+
+
+def doctor(
+    workspace: WorkspaceRoot = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to look at.")] = None,
+    format_: Format = "table",
+) -> None:
+    """Check versions, devices, Ray, stores and data; exit status 1 where something is broken."""
+    from kt_ray.doctor import examine
+    from kt_ray.workspace import Workspace
+
+    checks = [check.to_dict() for check in examine(Workspace.open(workspace), address)]
+    show(checks, checks, format_)
+    if any(check["verdict"] == "broken" for check in checks):
+        raise typer.Exit(1)

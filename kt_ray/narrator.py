@@ -1,0 +1,116 @@
+"""What a long command tells while it works: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from kt_ray.search.progress import SearchProgress
+    from kt_ray.zoo.actors import BuildProgress
+
+LINE_EVERY = 15.0  # seconds between plain lines about the same stage
+
+
+class Narrator:
+    """Use as a context manager; `say` for what stays on the screen, `building` and `searching` for what moves."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self._live: Live | None = None
+        self._last_line = 0.0
+        self._last_done = -1
+
+    def __enter__(self) -> Narrator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.settle()
+
+    def say(self, text: str = "") -> None:
+        """A line that stays."""
+        self.console.print(text)
+
+    def settle(self) -> None:
+        """End the moving table of a stage, leaving its last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._last_line, self._last_done = 0.0, -1
+
+    def building(self, progress: BuildProgress) -> None:
+        """How far a zoo is."""
+        self._move(
+            "zoo",
+            progress.done,
+            progress.members,
+            {
+                "members": f"{progress.done} of {progress.members}",
+                "actors": f"{progress.actors}",
+                "members/hour": f"{progress.members_per_hour:,.0f}",
+                "source accuracy": number(progress.mean_accuracy),
+                "ETA": duration(progress.eta_seconds),
+            },
+        )
+
+    def searching(self, progress: SearchProgress) -> None:
+        """How far a search is."""
+        best = ", ".join(f"{path}={number(value)}" for path, value in (progress.best_params or {}).items())
+        self._move(
+            "search",
+            progress.done + progress.pruned,
+            progress.total,
+            {
+                "trials": f"{progress.done} done, {progress.pruned} pruned, {progress.failed} failed, "
+                f"{progress.running} running of {progress.total}",
+                "best": number(progress.best_value),
+                "with": best or "-",
+                "device-hours": f"{progress.device_hours:.3f}",
+                "ETA": duration(progress.eta_seconds),
+            },
+        )
+
+    def _move(self, stage: str, done: int, total: int, cells: Mapping[str, str]) -> None:
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.console, refresh_per_second=4, transient=False)
+                self._live.start()
+            table = Table(box=box.SIMPLE, show_header=False, title=stage, title_justify="left", title_style="bold")
+            table.add_column(style="dim")
+            table.add_column(overflow="fold")
+            for label, value in cells.items():
+                table.add_row(label, value)
+            self._live.update(table)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_EVERY or (done == total and done != self._last_done):
+            self._last_line, self._last_done = now, done
+            self.say(f"{stage}: " + "; ".join(f"{label} {value}" for label, value in cells.items() if value != "-"))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as "3 min 20 s"; "-" where unknown."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def number(value: Any) -> str:
+    """A float with four digits, anything else as it is; "-" for nothing."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,124 @@
+"""Everything that can be known of a study file before it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kt_ray.config import Distribution, MemberCounts, StudyConfig, load_config
+from kt_ray.errors import ConfigError
+
+PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A study file without fault: its space, its resources, and what one batch of its base trial gave."""
+
+    file: str
+    name: str
+    size: str
+    trials: int
+    concurrency: int
+    zoo_actors: int
+    parameters: int
+    loss: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For a person to read."""
+        return [
+            f"{self.file}: valid",
+            f"space: {self.size}; {self.trials} trials asked for",
+            f"resources: {self.zoo_actors} zoo actors, {self.concurrency} trials at once",
+            f"one batch of the base trial: loss {self.loss:.4g}, translator of {self.parameters:,} parameters, "
+            f"{self.seconds:.2f} s",
+        ]
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The study file at `path`, its space checked against its base trial. Raises ConfigError with all faults."""
+    from kt_ray.search.space import problems
+
+    config = load_config(StudyConfig, path, overrides)
+    faults = problems(config.space, config.trial)
+    if faults:
+        raise ConfigError(faults, str(path))
+    return config
+
+
+def validate_study(path: Path, overrides: Sequence[str] = (), address: str | None = None) -> Validation:
+    """Check the study file at `path`, fit it to the cluster, and train one batch of its base trial.
+
+    Raises ConfigError with every fault of the file, ResourceError where no node can hold a trial or zoo actor.
+    """
+    from kt_ray.data import load_dataset
+    from kt_ray.networks import Architecture
+    from kt_ray.networks.cost import parameter_count
+    from kt_ray.ray_cluster import connected
+    from kt_ray.search.space import size
+    from kt_ray.training import TranslatorTraining
+    from kt_ray.zoo.untrained import untrained_zoo
+
+    config = read_study(path, overrides)
+    ray_config = config.ray.model_copy(update={"address": address}) if address else config.ray
+    with connected(ray_config):
+        actors, concurrency = fitting_counts(config)
+    dataset = load_dataset(config.dataset)
+    architecture = Architecture(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
+    one_batch = config.trial.training.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
+    trial = config.trial.model_copy(update={"training": one_batch})
+    training = TranslatorTraining(trial, untrained_zoo(architecture, PROBE_MEMBERS), dataset)
+    start = time.perf_counter()
+    metrics = training.run_epoch()
+    return Validation(
+        file=str(path),
+        name=config.name,
+        size=size(config.space),
+        trials=config.search.trials,
+        concurrency=concurrency,
+        zoo_actors=actors,
+        parameters=parameter_count(training.translator),
+        loss=metrics["loss"],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def fitting_counts(config: StudyConfig) -> tuple[int, int]:
+    """How many zoo actors and trials at once the connected cluster bears, within what the file asks for."""
+    from kt_ray.ray_cluster import fitting
+
+    actors, trial = config.zoo.actors, config.search.resources
+    fit_actors = fitting({"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}, actors.label_selector)
+    fit_trials = fitting({"CPU": trial.cpus, "GPU": trial.gpus, **trial.resources})
+    return min(actors.count or fit_actors, fit_actors), min(config.search.concurrency or fit_trials, fit_trials)
+
+
+def space_rows(config: StudyConfig) -> list[dict[str, Any]]:
+    """One row a searched path: what is drawn, from where, under which condition."""
+    return [{"path": path, **_described(distribution)} for path, distribution in config.space.items()]
+
+
+def space_size(config: StudyConfig) -> str:
+    """How many points the space has, in words."""
+    from kt_ray.search.space import size
+
+    return size(config.space)
+
+
+def _described(distribution: Distribution) -> dict[str, Any]:
+    if distribution.categorical is not None:
+        kind, values = "categorical", ", ".join(str(choice) for choice in distribution.categorical)
+    else:
+        kind = "float" if distribution.float_range is not None else "int"
+        low, high = distribution.float_range or distribution.int_range or (0, 0)
+        values = f"{low:g} … {high:g}" + (f" step {distribution.step:g}" if distribution.step else "")
+    when = ", ".join(f"{path} = {value}" for path, value in distribution.when.items())
+    return {"kind": kind + (" log" if distribution.log else ""), "values": values, "when": when}
