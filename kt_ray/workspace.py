@@ -6,17 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from kt_ray.config import StorageConfig
+from kt_ray.config import StorageConfig, validate
 from kt_ray.errors import ConfigError
 
 VARIABLE = "KT_RAY_WORKSPACE"
+STORAGE_VARIABLES = {field: f"KT_RAY_STORAGE_{field.upper()}" for field in StorageConfig.model_fields}
 
 
 @dataclass(frozen=True)
 class Workspace:
     """A directory with `zoos/<name>/`, `studies/<name>/`, `optuna.db`, `mlflow.db`, `artifacts/`.
 
-    `storage` (from the study file) puts any of them elsewhere.
+    `storage` (from the study file, overridden by `KT_RAY_STORAGE_ZOOS` and so on) puts any of them elsewhere.
     """
 
     root: Path
@@ -38,7 +39,7 @@ class Workspace:
             raise ConfigError(
                 f"workspace {path} cannot be written ({error.strerror}); name another with --workspace or {VARIABLE}"
             ) from None
-        return cls(path, storage or StorageConfig())
+        return cls(path, from_environment(storage or StorageConfig()))
 
     def zoo(self, name: str) -> str:
         """Path or URI of the zoo `name`."""
@@ -68,3 +69,11 @@ class Workspace:
         if self.storage.artifacts:
             return self.storage.artifacts
         return None if self.storage.tracking else (self.root / "artifacts").as_uri()
+
+
+def from_environment(storage: StorageConfig) -> StorageConfig:
+    """`storage` with what the environment sets in place of its own: `KT_RAY_STORAGE_STUDY`, …_ZOOS and so on."""
+    given = {field: os.environ[name] for field, name in STORAGE_VARIABLES.items() if os.environ.get(name)}
+    if not given:
+        return storage
+    return validate(StorageConfig, storage.model_dump() | given, "the environment's KT_RAY_STORAGE_ variables")

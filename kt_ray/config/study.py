@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -108,13 +109,23 @@ class RayConfig(Frozen):
 
 
 class StorageConfig(Frozen):
-    """Where things are kept; unset ones lie in the workspace."""
+    """Where things are kept; unset ones lie in the workspace. The environment overrides: `KT_RAY_STORAGE_STUDY=…`."""
 
     zoos: str | None = Field(None, description="directory or pyarrow.fs URI")
     checkpoints: str | None = Field(None, description="directory that every node can write")
     study: str | None = Field(None, description="Optuna storage URL")
     tracking: str | None = Field(None, description="MLflow tracking URI")
     artifacts: str | None = Field(None, description="MLflow artifact root")
+
+    @field_validator("*")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and re.search(r"://[^/@]*:[^/@]*@", value):
+            raise ValueError(
+                "a URL here holds no password, for it would reach logs; set PGPASSWORD or PGPASSFILE for PostgreSQL, "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow"
+            )
+        return value
 
 
 class StudyConfig(Frozen):
