@@ -65,14 +65,14 @@ class MaskConfig(Frozen):
     """Each entry zeroed with `probability`, no rescale (the paper's random masking)."""
 
     probability: float = Field(0.0, ge=0, lt=1)
-    on: Sides = "source"
+    sides: Sides = "source"
 
 
 class NoiseConfig(Frozen):
     """Additive Gaussian noise; `relative` scales it by each tensor's standard deviation (the paper's is absolute)."""
 
     std: float = Field(0.0, ge=0)
-    on: Sides = "source"
+    sides: Sides = "source"
     relative: bool = False
 
 
