@@ -1,0 +1,108 @@
+"""One module applied to many members at once, in training mode, from parameters stacked along axis 0.
+
+Every implementation gives the same numbers within rounding; which is fastest depends on the device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from kt_ray.networks import State, stacked
+from kt_ray.networks.blocks import AttentionBlock
+
+Implementation = Literal["loop", "vmap", "grouped"]
+Apply = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+
+
+class GroupedLinear(nn.Module):
+    """`members` linear layers side by side: [..., members·in] → [..., members·out]."""
+
+    def __init__(self, layer: nn.Linear, members: int) -> None:
+        super().__init__()
+        self.members = members
+        self.weight = nn.Parameter(layer.weight.repeat(members, 1))
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.repeat(members))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.reshape(self.members, -1, self.weight.shape[1])
+        split = x.reshape(-1, self.members, weight.shape[2]).transpose(0, 1)  # [members, rows, in]
+        out: Tensor = (split @ weight.transpose(1, 2)).transpose(0, 1).reshape(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+
+def can_group(module: nn.Module) -> bool:
+    """Whether every layer of `module` treats channels of one member apart from another's when grouped."""
+    return not any(isinstance(layer, AttentionBlock) for layer in module.modules())
+
+
+def grouped(module: nn.Module, members: int) -> nn.Module:
+    """A copy of `module` for [N, members·C, H, W]: grouped convolutions, BN over all channels, grouped linears."""
+    wide = copy.deepcopy(module)
+    for name, layer in list(wide.named_modules()):
+        swapped: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            swapped = nn.Conv2d(
+                layer.in_channels * members,
+                layer.out_channels * members,
+                layer.kernel_size,  # type: ignore[arg-type]
+                layer.stride,  # type: ignore[arg-type]
+                layer.padding,  # type: ignore[arg-type]
+                groups=layer.groups * members,
+                bias=layer.bias is not None,
+            )
+        elif isinstance(layer, nn.BatchNorm2d):
+            swapped = nn.BatchNorm2d(layer.num_features * members, layer.eps, layer.momentum)
+        elif isinstance(layer, nn.Linear):
+            swapped = GroupedLinear(layer, members)
+        else:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(wide.get_submodule(parent), leaf, swapped)
+    return wide.train()
+
+
+def many(module: nn.Module, members: int, implementation: Implementation) -> Apply:
+    """`module` in training mode as a function of a stack and a batch a member: [M, N, …] → [M, N, …].
+
+    BN's running statistics in the stack are updated in place. `module` only gives the structure.
+    """
+    module = copy.deepcopy(module).train()
+    if implementation == "grouped" and can_group(module):
+        wide = grouped(module, members)
+
+        def apply_grouped(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            flat = {name: value.flatten(0, 1) for name, value in state.items()}
+            y: Tensor = functional_call(wide, flat, (x.transpose(0, 1).flatten(1, 2),))
+            return y.reshape(len(y), members, -1, *y.shape[2:]).transpose(0, 1)
+
+        return apply_grouped
+
+    def one(row: State, x: Tensor) -> Tensor:
+        y: Tensor = functional_call(module, row, (x,))
+        return y
+
+    if implementation == "loop":
+
+        def apply_loop(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            rows = [{name: value[i] for name, value in state.items()} for i in range(members)]
+            return torch.stack([one(row, x[i]) for i, row in enumerate(rows)])
+
+        return apply_loop
+    together = vmap(one)
+    return lambda state, x: together(dict(state), x)
+
+
+def fresh(build: Callable[[], nn.Module], seeds: list[int]) -> State:
+    """A stack of newly initialised modules, row i decided by `seeds[i]` alone."""
+    states = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            states.append(build().state_dict())
+    return stacked.stack(states)

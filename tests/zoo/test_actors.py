@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
+from kt_ray.data import Dataset
+from kt_ray.errors import ResourceError
+from kt_ray.zoo.actors import BuildProgress, _batches, build_zoo
+from kt_ray.zoo.members import members_of
+from kt_ray.zoo.store import ZooStore
+
+PHASE = PhaseConfig(epochs=1, batch_size=128)
+CONFIG = ZooConfig(
+    members=MemberCounts(train=3, selection=1, test=1),
+    recipe=RecipeConfig(source=PHASE, target=PHASE),
+    actors=ActorConfig(count=2, members_at_once=2),
+)
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset) -> None:
+    store, seen = ZooStore(str(tmp_path / "zoo")), list[BuildProgress]()
+    zoo = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
+    assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
+    assert [seen[-1].done, seen[-1].members, seen[-1].actors] == [5, 5, 2]
+    assert seen[-1].eta_seconds == 0
+
+    seen.clear()
+    again = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
+    assert not seen
+    assert all(torch.equal(zoo.parameters[name], again.parameters[name]) for name in zoo.parameters)
+
+    shard = sorted(Path(store.uri).glob("shard-*"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    mended = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
+    assert seen
+    for name in zoo.parameters:
+        torch.testing.assert_close(mended.parameters[name], zoo.parameters[name], atol=1e-3, rtol=0)
+    assert store.verify() == []
+
+
+def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) -> None:
+    config = CONFIG.model_copy(update={"actors": ActorConfig(resources={"tpu": 1})})
+    with pytest.raises(ResourceError, match=r"no node has .*tpu=1"):
+        build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
+
+
+def test_batches_are_even_and_enough_for_all_actors() -> None:
+    members = members_of(0, MemberCounts(train=11, selection=1, test=1))
+    assert [len(batch) for batch in _batches(members, 8, 2)] == [6, 7]
+    assert [len(batch) for batch in _batches(members, 4, 2)] == [3, 3, 4, 3]
+    assert [len(batch) for batch in _batches(members[:1], 8, 2)] == [1]
+    assert [member for batch in _batches(members, 3, 2) for member in batch] == members
