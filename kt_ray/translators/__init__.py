@@ -1,1 +1,24 @@
-"""translators."""
+"""Translators: networks from the parameters of a source block to those of a target block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from kt_ray.config import TranslatorConfig
+from kt_ray.networks import Architecture
+from kt_ray.translators import mixer, neuron_transformer
+from kt_ray.translators.translator import Translator
+
+__all__ = ["FAMILIES", "Translator", "build_translator"]
+
+FAMILIES: dict[str, Callable[[TranslatorConfig, Architecture], nn.Module]] = {
+    "mixer": mixer.build,
+    "neuron_transformer": neuron_transformer.build,
+}
+
+
+def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:
+    """A fresh translator for blocks of `architecture`; its values come from torch's global generator."""
+    return Translator(FAMILIES[config.family](config, architecture), config, architecture)

@@ -1,0 +1,172 @@
+"""Transplants: how well members do with other blocks between their stem and head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kt_ray import baselines
+from kt_ray.config import Split
+from kt_ray.data import Dataset, LabelledImages
+from kt_ray.networks import State, stacked
+from kt_ray.zoo.members import Zoo
+
+BATCH = 250  # images at once
+MEMBERS = 32  # members at once
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of block in every member: accuracies, agreement with the source's predictions, cost.
+
+    `multiply_adds` are the block's for one image; `seconds` is what making one member's block took.
+    """
+
+    name: str
+    mean: float
+    min: float
+    max: float
+    accuracies: tuple[float, ...]
+    agreement: float
+    parameters: int
+    multiply_adds: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A table of transplants, a row for each kind of block."""
+
+    rows: tuple[Row, ...]
+    members: str
+    images: str
+    member_count: int
+    image_count: int
+    zoo: str
+    dataset: str
+
+    def row(self, name: str) -> Row:
+        """The row called `name`."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """The table for people."""
+        head = (
+            f"{self.member_count} {self.members} members, "
+            f"{self.image_count:,} {self.images} images of {self.dataset}\n\n"
+            "| block | mean | min | max | agreement | parameters | multiply-adds | seconds |\n"
+            "|---|---|---|---|---|---|---|---|\n"
+        )
+        return head + "".join(
+            f"| {row.name} | {row.mean:.4f} | {row.min:.4f} | {row.max:.4f} | {row.agreement:.4f} | {row.parameters:,} "
+            f"| {row.multiply_adds:,} | {row.seconds:.2g} |\n"
+            for row in self.rows
+        )
+
+
+def transplant_accuracy(zoo: Zoo, blocks: State, images: LabelledImages) -> Tensor:
+    """Accuracy of each member with its row of `blocks` (source or target blocks) in place, float [R]."""
+    predicted = predictions(zoo, {"blocks": blocks}, images)["blocks"]
+    return (predicted == images.labels.to(predicted.device)).float().mean(1)
+
+
+@torch.no_grad()
+def predictions(zoo: Zoo, blocks: Mapping[str, State], images: LabelledImages) -> dict[str, Tensor]:
+    """Predicted classes [R, N] of every member with each kind of block; stems are run once for all kinds."""
+    architecture = zoo.architecture
+    with torch.device("meta"):  # only their structure is used
+        stem, head = architecture.stem(), architecture.head()
+    modules = {name: _block(zoo, block) for name, block in blocks.items()}
+    device = next(iter(next(iter(blocks.values())).values())).device
+    predicted: dict[str, list[Tensor]] = {name: [] for name in blocks}
+    for start in range(0, len(zoo), MEMBERS):
+        rows = slice(start, start + MEMBERS)
+        stems, heads = (
+            {name: value[rows].to(device) for name, value in zoo.part(part).items()} for part in ("stem", "head")
+        )
+        columns: dict[str, list[Tensor]] = {name: [] for name in blocks}
+        for batch, _ in images.batches(BATCH):
+            x = stacked.forward(stem, stems, batch.to(device), shared=True)
+            for name, block in blocks.items():
+                outputs = stacked.forward(modules[name], {key: value[rows] for key, value in block.items()}, x)
+                columns[name].append(stacked.forward(head, heads, outputs).argmax(-1))
+        for name, parts in columns.items():
+            predicted[name].append(torch.cat(parts, dim=1))
+    return {name: torch.cat(parts) for name, parts in predicted.items()}
+
+
+def evaluate(
+    translator: nn.Module, zoo: Zoo, dataset: Dataset, members: Split = "test", images: Split = "test"
+) -> Evaluation:
+    """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`."""
+    train, held_out = zoo.where("train"), zoo.where(members)
+    architecture, count = zoo.architecture, len(held_out)
+    source = held_out.part("source")
+    makers: dict[str, Callable[[], State]] = {
+        "source": lambda: source,
+        "trained target": lambda: held_out.part("target"),
+        "translated": lambda: _translate(translator, source),
+        "random target": lambda: baselines.random_target(architecture, count),
+        "zero block": lambda: baselines.zero_block(architecture, count),
+        "nearest member's target": lambda: baselines.nearest_target(train, held_out),
+        "mean target": lambda: baselines.mean_target(train, count),
+        "pruned block": lambda: baselines.pruned_block(source, architecture),
+    }
+    blocks, seconds = {}, {}
+    for name, make in makers.items():
+        started = time.perf_counter()
+        blocks[name] = make()
+        seconds[name] = (time.perf_counter() - started) / count
+    pictures = dataset.images(images)
+    predicted = predictions(held_out, blocks, pictures)
+    rows = []
+    for name, classes in predicted.items():
+        accuracies = (classes == pictures.labels).float().mean(1)
+        parameters, multiply_adds = cost(_block(zoo, blocks[name]), architecture.activation_shape)
+        rows.append(
+            Row(
+                name=name,
+                mean=float(accuracies.mean()),
+                min=float(accuracies.min()),
+                max=float(accuracies.max()),
+                accuracies=tuple(accuracies.tolist()),
+                agreement=float((classes == predicted["source"]).float().mean()),
+                parameters=parameters,
+                multiply_adds=multiply_adds,
+                seconds=seconds[name],
+            )
+        )
+    return Evaluation(
+        tuple(rows), members, images, count, len(pictures), zoo=zoo.fingerprint, dataset=dataset.name
+    )  # fmt: skip
+
+
+def cost(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Parameters, and multiply-adds of convolutions and matrix products for one input of `shape`."""
+    device = next(module.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()(torch.zeros(1, *shape, device=device))
+    return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def _translate(translator: nn.Module, source: State) -> State:
+    device = next(translator.parameters()).device
+    blocks: State = translator.eval()({name: value.to(device) for name, value in source.items()})
+    return {name: value.cpu() for name, value in blocks.items()}
+
+
+def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:
+    """The module whose parameters these are: source blocks have BN, target blocks have none."""
+    with torch.device("meta"):
+        return zoo.architecture.source_block() if "bn1.weight" in block else zoo.architecture.target_block()

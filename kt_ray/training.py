@@ -1,0 +1,177 @@
+"""Training of one translator: batches of members, augmentation, translator, loss; selection after every epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kt_ray import augmentations
+from kt_ray.config import TrainingConfig, TrialConfig
+from kt_ray.data import Dataset, as_float
+from kt_ray.errors import CheckpointError, ZooError
+from kt_ray.evaluation import transplant_accuracy
+from kt_ray.losses import TranslationLoss
+from kt_ray.networks import State
+from kt_ray.translators import build_translator
+from kt_ray.zoo.members import Zoo
+
+FORMAT = "kt_ray.training/1"
+
+
+class TranslatorTraining:
+    """One translator in training, an epoch at a time.
+
+    All randomness of an epoch comes from generators seeded by the trial's seed and the epoch's number, so what is
+    continued from a checkpoint gives the same numbers as what was never stopped.
+    """
+
+    def __init__(self, config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str = "cpu") -> None:
+        self.config, self.device = config, device
+        self.architecture = zoo.architecture
+        self.loss = TranslationLoss(config.loss, zoo.architecture)
+        members = zoo.where("train", with_target=self.loss.needs_targets)
+        if not len(members):
+            raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
+        self.members = {name: value.to(device) for name, value in members.parameters.items()}
+        self.selection = zoo.where("selection")
+        self.dataset = dataset
+        self.images = dataset.train.to(device).images
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.translator = build_translator(config.translator, zoo.architecture).to(device)
+        self.optimizer = _optimizer(config.training, self.translator)
+        self.epoch = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done."""
+        return self.epoch >= self.config.training.epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps between two reports."""
+        count = len(next(iter(self.members.values())))
+        return self.config.training.steps_per_epoch or math.ceil(count / self.config.training.batch_size)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch; loss, accuracies on selection members and selection images, seconds, parameters."""
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
+            torch.manual_seed(_seed(self.config.seed, self.epoch))  # dropout
+            loss = self._train(torch.Generator(self.device).manual_seed(_seed(self.config.seed, self.epoch, 1)))
+        self.epoch += 1
+        accuracies = self.select()
+        return {
+            "loss": loss,
+            "accuracy_mean": float(accuracies.mean()),
+            "accuracy_min": float(accuracies.min()),
+            "accuracy_max": float(accuracies.max()),
+            "seconds": time.perf_counter() - started,
+            "parameters": float(sum(parameter.numel() for parameter in self.translator.parameters())),
+        }
+
+    def _train(self, generator: torch.Generator) -> float:
+        """The steps of one epoch; their mean loss."""
+        settings, count = self.config.training, len(next(iter(self.members.values())))
+        steps, total = self.steps_per_epoch, torch.zeros((), device=self.device)
+        order = torch.empty(0, dtype=torch.long, device=self.device)
+        self.translator.train()
+        for step in range(steps):
+            if len(order) < min(settings.batch_size, count):
+                order = torch.randperm(count, generator=generator, device=self.device)
+            rows, order = order[: settings.batch_size], order[settings.batch_size :]
+            loss = self._step(rows, generator, self.epoch * steps + step, settings.epochs * steps)
+            total += loss
+        return float(total / steps)
+
+    def _step(self, rows: Tensor, generator: torch.Generator, step: int, steps: int) -> Tensor:
+        """One optimiser step on the members at `rows`; its loss."""
+        settings, augmentation = self.config.training, self.config.augmentation
+        members = {name: value[rows] for name, value in self.members.items()}
+        members = augmentations.augment(members, augmentation, self.architecture.pair, generator)
+        source, target = augmentations.corrupt(members, augmentation, generator)
+        loss = self.loss(self.translator(source), members, target, self._images(generator))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, steps)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.translator.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _images(self, generator: torch.Generator) -> Tensor | None:
+        """Training images for this step, if the loss looks at any."""
+        if not self.loss.needs_images:
+            return None
+        chosen = torch.randint(len(self.images), (self.config.loss.images,), generator=generator, device=self.device)
+        return as_float(self.images[chosen])
+
+    def select(self) -> Tensor:
+        """Accuracy of each selection member with its translated block, on the selection images."""
+        self.translator.eval()
+        with torch.no_grad():
+            blocks: State = self.translator(self.selection.part("source"))
+        return transplant_accuracy(self.selection, blocks, self.dataset.selection)
+
+    def save(self, path: Path) -> None:
+        """Everything that training needs to continue, as one safetensors file."""
+        tensors = {f"translator.{name}": value for name, value in self.translator.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        metadata = {"format": FORMAT, "config": self.config.model_dump_json(), "epoch": json.dumps(self.epoch)}
+        temporary = path.with_name(f".{path.name}.partial")
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote. Raises CheckpointError where that is damaged or of another trial."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            tensors = load_file(path, device=self.device)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a whole checkpoint of a trial: {error}") from None
+        if metadata.get("format") != FORMAT or metadata.get("config") != self.config.model_dump_json():
+            raise CheckpointError(f"{path} belongs to another trial; expected the one of seed {self.config.seed}")
+        prefix = "translator."
+        self.translator.load_state_dict(
+            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                state.setdefault(int(number), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.epoch = json.loads(metadata["epoch"])
+
+
+def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
+    """The learning rate of `step` (from 0) of `steps`: linear warm-up, then constant or cosine to zero."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(translator.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def _seed(*parts: int) -> int:
+    """A 63-bit seed from small integers, another for each combination."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    return seed

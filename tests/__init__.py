@@ -1,0 +1,1 @@
+"""Tests; they mirror kt_ray/."""
