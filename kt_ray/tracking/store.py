@@ -1,0 +1,171 @@
+"""Opening MLflow's store: quietly, and with an answer in seconds where it cannot be reached."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from kt_ray.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PROBE_SECONDS = 5.0
+
+# MLflow's own defaults wait four minutes for a server that is away; whoever sets these keeps their values.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+class StoreAway(TrackingError):
+    """The store does not answer now; the same call may succeed later."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """MLflow without telemetry, log lines, progress bars and warnings."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow  # noqa: F401  (its first import configures the loggers set here)
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises into TrackingError in one line; StoreAway where `uri` does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    with quiet():
+        try:
+            yield
+        except MlflowException as error:
+            reason = _first_line(error)
+            away = error.error_code == "TEMPORARILY_UNAVAILABLE" or reason.startswith("API request to")
+            if " error code 401" in reason or " error code 403" in reason or "Permission denied" in reason:
+                raise TrackingError(
+                    f"MLflow at {shown(uri)} refused the request ({reason}); set MLFLOW_TRACKING_USERNAME and "
+                    "MLFLOW_TRACKING_PASSWORD, and let the server's --allowed-hosts name this host"
+                ) from None
+            if "database schema" in reason:
+                raise TrackingError(
+                    f"MLflow's database {shown(uri)} has the schema of another MLflow version "
+                    f"({reason.split('. ')[0]}); install the version that wrote it, or back it up and run "
+                    f"`mlflow db upgrade {shown(uri)}`"
+                ) from None
+            if away:
+                raise StoreAway(f"MLflow at {shown(uri)} does not answer ({reason})") from None
+            raise TrackingError(f"MLflow at {shown(uri)}: {reason}") from None
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client of the tracking store and registry at `uri`; a new database gets its tables.
+
+    Raises TrackingError within seconds where `uri` cannot be reached or is no store.
+    """
+    probe(uri)
+    with quiet():
+        from mlflow import MlflowClient
+
+        with reaching(uri):
+            client = MlflowClient(uri, uri)
+            client.search_experiments(max_results=1)
+            return client
+
+
+@contextmanager
+def default_store(uri: str) -> Iterator[None]:
+    """`uri` as MLflow's process-wide store, where it resolves `models:/…` whatever store its client has."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def probe(uri: str) -> None:
+    """Raises StoreAway where nothing answers at `uri`, TrackingError where no MLflow store can be there."""
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        _probe_server(uri)
+    elif parts.scheme == "sqlite":
+        _probe_sqlite(uri)
+    elif parts.scheme.split("+")[0] in ("postgresql", "postgres", "mysql"):
+        port = parts.port or (3306 if parts.scheme.startswith("mysql") else 5432)
+        try:
+            socket.create_connection((parts.hostname or "localhost", port), timeout=PROBE_SECONDS).close()
+        except OSError as error:
+            raise StoreAway(
+                f"no database answers at {shown(uri)} ({error}); start it, or name another with storage.tracking"
+            ) from None
+    else:
+        raise TrackingError(
+            f"tracking URI {uri!r} is neither sqlite:///PATH, postgresql://… nor the http(s):// address of an MLflow "
+            "server; set storage.tracking to one of these"
+        )
+
+
+def _probe_server(uri: str) -> None:
+    import requests
+
+    try:
+        response = requests.get(uri.rstrip("/") + "/health", timeout=PROBE_SECONDS)
+    except requests.RequestException as error:
+        reason = "no answer in time" if isinstance(error, requests.Timeout) else "connection failed"
+        raise StoreAway(
+            f"no MLflow server answers at {shown(uri)} ({reason}); start it, or name another with storage.tracking"
+        ) from None
+    if response.status_code >= 500:
+        raise StoreAway(f"the MLflow server at {shown(uri)} answers with HTTP status {response.status_code}")
+
+
+def _probe_sqlite(uri: str) -> None:
+    path = Path(uri.removeprefix("sqlite:///"))
+    try:
+        if not path.parent.is_dir():
+            raise sqlite3.OperationalError(f"no such directory: {path.parent}")
+        with closing(sqlite3.connect(path, timeout=PROBE_SECONDS)) as database:
+            database.execute("select count(*) from sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise StoreAway(f"MLflow's database {path} is locked by another program ({error})") from None
+        raise TrackingError(
+            f"MLflow's database {path} cannot be opened ({error}); see that it can be written"
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(f"{path} is no MLflow database ({error}); name another with storage.tracking") from None
+
+
+def shown(uri: str) -> str:
+    """`uri` without its password, for people's eyes."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,60 @@
+"""A real SQLite store, made once: its tables take seconds to make."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kt_ray.networks import State
+from kt_ray.tracking.store import open_store
+from kt_ray.tracking.tracker import Tracker
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with tables and nothing in them."""
+    path: Path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    open_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def store_uri(empty_store: Path, tmp_path: Path) -> str:
+    """The URI of a database of this test's own."""
+    return f"sqlite:///{shutil.copyfile(empty_store, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def tracker(store_uri: str, tmp_path: Path) -> Tracker:
+    """A tracker on a database of this test's own."""
+    return Tracker(store_uri, "kt_ray", (tmp_path / "artifacts").as_uri())
+
+
+class Halving(nn.Module):
+    """A small translator: the first half of each tensor's rows, by a learned factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, source: State) -> State:
+        return {name: value[:, : value.shape[1] // 2] * self.factor for name, value in source.items()}
+
+
+@pytest.fixture
+def translator() -> Halving:
+    return Halving()
+
+
+@pytest.fixture
+def example() -> State:
+    """A stack of three source blocks of 8 + 24 parameters."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "conv1.weight": torch.randn(3, 4, 2, generator=generator),
+        "conv2.weight": torch.randn(3, 6, 2, 2, generator=generator),
+    }
