@@ -47,7 +47,7 @@ class Units:
 
     def take(self, units: Tensor) -> Units:
         """The hidden units at `units`, int64 [B, n], of each block."""
-        rows = torch.arange(len(units), device=units.device)[:, None]
+        rows = torch.arange(units.shape[0], device=units.device)[:, None]
         return Units(self.edges[rows, units], self.unit[rows, units], self.channel)
 
 
