@@ -1,0 +1,95 @@
+"""A connection to a Ray cluster's job server: quick to say that nothing answers, one line for each fault."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from kt_ray.errors import ResourceError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+
+
+def job_server(address: str | None = None) -> str:
+    """The URL of the job server: `address`, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS`, else loopback's.
+
+    Raises ResourceError where it is not `http://HOST:PORT`, `https://…` or `HOST:PORT`.
+    """
+    variables = (os.environ.get(name) for name in ADDRESS_VARIABLES)
+    given = address or next((value for value in variables if value), None) or DEFAULT_ADDRESS
+    url = given if "://" in given else f"http://{given}"
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        raise ResourceError(
+            f"{given!r} is no address of a job server; expected http://HEAD:8265 (the Ray dashboard's address)"
+        )
+    if parts.username or parts.password:
+        raise ResourceError("the address of a job server holds no password; give the token in RAY_AUTH_TOKEN")
+    return url.rstrip("/")
+
+
+class Client(JobSubmissionClient):
+    """Ray's client with a time limit on every request; without one, a dead host holds a command for minutes."""
+
+    def __init__(self, address: str) -> None:
+        for name in (
+            "ray.dashboard.modules.job.sdk",
+            "ray.dashboard.modules.dashboard_sdk",
+            "ray._private.runtime_env",
+        ):  # tell of every upload
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with _without(ADDRESS_VARIABLES):  # they would override the address that was asked for
+            super().__init__(address)
+        self._ssl_context: Any = True  # Ray's None means the same and is deprecated in aiohttp
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), **options)
+
+
+@contextmanager
+def connection(address: str | None = None) -> Iterator[Client]:
+    """A client of the job server at `address`. Whatever goes wrong inside the `with` becomes a ResourceError."""
+    url = job_server(address)
+    try:
+        yield Client(url)
+    except AuthenticationError:
+        raise ResourceError(
+            f"the cluster at {url} refuses these requests: it wants its token; "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's"
+        ) from None
+    except OSError as error:
+        raise ResourceError(
+            f"no job server answers at {url} ({first_line(error)}); expected a Ray dashboard: `ray start --head` with "
+            "ray[default] installed serves it on port 8265 of the head"
+        ) from None
+    except RuntimeError as error:
+        raise ResourceError(f"the job server at {url} refuses: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    """The environment without the variables `names`."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

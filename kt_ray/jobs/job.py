@@ -1,0 +1,254 @@
+"""Jobs of studies on a Ray cluster: submit, follow, list, stop, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ray.job_submission import JobDetails, JobStatus
+
+from kt_ray.config import StudyConfig, parse_overrides, read_yaml, set_path, validate
+from kt_ray.errors import ConfigError, ResourceError, StudyError
+from kt_ray.jobs.client import Client, connection, job_server
+from kt_ray.jobs.packing import STUDY_FILE, packed
+
+STOP_SECONDS = 120  # Ray's own 3 s kill a search before it has told its study what to resume
+HOME_WORKSPACE = "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"  # the job's working directory goes away with the job
+EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
+SECRET = re.compile(r"PASSW|TOKEN|SECRET|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
+RECONNECTIONS = 5
+ENTRYPOINT = ("command", "workspace", "overrides", "python")
+Command = Literal["run", "check"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of kt_ray on a cluster, past or present. Times are seconds since the epoch."""
+
+    id: str
+    status: str
+    command: str
+    study: str
+    workspace: str
+    started: float | None
+    ended: float | None
+    exit_status: int | None
+    message: str
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return not JobStatus(self.status).is_terminal()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def submit(
+    file: Path,
+    address: str | None = None,
+    *,
+    workspace: str | None = None,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    code: bool = True,
+    python: str = "python",
+    command: Command = "run",
+) -> str:
+    """Submit `kt-ray run FILE` as a job of the cluster whose job server is at `address`; its id.
+
+    `workspace` is a path on the cluster (unset: there `KT_RAY_WORKSPACE`, else `~/kt-workspace`). `overrides` are
+    those of `kt-ray run`. `environment` is set for the job and shown to whoever can list jobs, so secrets are refused.
+    With `code`, this kt_ray travels with the job; without, the cluster's own is used. `python` is the cluster's.
+    The `command` `check` asks the cluster's nodes instead of running the study (see `check_cluster`).
+    Raises ConfigError for a wrong study file, StudyError where a job runs this study in this workspace already,
+    ResourceError where the cluster does not answer.
+    """
+    content = read_yaml(file)
+    for path, value in parse_overrides(overrides).items():
+        set_path(content, path, value)
+    config = validate(StudyConfig, content, str(file))
+    if config.ray.address not in (None, "auto"):
+        raise ConfigError("ray.address must be unset in a job, which runs on the cluster it is submitted to", str(file))
+    return _submit(
+        {"study": file.read_text(encoding="utf-8"), "overrides": list(overrides), "workspace": workspace,
+         "environment": _public(environment or {}), "code": code, "python": python, "command": command},
+        config.name, address,
+    )  # fmt: skip
+
+
+def resume(job: str, address: str | None = None) -> str:
+    """Submit again what `job` was: the same study file and options, the code of this kt_ray; the new job's id.
+
+    The study, in the same storage, goes on from what it has. Raises as `submit` does.
+    """
+    with connection(address) as client:
+        details = _details(client, job)
+    return _submit(json.loads((details.metadata or {})["kt_ray"]), _study_of(details), address)
+
+
+def jobs(address: str | None = None) -> list[Job]:
+    """Every job of kt_ray that the cluster remembers, the newest first."""
+    with connection(address) as client:
+        found = [_job(details) for details in client.list_jobs() if "kt_ray" in (details.metadata or {})]
+    return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
+
+
+def logs(job: str, address: str | None = None) -> str:
+    """What `job` has printed so far."""
+    with connection(address) as client:
+        _details(client, job)
+        return str(client.get_job_logs(job))
+
+
+def stop(job: str, address: str | None = None, *, wait: bool = True) -> Job:
+    """Send `job` SIGTERM, on which a search ends in order; with `wait`, return when it has ended."""
+    with connection(address) as client:
+        _details(client, job)
+        client.stop_job(job)
+        deadline = time.monotonic() + STOP_SECONDS + 30
+        while wait and _job(_details(client, job)).running and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return _job(_details(client, job))
+
+
+def follow(job: str, address: str | None = None, write: Callable[[str], object] = print) -> Job:
+    """Hand what `job` prints to `write`, piece by piece, until it ends; the job as it ended.
+
+    A KeyboardInterrupt leaves the job running. Raises ResourceError where the cluster goes away meanwhile.
+    """
+    with connection(address) as client:
+        _details(client, job)
+        seen, failures = 0, 0
+        while True:
+            try:
+                seen = asyncio.run(_tail(client, job, seen, write))
+            except (OSError, RuntimeError, asyncio.TimeoutError):  # the connection broke; the job may go on
+                failures += 1
+            ended = _await_end(client, job, seconds=2.0)
+            if ended is not None:
+                return ended
+            if failures > RECONNECTIONS:
+                raise ResourceError(f"the connection to job {job} broke {failures} times; is the cluster still up?")
+
+
+def hint(job: str, address: str | None = None) -> str:
+    """How to follow, stop and resume a job that nobody follows any more."""
+    at = f" --address {job_server(address)}"
+    return (
+        f"job {job} goes on without this terminal\n"
+        f"  follow it   kt-ray jobs logs {job} --follow{at}\n"
+        f"  stop it     kt-ray jobs stop {job}{at}\n"
+        f"  resume it   kt-ray jobs resume {job}{at}"
+    )
+
+
+async def _tail(client: Client, job: str, seen: int, write: Callable[[str], object]) -> int:
+    """Write what lies behind the first `seen` characters of the log; how many there are now."""
+    skip, total = seen, seen
+    async for piece in client.tail_job_logs(job):
+        fresh = piece[skip:]
+        skip = max(0, skip - len(piece))
+        if fresh:
+            write(fresh)
+            total += len(fresh)
+    return total
+
+
+def _await_end(client: Client, job: str, seconds: float) -> Job | None:
+    """The job once it has ended; None if it has not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = _job(_details(client, job))
+        if not seen.running:
+            return seen
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.2)
+
+
+def _submit(request: Mapping[str, Any], study: str, address: str | None) -> str:
+    with connection(address) as client:
+        for details in client.list_jobs():
+            job = _job(details)
+            if job.running and (job.command, job.study, job.workspace) == (
+                "run" if request["command"] == "run" else None, study, request["workspace"] or ""
+            ):  # fmt: skip
+                raise StudyError(
+                    f"study {study!r} is already run by job {job.id}; follow it with `kt-ray jobs logs {job.id} "
+                    f"--follow`, or end it with `kt-ray jobs stop {job.id}`"
+                )
+        with packed(request["study"], code=request["code"]) as directory:
+            return str(
+                client.submit_job(
+                    entrypoint=entrypoint(**{key: request[key] for key in ENTRYPOINT}),
+                    submission_id=f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
+                    runtime_env={
+                        "working_dir": str(directory),
+                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | request["environment"],
+                    },
+                    metadata={"kt_ray": json.dumps(request), "study": study},
+                )
+            )
+
+
+def entrypoint(command: Command, workspace: str | None, overrides: Sequence[str], python: str) -> str:
+    """The shell command of a job. `exec`: the signal that stops a job then reaches Python and no shell before it."""
+    where = shlex.quote(workspace) if workspace else f'"{HOME_WORKSPACE}"'
+    values = [shlex.quote(override) for override in overrides]
+    if command == "check":
+        arguments = ["kt_ray.jobs", STUDY_FILE, where, *values]
+    else:
+        arguments = ["kt_ray run", STUDY_FILE, "--workspace", where, *(f"--set {value}" for value in values)]
+    return f"exec {shlex.quote(python)} -m {' '.join(arguments)}"
+
+
+def _public(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment`, if none of its names is a secret's."""
+    secret = [name for name in environment if SECRET.search(name)]
+    if secret:
+        raise ConfigError(
+            f"{', '.join(secret)} would be shown to whoever can list the cluster's jobs; set secrets in the "
+            "environment of the cluster's nodes (Kubernetes secrets, systemd's EnvironmentFile)"
+        )
+    return dict(environment)
+
+
+def _details(client: Client, job: str) -> JobDetails:
+    """The job `job`. Raises StudyError where the cluster has none of kt_ray by that name."""
+    listed = client.list_jobs()
+    found = {str(details.submission_id): details for details in listed if "kt_ray" in (details.metadata or {})}
+    if job not in found:
+        raise StudyError(f"no job {job!r} of kt_ray on this cluster; it has: {', '.join(sorted(found)) or 'none'}")
+    return found[job]
+
+
+def _study_of(details: JobDetails) -> str:
+    return str((details.metadata or {})["study"])
+
+
+def _job(details: JobDetails) -> Job:
+    metadata = details.metadata or {}
+    request = json.loads(metadata.get("kt_ray", "{}"))
+    status = JobStatus(details.status)
+    ended_with = details.driver_exit_code if details.driver_exit_code is not None else EXIT_STATUS.get(status, 1)
+    return Job(
+        id=str(details.submission_id or details.job_id),
+        status=str(status),
+        command=request.get("command", ""),
+        study=metadata.get("study", ""),
+        workspace=request.get("workspace") or "",
+        started=details.start_time / 1000 if details.start_time else None,
+        ended=details.end_time / 1000 if details.end_time else None,
+        exit_status=ended_with if status.is_terminal() else None,
+        message=((details.message or "").strip().splitlines() or [""])[0],
+    )
