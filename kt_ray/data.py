@@ -51,11 +51,16 @@ class LabelledImages:
 class Dataset:
     """Images to train on, to select with, and to report on once."""
 
-    name: str
+    config: DatasetConfig
     train: LabelledImages
     selection: LabelledImages
     test: LabelledImages
     fingerprint: str
+
+    @property
+    def name(self) -> DatasetName:
+        """Its name in configuration."""
+        return self.config.name
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -116,7 +121,7 @@ def load_dataset(config: DatasetConfig) -> Dataset:
     order = torch.randperm(len(official_train), generator=torch.Generator().manual_seed(SPLIT_SEED))
     selection = official_train.take(order[: config.selection_images])
     train = official_train.take(order[config.selection_images :][: config.train_images])
-    return Dataset(config.name, train, selection, official_test, _fingerprint(train, selection, official_test))
+    return Dataset(config, train, selection, official_test, _fingerprint(train, selection, official_test))
 
 
 def _fingerprint(*splits: LabelledImages) -> str:

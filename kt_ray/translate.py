@@ -52,8 +52,9 @@ class Translation:
 
 
 def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Dataset | None = None) -> Translation:
-    """Write to `output` (safetensors; `stem.…`, `block.…`, `head.…`) the network in `checkpoint` with its block translated.
+    """Write the network in `checkpoint` with its block translated to `output`, as safetensors.
 
+    Names are `stem.…`, `block.…`, `head.…`, as in the checkpoint.
     Raises CheckpointError where either file cannot be read safely, does not fit, or `output` is not safetensors.
     """
     if output.suffix != ".safetensors":

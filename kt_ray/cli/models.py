@@ -33,7 +33,7 @@ def translate(
     from kt_ray.config import DatasetConfig
     from kt_ray.config import validate as checked
     from kt_ray.data import load_dataset
-    from kt_ray.pipeline import translator_file
+    from kt_ray.lookup import translator_file
     from kt_ray.translate import translate as run
 
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
@@ -45,7 +45,9 @@ def translate(
 
 def evaluate(
     model: Model,
-    zoo: Annotated[str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or its URI.")],
+    zoo: Annotated[
+        str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or its URI.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for JSON, Markdown and figures.")
     ] = None,
@@ -56,9 +58,11 @@ def evaluate(
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
-    from kt_ray.pipeline import evaluate_model
+    from kt_ray.lookup import evaluate_model, write_evaluation
 
-    evaluation = evaluate_model(model, zoo, workspace, final=final, output=output)
+    evaluation = evaluate_model(model, zoo, workspace, final=final)
+    if output is not None:
+        write_evaluation(evaluation, output)
     if format_ == "json":
         show_json(evaluation.to_dict())
     else:

@@ -9,13 +9,19 @@ import typer
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A study file, or the name of one that ships.")]
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study in the workspace.")]
+Zoo = Annotated[str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or its URI.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the study file; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the study file; repeatable."),
 ]
 WorkspaceRoot = Annotated[
     Path | None,
     typer.Option(
-        "--workspace", "-w", metavar="DIR", envvar="KT_RAY_WORKSPACE", help="Where zoos, studies and MLflow's store lie."
+        "--workspace",
+        "-w",
+        metavar="DIR",
+        envvar="KT_RAY_WORKSPACE",
+        help="Where zoos, studies and MLflow's store lie.",
     ),
 ]
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="A table to read, or JSON for programs.")]

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 def ui(
     workspace: WorkspaceRoot = None,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on; anything but loopback is open to others.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback are open.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on the workspace's store, on loopback, until Ctrl-C."""
     from kt_ray.tracking.ui import serve

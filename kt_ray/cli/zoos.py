@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from kt_ray.cli.options import File, Format, Set, WorkspaceRoot
+from kt_ray.cli.options import File, Format, Set, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show_json, show_table
 
 zoo = typer.Typer(help="Build, look at and check zoos of trained networks.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or its URI.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,21 +18,21 @@ def register(app: typer.Typer) -> None:
 @zoo.command()
 def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
     """Train the members that the zoo of a study file still lacks."""
-    from kt_ray import pipeline
+    from kt_ray import lookup, pipeline
     from kt_ray.narrator import Narrator
     from kt_ray.spaces import locate
     from kt_ray.validation import read_study
 
     config = read_study(locate(file), overrides or ())
     with Narrator() as narrator:
-        pipeline.build(config, pipeline.open_workspace(config, workspace), narrator)
+        pipeline.build(config, lookup.open_workspace(config, workspace), narrator)
     say(f"next: kt-ray search {file}")
 
 
 @zoo.command()
-def info(name: Name, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
+def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show members, splits, accuracies, bytes and recipe of a zoo."""
-    from kt_ray.pipeline import open_zoo
+    from kt_ray.lookup import open_zoo
 
     content = open_zoo(name, workspace).info().to_dict()
     if format_ == "json":
@@ -45,9 +42,9 @@ def info(name: Name, workspace: WorkspaceRoot = None, format_: Format = "table")
 
 
 @zoo.command()
-def verify(name: Name, workspace: WorkspaceRoot = None) -> None:
+def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
     """Read every shard and check its hash; exit status 1 where something is damaged."""
-    from kt_ray.pipeline import open_zoo
+    from kt_ray.lookup import open_zoo
 
     damages = open_zoo(name, workspace).verify()
     for damage in damages:

@@ -103,7 +103,7 @@ def _train(
     room = fitting({name: amount for name, amount in demand.items() if amount}, actors.label_selector)
     batches = deque(_batches(missing, actors.members_at_once, min(room, actors.count or room)))
     workers = min(room, actors.count or room, len(batches))
-    data = ray.put(Dataset(dataset.name, dataset.train, dataset.selection, dataset.selection, dataset.fingerprint))
+    data = ray.put(Dataset(dataset.config, dataset.train, dataset.selection, dataset.selection, dataset.fingerprint))
 
     def start() -> Any:
         return _actor_class(actors).remote(config.recipe, architecture, data)

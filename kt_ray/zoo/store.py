@@ -77,7 +77,7 @@ class ZooStore:
             "seed": config.seed,
             "network": config.network.model_dump(mode="json"),
             "recipe": config.recipe.model_dump(mode="json"),
-            "dataset": dataset.name,
+            "dataset": dataset.config.model_dump(mode="json"),
             "dataset_fingerprint": dataset.fingerprint,
             "image_shape": list(dataset.image_shape),
             "classes": dataset.classes,
@@ -215,7 +215,7 @@ class ZooStore:
             means = {name: pc.mean(last[name].filter(pc.is_finite(last[name]))).as_py() for name in means}
         shards = sorted(set(index["shard"].to_pylist()))
         return ZooInfo(
-            self.uri, definition["pair"], definition["dataset"], definition["dataset_fingerprint"], definition["seed"],
+            self.uri, definition["pair"], definition["dataset"]["name"], definition["dataset_fingerprint"], definition["seed"],
             definition["recipe"], members, index.num_rows, len(shards), self.files.size(shards), **means,
         )  # fmt: skip
 

@@ -1,0 +1,79 @@
+"""Finding what a workspace holds: zoos, translators, studies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kt_ray.config import DatasetConfig, StorageConfig, StudyConfig, validate
+from kt_ray.errors import StudyError, ZooError
+from kt_ray.evaluation import Evaluation, evaluate
+from kt_ray.workspace import Workspace
+from kt_ray.zoo.store import ZooStore
+
+
+def open_workspace(config: StudyConfig, root: Path | None) -> Workspace:
+    """The workspace at `root` with the storages that the study file names."""
+    return Workspace.open(root, config.storage)
+
+
+def open_zoo(name: str, root: Path | None) -> ZooStore:
+    """The zoo called `name` in the workspace, or at the directory or URI `name`. Raises ZooError if there is none."""
+    if "/" in name:
+        store = ZooStore(name)
+        if store.exists():
+            return store
+        raise ZooError(f"no zoo at {name}; `kt-ray zoo build STUDY.yaml` makes one")
+    workspace = Workspace.open(root)
+    store = ZooStore(workspace.zoo(name))
+    if not store.exists():
+        folder = workspace.root / "zoos"
+        known = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        raise ZooError(f"no zoo {name!r} in {workspace.root}; there are: {', '.join(known) or 'none'}")
+    return store
+
+
+def translator_file(model: str, root: Path | None) -> Path:
+    """The translator at `model`: a file, or a `models:/…` URI in the workspace's registry."""
+    if not model.startswith("models:/"):
+        return Path(model)
+    from kt_ray.tracking.registry import load_champion_path
+
+    return load_champion_path(Workspace.open(root).tracking_uri, model)
+
+
+def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool) -> Evaluation:
+    """Transplant what `model` translates into members of the zoo: selection ones on selection images, or test ones.
+
+    The dataset is the zoo's own. Raises ZooError where its fingerprint is not that of the zoo's training.
+    """
+    from kt_ray.data import load_dataset
+    from kt_ray.translators.checkpoint import load_translator
+
+    store = open_zoo(zoo_name, root)
+    loaded = load_translator(translator_file(model, root))
+    zoo = store.read()
+    if loaded.architecture != zoo.architecture:
+        raise ZooError(
+            f"{model} translates {loaded.architecture.pair} {loaded.architecture.network}, the zoo {zoo_name} holds "
+            f"{zoo.architecture.pair} {zoo.architecture.network}; choose another zoo"
+        )
+    dataset = load_dataset(validate(DatasetConfig, store.definition()["dataset"]))
+    if dataset.fingerprint != zoo.dataset_fingerprint:
+        raise ZooError(
+            f"the zoo {zoo_name} was trained on images with fingerprint {zoo.dataset_fingerprint}, "
+            f"{dataset.name} here has {dataset.fingerprint}; point KT_RAY_DATA at the same data"
+        )
+    split = "test" if final else "selection"
+    return evaluate(loaded.translator, zoo, dataset, members=split, images=split)
+
+
+def study_config(study: str, root: Path | None) -> StudyConfig:
+    """The study file, as resolved, that the workspace's study `study` was last run with."""
+    workspace = Workspace.open(root, StorageConfig())
+    path = workspace.study_directory(study) / "study.json"
+    if not path.is_file():
+        folder = workspace.root / "studies"
+        known = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        raise StudyError(f"no study {study!r} in {workspace.root}; there are: {', '.join(known) or 'none'}")
+    return validate(StudyConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
