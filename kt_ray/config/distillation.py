@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from kt_ray.config.base import Frozen
 from kt_ray.config.study import Distribution, Objective, RayConfig, SearchConfig, StorageConfig
@@ -87,6 +87,9 @@ def _layer_names(value: object) -> object:
     return value
 
 
+Layers = Annotated[tuple[str, ...], BeforeValidator(_layer_names)]
+
+
 class KDOptions(Frozen):
     """Knowledge distillation (Hinton 2015): (1 − alpha) · CE + alpha · T² · KL(teacher ‖ student) at temperature T."""
 
@@ -97,12 +100,7 @@ class KDOptions(Frozen):
 class LayerOptions(Frozen):
     """Layers whose feature maps are compared: `name` in both networks, or `teacher_name:student_name`."""
 
-    layers: tuple[str, ...]
-
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return _layer_names(value)
+    layers: Layers
 
     @field_validator("layers")
     @classmethod
@@ -128,7 +126,7 @@ class ATOptions(LayerOptions):
     """Attention transfer (Zagoruyko 2017): CE + beta · Σ over layers of the mean squared difference of the maps."""
 
     beta: float = Field(1000.0, ge=0)
-    layers: tuple[str, ...] = ("stage1", "stage2", "stage3")
+    layers: Layers = ("stage1", "stage2", "stage3")
 
 
 class FTOptions(LayerOptions):
@@ -136,7 +134,7 @@ class FTOptions(LayerOptions):
 
     beta: float = Field(500.0, ge=0)
     p: PositiveFloat = 1.0
-    layers: tuple[str, ...] = Field(("stage3",), description="the last group of layers only in the authors' code")
+    layers: Layers = Field(("stage3",), description="the last group of layers only in the authors' code")
     translator_learning_rate: PositiveFloat | None = Field(None, description="the student's if unset")
 
 

@@ -1,0 +1,58 @@
+"""Things that take long to make, kept in a directory under a hash of what decides them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kt_ray.distillation.fitting import read_checkpoint, save_checkpoint
+
+VERSION = 1  # raised whenever the same configuration would be made into something else
+
+Made = tuple[dict[str, Tensor], dict[str, Any]]  # a state, and facts that JSON can hold
+
+
+def fingerprint(*parts: object) -> str:
+    """16 hexadecimal digits that follow from `parts` (anything JSON can hold)."""
+    return hashlib.sha256(json.dumps([VERSION, *parts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """`<key>.safetensors` files in `directory`. Processes may share it: one makes a thing, the others wait for it.
+
+    `memory` is looked at first: a search puts there what its trials share.
+    """
+
+    directory: Path
+    memory: Mapping[str, Made] = field(default_factory=dict)
+
+    def get(self, key: str, make: Callable[[Path], Made]) -> Made:
+        """What lies under `key`. `make`, called where nothing does, may keep its progress in the file it is given."""
+        if key in self.memory:
+            return self.memory[key]
+        path = self.directory / f"{key}.safetensors"
+        if not path.exists():
+            with self._held(key):
+                if not path.exists():
+                    partial = self.directory / f"{key}.partial.safetensors"
+                    state, facts = make(partial)
+                    save_checkpoint(path, {"state": state}, facts)
+                    partial.unlink(missing_ok=True)
+        parts, facts = read_checkpoint(path)
+        return parts["state"], facts
+
+    @contextmanager
+    def _held(self, key: str) -> Iterator[None]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / f"{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

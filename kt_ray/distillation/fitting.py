@@ -1,0 +1,122 @@
+"""What every fit shares: SGD with a schedule that progress alone decides, and checkpoints that continue exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from kt_ray.config import FitConfig
+from kt_ray.errors import CheckpointError, ConfigError
+from kt_ray.networks.checkpoint import write_state
+
+Groups = Sequence[tuple[Sequence[nn.Parameter], float]]
+
+
+def scheduled(config: FitConfig, step: int, steps: int) -> float:
+    """The factor on the learning rate at `step` of `steps` (from 0)."""
+    rising = config.warmup * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+    if config.schedule == "steps":
+        return float(config.decay ** sum(step >= share * steps for share in config.milestones))
+    return 1.0
+
+
+class ScheduledSGD:
+    """SGD over groups of (parameters, learning rate), all under the one schedule of `config`."""
+
+    def __init__(self, config: FitConfig, groups: Groups, steps: int) -> None:
+        self.config, self.steps, self.step = config, steps, 0
+        self.optimizer = torch.optim.SGD(
+            [{"params": list(parameters)} for parameters, _ in groups if parameters],
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.rates = [rate for parameters, rate in groups if parameters]
+
+    def descend(self, loss: Tensor) -> None:
+        """One step down `loss`."""
+        factor = scheduled(self.config, self.step, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The momenta, `momentum.<number of the parameter>`."""
+        momenta = {}
+        for number, parameter in enumerate(self._parameters()):
+            momentum = self.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                momenta[f"momentum.{number}"] = momentum
+        return momenta
+
+    def restore(self, state: Mapping[str, Tensor], step: int) -> None:
+        """The inverse of `state`, at `step`."""
+        self.step = step
+        for number, parameter in enumerate(self._parameters()):
+            if f"momentum.{number}" in state:
+                momentum = state[f"momentum.{number}"].to(parameter.device).clone()
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def finite(loss: float, what: str, epoch: int) -> float:
+    """`loss`. Raises ConfigError where a fit has diverged."""
+    if not math.isfinite(loss):
+        raise ConfigError(f"{what} diverged in epoch {epoch + 1}: its loss is {loss}; lower its learning_rate")
+    return loss
+
+
+def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """`parts` (name → state) and JSON `facts` as one safetensors file, renamed into place."""
+    state = {f"{part}/{name}": value for part, entries in parts.items() for name, value in entries.items()}
+    write_state(path, state, {"kt_ray": json.dumps(facts)})
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What `save_checkpoint` wrote. Raises CheckpointError where `path` is something else."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["kt_ray"])
+            for key in file.keys():  # noqa: SIM118 (a file, not a mapping)
+                part, _, name = key.partition("/")
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+    except FileNotFoundError:
+        raise CheckpointError(f"no such checkpoint: {path}") from None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of a distillation ({error}); remove it") from None
+    return parts, facts
+
+
+def read_progress(facts: Mapping[str, Any], path: Path) -> tuple[int, float]:
+    """Finished epochs and their seconds from the facts of a checkpoint. Raises CheckpointError where it lacks them."""
+    try:
+        return int(facts["epoch"]), float(facts["seconds"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} does not say after which epoch it was written; remove it") from None
+
+
+def load_part(module: nn.Module, parts: Mapping[str, Mapping[str, Tensor]], part: str, path: Path) -> None:
+    """`parts[part]` into `module`. Raises CheckpointError where names or shapes differ."""
+    try:
+        module.load_state_dict(dict(parts.get(part, {})))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).removeprefix("Error(s) in loading state_dict for ")
+        raise CheckpointError(f"{path} holds another {part} than the configuration names: {reason[:200]}") from None

@@ -1,0 +1,84 @@
+"""Students as trials of a search: what they share is made before the search and travels through the object store."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kt_ray.config import DistillConfig, DistillTrialConfig, set_path
+from kt_ray.data import Dataset
+from kt_ray.distillation.cache import Cache, Made
+from kt_ray.distillation.stages import Stages, Trained
+from kt_ray.distillation.training import StudentTraining
+
+MADE_BEFORE = ("method.name", "paraphraser.rate", "method.ft.layers")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of a search read: teacher and paraphrasers as `key/name` → tensor, and where further ones go.
+
+    `directory` must be one that every node sees; a paraphraser that was not made before is trained there once.
+    """
+
+    directory: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def cache(self) -> Cache:
+        """The cache that looks here first."""
+        memory: dict[str, Made] = {}
+        for key, facts in self.facts.items():
+            prefix = f"{key}/"
+            state = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+            memory[key] = (state, facts)
+        return Cache(Path(self.directory), memory)
+
+
+def prepare(config: DistillConfig, stages: Stages) -> Shared:
+    """Train, or read, the teacher and every paraphraser that the choices of the space can ask for.
+
+    Where the space searches the teacher, or the paraphraser by other than a list of rates and layers, trials make what
+    they need themselves, once, in the shared directory. Raises ConfigError where a choice cannot be carried out.
+    """
+    needed: dict[str, Trained] = {}
+    for trial in choices(config):
+        stages.check(trial)
+    if not any(path.startswith("teacher.") for path in config.space):
+        for trial in choices(config):
+            if trial.method.name == "none":
+                continue
+            teacher = stages.teacher(trial.teacher)
+            needed[teacher.key] = teacher
+            if any(path.startswith("paraphraser.") and path not in MADE_BEFORE for path in config.space):
+                continue
+            needed.update({made.key: made for made in stages.paraphrasers(teacher, trial).values()})
+    tensors = {
+        f"{key}/{name}": value.cpu() for key, made in needed.items() for name, value in made.module.state_dict().items()
+    }
+    return Shared(str(stages.cache.directory), tensors, {key: made.facts for key, made in needed.items()})
+
+
+def choices(config: DistillConfig) -> list[DistillTrialConfig]:
+    """The base trial with every combination of the listed choices of method, rate and layers."""
+    listed = {
+        path: config.space[path].categorical or ()
+        for path in MADE_BEFORE
+        if path in config.space and config.space[path].categorical
+    }
+    trials = []
+    for values in itertools.product(*listed.values()):
+        content = config.trial.model_dump()
+        for path, value in zip(listed, values, strict=True):
+            set_path(content, path, value)
+        trials.append(DistillTrialConfig.model_validate(content))
+    return trials
+
+
+def student_trial(config: DistillTrialConfig, shared: Shared, dataset: Dataset, device: str) -> StudentTraining:
+    """The training of one trial: what a search's workers call."""
+    return Stages(shared.cache(), dataset, device).student(config)
