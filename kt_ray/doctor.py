@@ -88,10 +88,10 @@ def _study_storage(workspace: Workspace) -> str:
 
 
 def _tracking(workspace: Workspace) -> str:
-    from kt_ray.tracking.tracker import check_tracking
+    from kt_ray.tracking.store import probe, shown
 
-    check_tracking(workspace.tracking_uri)
-    return workspace.tracking_uri
+    probe(workspace.tracking_uri)
+    return shown(workspace.tracking_uri)
 
 
 def _dataset(name: Any) -> Check:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from kt_ray.config import DatasetConfig, StorageConfig, StudyConfig, validate
-from kt_ray.errors import StudyError, ZooError
+from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.evaluation import Evaluation, evaluate
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.store import ZooStore
@@ -66,6 +66,20 @@ def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool)
         )
     split = "test" if final else "selection"
     return evaluate(loaded.translator, zoo, dataset, members=split, images=split)
+
+
+def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
+    """The evaluation as `evaluation.json`, `evaluation.md` and `accuracy.png` in `directory`, made if missing."""
+    from kt_ray.tracking.figures import accuracy_histogram
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "evaluation.json").write_text(json.dumps(evaluation.to_dict(), indent=1), encoding="utf-8")
+        (directory / "evaluation.md").write_text(evaluation.to_markdown(), encoding="utf-8")
+        accuracies = {row.name: row.accuracies for row in evaluation.rows}
+        accuracy_histogram(accuracies).savefig(directory / "accuracy.png")
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}; name another --output") from None
 
 
 def study_config(study: str, root: Path | None) -> StudyConfig:

@@ -61,6 +61,8 @@ def _loopback_only() -> Iterator[None]:
     """
     from ray._private import ray_constants
 
+    # It says at every start that a token keeps others out, which is what is wanted.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
