@@ -215,9 +215,18 @@ class ZooStore:
             means = {name: pc.mean(last[name].filter(pc.is_finite(last[name]))).as_py() for name in means}
         shards = sorted(set(index["shard"].to_pylist()))
         return ZooInfo(
-            self.uri, definition["pair"], definition["dataset"]["name"], definition["dataset_fingerprint"], definition["seed"],
-            definition["recipe"], members, index.num_rows, len(shards), self.files.size(shards), **means,
-        )  # fmt: skip
+            uri=self.uri,
+            pair=definition["pair"],
+            dataset=definition["dataset"]["name"],
+            dataset_fingerprint=definition["dataset_fingerprint"],
+            seed=definition["seed"],
+            recipe=definition["recipe"],
+            members=members,
+            rows=index.num_rows,
+            shards=len(shards),
+            bytes=self.files.size(shards),
+            **means,
+        )
 
     def _write_index(self, index: pa.Table) -> None:
         sink = pa.BufferOutputStream()
