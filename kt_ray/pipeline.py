@@ -9,7 +9,8 @@ from typing import Any
 
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.errors import StudyError, ZooError
+from kt_ray.errors import ConfigError, StudyError, ZooError
+from kt_ray.lookup import open_workspace, study_config
 from kt_ray.narrator import Narrator
 from kt_ray.ray_cluster import connected
 from kt_ray.search.runner import SearchResult, run_search
@@ -65,6 +66,28 @@ def run(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Conclu
     conclusion = _conclude(config, workspace, zoo, dataset, tracker, result)
     _tell(config, workspace, conclusion, narrator)
     return conclusion
+
+
+def resume(
+    study: str,
+    root: Path | None,
+    narrator: Narrator,
+    *,
+    trials: int | None = None,
+    add: int | None = None,
+    hours: float | None = None,
+) -> Conclusion | None:
+    """Go on with a study as it was last run, with `trials` in all or `add` more, for at most `hours`.
+
+    Raises StudyError where the workspace has no such study, ConfigError where both `trials` and `add` are given.
+    """
+    if trials is not None and add is not None:
+        raise ConfigError("--trials and --add exclude each other; give one")
+    config = study_config(study, root)
+    total = trials or config.search.trials + (add or 0)
+    wanted = config.search.model_copy(update={"trials": total, "hours": hours or config.search.hours})
+    config = config.model_copy(update={"search": wanted})
+    return run(config, open_workspace(config, root), narrator)
 
 
 def build(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
