@@ -1,0 +1,300 @@
+"""The driver's side of a running search: what the study, MLflow and the workers are told, in which order. No Ray here.
+
+MLflow is told first and the study last: a driver that dies between the two does that trial's end again, which MLflow
+takes as the same one.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from optuna.trial import TrialState
+
+from kt_ray.config import TrialConfig
+from kt_ray.errors import StudyError
+from kt_ray.search.progress import SearchProgress
+from kt_ray.search.session import TRANSLATOR, Report
+from kt_ray.search.space import apply
+from kt_ray.search.study import SECONDS, Candidate, SearchStudy
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 5  # so many trials failing by their own error, one after the other, end a search
+BACK_OFF = (2.0, 60.0)  # seconds without a new trial after a worker is lost: first, at most; doubled each time
+
+
+class Tracking(Protocol):
+    """The part of `kt_ray.tracking.Tracker` that a search uses."""
+
+    def study_run(self, study: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str: ...
+
+    def trial_run(
+        self, study_run_id: str, study: str, lineage: int, params: Mapping[str, Any], tags: Mapping[str, Any]
+    ) -> str: ...
+
+    def log(self, run_id: str, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def finish(self, run_id: str, status: Any, tags: Mapping[str, Any] = ...) -> None: ...
+
+
+@dataclass
+class _Live:
+    """A trial that a worker has, or is about to have."""
+
+    candidate: Candidate
+    run: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    pruned: bool = False
+    finished: bool = False
+    failure: str | None = None
+    infrastructure: bool = False
+
+
+class Ledger:
+    """Starts, hears and ends trials for Ray Tune's searcher and scheduler, which see it only by its methods.
+
+    `devices` is how many devices a trial holds, for device-hours. An error of the study or of MLflow is kept in
+    `fault` and ends the search in order.
+    """
+
+    def __init__(
+        self,
+        study: SearchStudy,
+        tracker: Tracking,
+        study_run: str,
+        checkpoints: Path,
+        *,
+        total: int,
+        concurrency: int,
+        devices: float,
+        on_progress: Callable[[SearchProgress], None] | None = None,
+    ) -> None:
+        self._study = study
+        self._tracker = tracker
+        self._study_run = study_run
+        self._checkpoints = checkpoints
+        self._total = total
+        self.concurrency = concurrency
+        self._devices = devices
+        self._on_progress = on_progress
+        self._live: dict[str, _Live] = {}
+        self._search = study.config.search
+        self._base: TrialConfig = study.config.trial
+        self._began = time.monotonic()
+        self._finished_before = study.finished()
+        self._failures_in_a_row = 0
+        self._losses_in_a_row = 0
+        self._resume_at = 0.0
+        self.stopped: str | None = None
+        self.fault: Exception | None = None
+        self._count()
+
+    @property
+    def over(self) -> bool:
+        """Whether the search starts no further trial, ever."""
+        return self.halted or (not self._live and not self._lacks())
+
+    @property
+    def halted(self) -> bool:
+        """Whether running trials are to be stopped too: a signal came, or the study or MLflow failed."""
+        return self.stopped is not None or self.fault is not None
+
+    def stop(self, reason: str) -> None:
+        """End the search in order; trials that run are asked again by the next one."""
+        self.stopped = self.stopped or reason
+
+    def _lacks(self) -> bool:
+        """Whether the study needs a trial that nothing runs."""
+        hours = self._search.hours
+        if hours is not None and time.monotonic() - self._began > 3600 * hours:
+            return False
+        return self._done + len(self._live) < self._total
+
+    def start(self, tune_id: str) -> dict[str, Any] | None:
+        """Ask the study for a trial. Returns what its worker needs, or None while there is nothing to start."""
+        if self.halted or len(self._live) >= self.concurrency or time.monotonic() < self._resume_at:
+            return None
+        try:
+            while self._lacks():
+                candidate = self._study.ask()
+                run = self._tracker.trial_run(
+                    self._study_run,
+                    self._study.config.name,
+                    candidate.lineage,
+                    candidate.values,
+                    {"kt_ray.optuna_trial": candidate.number},
+                )
+                live = self._live[tune_id] = _Live(candidate, run)
+                if candidate.step and self._study.should_prune(candidate):
+                    # The driver died between the report and the pruning that it led to.
+                    live.pruned = True
+                    live.metrics = self._study.last_metrics(candidate)
+                    self._end(tune_id)
+                    continue
+                self._tell_progress()
+                return {
+                    "trial": apply(self._base, candidate.values).model_dump(mode="json"),
+                    "directory": str(self.directory(candidate.lineage)),
+                    "reported": candidate.step,
+                }
+        except Exception as error:
+            self.fault = error
+        return None
+
+    def hear(self, tune_id: str, report: Report) -> bool:
+        """Take a worker's report to MLflow and the study. Returns whether the trial goes on."""
+        live = self._live.get(tune_id)
+        if live is None or self.halted:
+            return False
+        if report.failure is not None:
+            live.failure, live.infrastructure = report.failure, report.infrastructure
+            return False
+        live.metrics, live.seconds, live.finished = report.metrics, report.seconds, report.finished
+        try:
+            if report.epoch > live.candidate.step:
+                self._study.values(report.metrics)
+                self._tracker.log(live.run, report.metrics, report.epoch)
+                live.pruned = self._study.report(live.candidate, report.epoch, report.metrics) and not report.finished
+                self._losses_in_a_row = 0
+                self._tell_progress()
+        except ValueError as error:
+            live.failure = f"epoch {report.epoch}: {error}"
+        except Exception as error:
+            self.fault = error
+            return False
+        return not (live.finished or live.pruned or live.failure)
+
+    def blame(self, tune_id: str, words: str) -> None:
+        """Keep what Ray said of a lost worker."""
+        logger.debug("Ray about %s: %s", tune_id, words)
+        if tune_id in self._live:
+            self._live[tune_id].failure, self._live[tune_id].infrastructure = why_lost(words)
+
+    def end(self, tune_id: str, *, lost: bool) -> None:
+        """Ray Tune let go of the trial; `lost` if its worker died."""
+        live = self._live.get(tune_id)
+        if live is None or self.halted:
+            return  # `interrupt` takes care of what runs when a search is halted
+        if lost and live.failure is None:
+            live.failure, live.infrastructure = why_lost("")
+        try:
+            self._end(tune_id)
+        except Exception as error:
+            self.fault = error
+
+    def interrupt(self, reason: str) -> None:
+        """Trials that still run are told FAIL and asked again."""
+        for tune_id, live in list(self._live.items()):
+            self._tracker.finish(live.run, "KILLED", {"kt_ray.state": "interrupted", "kt_ray.reason": reason})
+            self._study.fail(live.candidate.number, reason, retry=True, seconds=live.seconds or None)
+            del self._live[tune_id]
+
+    def directory(self, lineage: int) -> Path:
+        """Where the trials of a lineage keep their checkpoints."""
+        return self._checkpoints / str(lineage)
+
+    def _end(self, tune_id: str) -> None:
+        live = self._live[tune_id]
+        if live.failure is not None:
+            self._end_failed(live, live.failure)
+        else:
+            self._failures_in_a_row = 0
+            tags = {"kt_ray.state": "pruned", "kt_ray.pruned_at": live.candidate.step} if live.pruned else {
+                "kt_ray.state": "complete"
+            }  # fmt: skip
+            self._log_cost(live)
+            self._tracker.finish(live.run, "KILLED" if live.pruned else "FINISHED", tags)
+            self._study.end(live.candidate, live.metrics, live.seconds, pruned=live.pruned)
+        del self._live[tune_id]
+        self._count()
+        self._tidy(live)
+        self._tell_progress()
+
+    def _end_failed(self, live: _Live, reason: str) -> None:
+        again = live.infrastructure and live.candidate.deaths < self._search.retries
+        logger.warning("trial %d: %s%s", live.candidate.lineage, reason, "; it is tried again" if again else "")
+        if live.infrastructure:
+            first, most = BACK_OFF
+            self._resume_at = time.monotonic() + min(first * 2**self._losses_in_a_row, most)
+            self._losses_in_a_row += 1
+        if not again:
+            self._log_cost(live)
+            self._tracker.finish(live.run, "FAILED", {"kt_ray.state": "failed", "kt_ray.reason": reason})
+        self._study.fail(
+            live.candidate.number, reason, retry=again, died=live.infrastructure, seconds=live.seconds or None
+        )
+        if again:
+            return
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= FAILURES_IN_A_ROW:
+            self.fault = StudyError(
+                f"{self._failures_in_a_row} trials in a row failed, the last (trial {live.candidate.lineage}) with: "
+                f"{reason}; mend the cause and run the same command again"
+            )
+
+    def _log_cost(self, live: _Live) -> None:
+        hours = self._devices * live.seconds / 3600
+        self._tracker.log(live.run, {"device_hours": hours}, max(live.candidate.step, 1))
+
+    def _tidy(self, live: _Live) -> None:
+        """Drop the checkpoints of a trial that is over, but for the translator of a complete one."""
+        directory = self.directory(live.candidate.lineage)
+        if live.failure is not None and live.infrastructure:
+            return
+        for entry in directory.glob("*"):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != TRANSLATOR or live.pruned or live.failure is not None:
+                entry.unlink(missing_ok=True)
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+    def _count(self) -> None:
+        """Count how lineages ended: once a trial, not once a report."""
+        last = list(self._study.lineages().values())
+        self._pruned = sum(trial.state is TrialState.PRUNED for trial in last)
+        self._failed = sum(trial.state is TrialState.FAIL for trial in last)
+        self._done = self._pruned + sum(trial.state is TrialState.COMPLETE for trial in last)
+        self._seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last)
+        self._best = self._study.best()
+
+    def progress(self) -> SearchProgress:
+        """Where the search stands."""
+        done_now = self._done - self._finished_before
+        elapsed = time.monotonic() - self._began
+        seconds = self._seconds + sum(live.seconds for live in self._live.values())
+        return SearchProgress(
+            done=self._done - self._pruned,
+            running=len(self._live),
+            pruned=self._pruned,
+            failed=self._failed,
+            total=self._total,
+            best_value=self._best.values[0] if self._best else None,
+            best_params=dict(self._best.params) if self._best else {},
+            eta_seconds=elapsed / done_now * max(self._total - self._done, 0) if done_now else None,
+            device_hours=self._devices * seconds / 3600,
+        )
+
+    def _tell_progress(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self.progress())
+
+
+def why_lost(words: str) -> tuple[str, bool]:
+    """What Ray's words about a lost worker come to, in one line, and whether the machine is to blame."""
+    lowered = words.lower()
+    if "outofmemory" in lowered or "low on memory" in lowered or "oom" in lowered.split():
+        return "out of memory: Ray's memory monitor killed the worker", True
+    if "creation task" in lowered:
+        lines = [line.strip() for line in words.splitlines() if line.strip()]
+        return f"its worker could not start: {lines[-1]}", False
+    if "actor's node" in lowered or "node was terminated" in lowered or "node died" in lowered:
+        return "node lost", True
+    return "worker lost", True

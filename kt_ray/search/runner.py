@@ -1,0 +1,238 @@
+"""A search from what the study lacks to its end: Ray Tune executes, the study decides."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray import tune
+
+from kt_ray.config import StudyConfig, TrialConfig, TrialResources
+from kt_ray.data import Dataset
+from kt_ray.ray_cluster import fitting
+from kt_ray.search.ledger import Ledger, Tracking
+from kt_ray.search.progress import SearchProgress
+from kt_ray.search.pruning import PruningScheduler
+from kt_ray.search.searcher import StudySearcher
+from kt_ray.search.session import TRANSLATOR, Training, TrainingFactory
+from kt_ray.search.sharing import pack
+from kt_ray.search.study import SearchStudy, lineage_of, open_storage
+from kt_ray.search.trial import TranslatorTrial
+from kt_ray.workspace import Workspace
+from kt_ray.zoo.members import Zoo
+
+# Ray Tune without loggers, snapshots, output or signal handlers of its own.
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "2",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search ended.
+
+    `stopped` says why it ended before the study had what it lacks; None where it has it. `translator` is the file of
+    the best complete trial's translator.
+    """
+
+    name: str
+    trials: int
+    stopped: str | None
+    best_trial: int | None
+    best_value: float | None
+    best_params: dict[str, Any]
+    translator: Path | None
+    study_run: str
+    progress: SearchProgress
+
+
+def train_translator(config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str) -> Training:
+    """The training that a trial runs unless a test or benchmark gives another."""
+    from kt_ray.training import TranslatorTraining
+
+    return TranslatorTraining(config, zoo, dataset, device)
+
+
+def run_search(
+    config: StudyConfig,
+    workspace: Workspace,
+    zoo: Zoo,
+    dataset: Dataset,
+    tracker: Tracking,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+    *,
+    make_training: TrainingFactory = train_translator,
+) -> SearchResult:
+    """Run the trials that the study of `config` still lacks, on the Ray cluster that is connected.
+
+    SIGINT and SIGTERM end it in order; a second one at once. Raises StudyError, ResourceError or TrackingError.
+    """
+    study = SearchStudy(config, open_storage(workspace.study_storage))
+    study.recover("its driver died")
+    resources = config.search.resources
+    study_run = tracker.study_run(config.name, _study_params(config, zoo), {"kt_ray.zoo_fingerprint": zoo.fingerprint})
+    ledger = Ledger(
+        study,
+        tracker,
+        study_run,
+        Path(workspace.checkpoints(config.name)),
+        total=config.search.trials,
+        concurrency=_concurrency(config),
+        devices=resources.gpus or resources.cpus,
+        on_progress=on_progress,
+    )
+    if not ledger.over:
+        with _stopping_on_signals(ledger):
+            _execute(ledger, config, workspace, zoo, dataset, make_training)
+    best = study.best()
+    translator = ledger.directory(lineage_of(best)) / TRANSLATOR if best else None
+    return SearchResult(
+        name=config.name,
+        trials=config.search.trials,
+        stopped=ledger.stopped,
+        best_trial=lineage_of(best) if best else None,
+        best_value=best.values[0] if best else None,
+        best_params=dict(best.params) if best else {},
+        translator=translator if translator and translator.is_file() else None,
+        study_run=study_run,
+        progress=ledger.progress(),
+    )
+
+
+def _study_params(config: StudyConfig, zoo: Zoo) -> dict[str, Any]:
+    search = config.search
+    return {
+        "pair": config.pair,
+        "dataset": config.dataset.name,
+        "zoo": zoo.fingerprint,
+        "sampler": search.sampler.name,
+        "pruner": search.pruner.name,
+        "seed": search.seed,
+        "objectives": ", ".join(f"{objective.direction} {objective.metric}" for objective in search.objectives),
+    }
+
+
+def _demand(resources: TrialResources) -> dict[str, float]:
+    return {"CPU": resources.cpus, "GPU": resources.gpus, **resources.resources}
+
+
+def _concurrency(config: StudyConfig) -> int:
+    """Trials at once: what the cluster bears, or what is asked for. Raises ResourceError where none fits."""
+    bears = fitting(_demand(config.search.resources))
+    return min(config.search.concurrency or bears, bears)
+
+
+def _execute(
+    ledger: Ledger, config: StudyConfig, workspace: Workspace, zoo: Zoo, dataset: Dataset, make: TrainingFactory
+) -> None:
+    """Run Ray Tune until the ledger is over. Raises what the study or MLflow raised on the way."""
+    resources = config.search.resources
+    demand = {name: amount for name, amount in _demand(resources).items() if amount > 0}
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            TranslatorTrial,
+            zoo=pack(zoo),
+            dataset=pack(dataset),
+            make=make,
+            device="cuda" if resources.gpus else "cpu",
+            threads=max(1, int(resources.cpus)),
+        ),
+        tune.PlacementGroupFactory([demand]),
+    )
+    scratch = Path(tempfile.mkdtemp(prefix=".tune-", dir=workspace.root))
+    try:
+        with _quiet_tune(ledger):
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=StudySearcher(ledger),
+                    scheduler=PruningScheduler(ledger),
+                    num_samples=-1,  # the searcher says when the study has enough
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=config.name,
+                    storage_path=str(scratch),
+                    stop=_Halt(ledger),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            )
+            tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        ledger.interrupt(ledger.stopped or "the search ended early")
+    if ledger.fault is not None:
+        raise ledger.fault
+
+
+class _Halt(tune.Stopper):
+    """Stops Ray Tune when the ledger is halted. Trials stop by the scheduler."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._ledger.halted
+
+
+@contextmanager
+def _quiet_tune(ledger: Ledger) -> Iterator[None]:
+    """Ray Tune's settings and silence for the length of a search."""
+    before = {name: os.environ.get(name) for name in TUNE_SETTINGS}
+    os.environ.update(TUNE_SETTINGS)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ledger.concurrency)
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _stopping_on_signals(ledger: Ledger) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the search in order, the second one at once. Only the main thread hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if ledger.stopped is not None:
+            raise KeyboardInterrupt
+        ledger.stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

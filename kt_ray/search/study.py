@@ -1,0 +1,239 @@
+"""The Optuna study: the only truth about a search. No Ray here.
+
+A trial that an infrastructure failure or a dead driver cuts short is told FAIL, and a WAITING trial with the same
+parameters takes its place; both belong to one *lineage*, named by the number of its first trial (Optuna's
+`failed_trial` and `retry_history` attributes). A search counts lineages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from kt_ray.config import StudyConfig
+from kt_ray.errors import StudyError
+from kt_ray.search.samplers import build_pruner, build_sampler, trial_seed
+from kt_ray.search.space import to_optuna
+
+# User attributes of a trial.
+ORDINAL = "ordinal"  # how many lineages were sampled before this one; set once all values are drawn
+METRICS = "metrics"  # the last report
+STEP = "step"  # the epoch of the last report
+SECONDS = "seconds"  # time its workers spent on it
+REASON = "reason"  # why it failed
+DEATHS = "deaths"  # how often its worker or node was lost
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass
+class Candidate:
+    """A trial that is to run: drawn now, or cut short before and asked again."""
+
+    trial: optuna.trial.Trial
+    lineage: int
+    ordinal: int
+    values: dict[str, Any]
+    step: int  # epochs already reported
+    deaths: int  # how often its worker or node was lost
+
+    @property
+    def number(self) -> int:
+        """Number of the Optuna trial."""
+        return self.trial.number
+
+
+def lineage_of(trial: FrozenTrial) -> int:
+    """Number of the first trial of the lineage that `trial` belongs to."""
+    return int(trial.system_attrs.get("failed_trial", trial.number))
+
+
+def retries_of(trial: FrozenTrial) -> list[int]:
+    """Numbers of the trials of its lineage before it."""
+    return list(trial.system_attrs.get("retry_history", []))
+
+
+def lineages(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """The last trial of each lineage, by lineage. Trials that died before their values were drawn are left out."""
+    last: dict[int, FrozenTrial] = {}
+    for trial in trials:
+        if trial.state.is_finished() and ORDINAL not in trial.user_attrs and not trial.values:
+            continue
+        last[lineage_of(trial)] = trial
+    return last
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """The Optuna storage at `url`. Raises StudyError in one line where it cannot be reached."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # SQLAlchemy, drivers and the operating system each have their own
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise StudyError(f"the study storage {shown(url)} cannot be opened: {reason}") from None
+
+
+def study_names(url: str) -> list[str]:
+    """The studies in the storage at `url`. Raises StudyError where it cannot be reached."""
+    return sorted(optuna.get_all_study_names(open_storage(url)))
+
+
+def shown(url: str) -> str:
+    """A storage URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.split(':')[0]}{at}{host}"
+
+
+class SearchStudy:
+    """An Optuna study opened to search: asks for trials, hears reports, decides on pruning, tells ends."""
+
+    def __init__(self, config: StudyConfig, storage: optuna.storages.BaseStorage) -> None:
+        self.config = config
+        self.objectives = config.search.objectives
+        directions = [objective.direction for objective in self.objectives]
+        self.optuna = optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            directions=directions,
+            load_if_exists=True,
+            pruner=build_pruner(config.search.pruner),
+            sampler=build_sampler(config.search.sampler, config.search.seed),
+        )
+        have = [direction.name.lower() for direction in self.optuna.directions]
+        if have != directions:
+            raise StudyError(
+                f"study {config.name} has the directions {have}, the study file {directions}; "
+                "an objective cannot change: give the study another `name`"
+            )
+        self.space = to_optuna(config.space, config.trial)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial as the storage has it."""
+        return self.optuna.get_trials(deepcopy=False)
+
+    def lineages(self) -> dict[int, FrozenTrial]:
+        """The last trial of each lineage."""
+        return lineages(self.trials())
+
+    def finished(self) -> int:
+        """How many lineages are complete or pruned."""
+        return sum(trial.state in FINISHED for trial in self.lineages().values())
+
+    def best(self) -> FrozenTrial | None:
+        """The complete trial with the best first objective, if there is one."""
+        complete = [trial for trial in self.lineages().values() if trial.state is TrialState.COMPLETE]
+        sign = 1 if self.objectives[0].direction == "maximize" else -1
+        return max(complete, key=lambda trial: sign * trial.values[0], default=None)
+
+    def last_metrics(self, candidate: Candidate) -> dict[str, float]:
+        """What a trial asked again had reported last: its objective."""
+        values = self._frozen(candidate.number).intermediate_values
+        return {self.objectives[0].metric: values[max(values)]}
+
+    def recover(self, reason: str) -> list[int]:
+        """Trials that a dead driver left RUNNING are told FAIL and asked again. Returns their lineages."""
+        running = [trial for trial in self.trials() if trial.state is TrialState.RUNNING]
+        for trial in running:
+            self.fail(trial.number, reason, retry=True)
+        return [lineage_of(trial) for trial in running]
+
+    def ask(self) -> Candidate:
+        """The next trial to run: one that waits to be asked again, else one newly drawn."""
+        drawn = sum(ORDINAL in trial.user_attrs and not retries_of(trial) for trial in self.trials())
+        # A fresh sampler, seeded by the trial's place in the study: no generator's state has to outlive the driver.
+        self.optuna.sampler = build_sampler(self.config.search.sampler, trial_seed(self.config.search.seed, drawn))
+        trial = self.optuna.ask()
+        values = self.space(trial)
+        frozen = self._frozen(trial.number)
+        ordinal = frozen.user_attrs.get(ORDINAL, drawn)
+        if ORDINAL not in frozen.user_attrs:
+            trial.set_user_attr(ORDINAL, ordinal)
+        step = max(frozen.intermediate_values, default=frozen.user_attrs.get(STEP, 0))
+        return Candidate(trial, lineage_of(frozen), ordinal, values, step, frozen.user_attrs.get(DEATHS, 0))
+
+    def should_prune(self, candidate: Candidate) -> bool:
+        """Whether the pruner wants the trial to stop after what it has reported."""
+        # Optuna prunes studies of one objective only.
+        return len(self.objectives) == 1 and candidate.trial.should_prune()
+
+    def report(self, candidate: Candidate, step: int, metrics: Mapping[str, float]) -> bool:
+        """Record the epoch `step`. Returns whether the pruner wants the trial to stop here.
+
+        Raises ValueError where an objective is missing or NaN.
+        """
+        values = self.values(metrics)
+        if len(values) > 1:
+            candidate.trial.set_user_attr(STEP, step)
+        else:
+            candidate.trial.report(values[0], step)
+        candidate.step = step
+        return self.should_prune(candidate)
+
+    def values(self, metrics: Mapping[str, float]) -> list[float]:
+        """The objectives' values. Raises ValueError where one is missing or NaN."""
+        values = []
+        for objective in self.objectives:
+            value = metrics.get(objective.metric)
+            if value is None:
+                reported = ", ".join(sorted(metrics)) or "nothing"
+                raise ValueError(f"objective {objective.metric} is missing; reported: {reported}")
+            if math.isnan(value):
+                raise ValueError(f"objective {objective.metric} is NaN")
+            values.append(float(value))
+        return values
+
+    def end(self, candidate: Candidate, metrics: Mapping[str, float], seconds: float, *, pruned: bool) -> None:
+        """Tell the study how a trial ended that trained to its end or was pruned."""
+        candidate.trial.set_user_attr(METRICS, dict(metrics))
+        candidate.trial.set_user_attr(SECONDS, seconds)
+        if pruned:
+            self.optuna.tell(candidate.trial.number, state=TrialState.PRUNED)
+        else:
+            self.optuna.tell(candidate.trial.number, self.values(metrics))
+
+    def fail(self, number: int, reason: str, *, retry: bool, died: bool = False, seconds: float | None = None) -> None:
+        """Tell the study that trial `number` failed; with `retry`, ask for its parameters again. `died` counts.
+
+        What takes its place is written first, so that a driver dying here loses nothing. A trial whose values were
+        not all drawn yet has done nothing and is not asked again.
+        """
+        frozen = self._frozen(number)
+        if frozen.state.is_finished():
+            return
+        attributes = dict(frozen.user_attrs)
+        if seconds is not None:
+            attributes[SECONDS] = seconds
+        if died:
+            attributes[DEATHS] = attributes.get(DEATHS, 0) + 1
+        drawn = ORDINAL in attributes or "fixed_params" in frozen.system_attrs
+        if retry and drawn and not any(number in retries_of(trial) for trial in self.trials()):
+            self._ask_again(frozen, attributes)
+        for name, value in ((SECONDS, seconds), (REASON, reason)):
+            if value is not None:
+                optuna.trial.Trial(self.optuna, frozen._trial_id).set_user_attr(name, value)
+        self.optuna.tell(number, state=TrialState.FAIL)
+
+    def _ask_again(self, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
+        """A WAITING trial with everything that `trial` had, its intermediate values too."""
+        system = dict(trial.system_attrs)
+        system["failed_trial"] = lineage_of(trial)
+        system["retry_history"] = [*retries_of(trial), trial.number]
+        self.optuna.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=attributes,
+                system_attrs=system,
+                intermediate_values=trial.intermediate_values,
+            )
+        )
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.trials()[number]
