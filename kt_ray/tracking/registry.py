@@ -82,7 +82,8 @@ def register_champion(
     their fingerprint), `run_id` the trial's run. A champion of another zoo or protocol stays: the numbers cannot be
     compared. The same file is registered once.
     """
-    client = tracker.client
+    tracker.arrived()
+    client, run_id = tracker.client, tracker.run_id(run_id)
     digest = hashlib.sha256(translator_file.read_bytes()).hexdigest()
     tags = {
         "kt_ray.sha256": digest,

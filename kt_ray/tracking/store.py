@@ -54,27 +54,34 @@ def quiet() -> Iterator[None]:
 def reaching(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into TrackingError in one line; StoreAway where `uri` does not answer."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     with quiet():
         try:
             yield
         except MlflowException as error:
-            reason = _first_line(error)
-            away = error.error_code == "TEMPORARILY_UNAVAILABLE" or reason.startswith("API request to")
-            if " error code 401" in reason or " error code 403" in reason or "Permission denied" in reason:
-                raise TrackingError(
-                    f"MLflow at {shown(uri)} refused the request ({reason}); set MLFLOW_TRACKING_USERNAME and "
-                    "MLFLOW_TRACKING_PASSWORD, and let the server's --allowed-hosts name this host"
-                ) from None
-            if "database schema" in reason:
-                raise TrackingError(
-                    f"MLflow's database {shown(uri)} has the schema of another MLflow version "
-                    f"({reason.split('. ')[0]}); install the version that wrote it, or back it up and run "
-                    f"`mlflow db upgrade {shown(uri)}`"
-                ) from None
-            if away:
-                raise StoreAway(f"MLflow at {shown(uri)} does not answer ({reason})") from None
-            raise TrackingError(f"MLflow at {shown(uri)}: {reason}") from None
+            raise _explained(error.error_code, _first_line(error), uri) from None
+        except (OperationalError, OSError) as error:  # requests' errors are OSErrors
+            raise StoreAway(f"MLflow at {shown(uri)} does not answer ({_first_line(error)})") from None
+
+
+def _explained(code: str, reason: str, uri: str) -> TrackingError:
+    """MLflow's error as ours. A server whose own database is away answers with an internal error."""
+    if any(words in reason for words in (" error code 401", " error code 403", "Permission denied", "UNAUTHENTICATED")):
+        return TrackingError(
+            f"MLflow at {shown(uri)} refused the request ({reason}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, and let the server's --allowed-hosts name this host"
+        )
+    if "database schema" in reason:
+        return TrackingError(
+            f"MLflow's database {shown(uri)} has the schema of another MLflow version "
+            f"({reason.split('. ')[0]}); install the version that wrote it, or back it up and run "
+            f"`mlflow db upgrade {shown(uri)}`"
+        )
+    away = code == "TEMPORARILY_UNAVAILABLE" or reason.startswith("API request to")
+    if away or (code == "INTERNAL_ERROR" and uri.startswith("http")):
+        return StoreAway(f"MLflow at {shown(uri)} does not answer ({reason})")
+    return TrackingError(f"MLflow at {shown(uri)}: {reason}")
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -90,6 +97,15 @@ def open_store(uri: str) -> MlflowClient:
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
             return client
+
+
+def check_tracking(uri: str) -> None:
+    """Raises TrackingError where `uri` has no MLflow store and none can be made there. Makes none."""
+    probe(uri)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and (not path.exists() or path.stat().st_size == 0):
+        return
+    open_store(uri)
 
 
 @contextmanager
@@ -146,6 +162,8 @@ def _probe_sqlite(uri: str) -> None:
     try:
         if not path.parent.is_dir():
             raise sqlite3.OperationalError(f"no such directory: {path.parent}")
+        if not path.exists() and os.access(path.parent, os.W_OK):
+            return
         with closing(sqlite3.connect(path, timeout=PROBE_SECONDS)) as database:
             database.execute("select count(*) from sqlite_master").fetchone()
     except sqlite3.OperationalError as error:

