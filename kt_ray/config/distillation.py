@@ -69,7 +69,7 @@ class TeacherConfig(Frozen):
     network: ClassifierConfig = ClassifierConfig(resnet=ResNetOptions(depth=56))
     training: FitConfig = FitConfig()
     seed: int = Field(0, ge=0)
-    checkpoint: str | None = Field(None, description="safetensors file of the network's state dict")
+    checkpoint: str | None = Field(None, description="safetensors file of its state dict, on every node")
 
 
 class ParaphraserConfig(Frozen):

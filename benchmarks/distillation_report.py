@@ -1,0 +1,51 @@
+"""The files that the two benchmarks of distillation write: results with what made them, and a table beside them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("kt_ray", "torch", "torchvision", "numpy", "optuna")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and what else the machine was doing."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def write(name: str, headline: dict[str, float], results: dict[str, Any], seeds: list[int], table: str) -> None:
+    """`results/<name>.json` and `results/<name>.md`."""
+    content = {
+        "headline": headline,
+        "results": results,
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "command": "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seeds": seeds,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(f"{table}\n\n`{content['command']}`, {content['date']}\n")
