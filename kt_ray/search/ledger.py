@@ -96,6 +96,10 @@ class Ledger:
         self.fault: Exception | None = None
         self._count()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune pickles the searcher and scheduler that hold a ledger, and nobody reads that back."""
+        return {}
+
     @property
     def over(self) -> bool:
         """Whether the search starts no further trial, ever."""

@@ -1,0 +1,92 @@
+"""`kt-ray run|search|resume` and what reads a study: `status`, `trials`, `best`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kt_ray.cli.options import File, Format, Set, Study, WorkspaceRoot
+from kt_ray.cli.output import say, show, show_json, show_table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    for command in (run, search, resume, status, trials, best):
+        app.command()(command)
+
+
+def run(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
+    """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
+    from kt_ray import lookup, pipeline
+    from kt_ray.narrator import Narrator
+    from kt_ray.spaces import locate
+    from kt_ray.validation import read_study
+
+    config = read_study(locate(file), overrides or ())
+    with Narrator() as narrator:
+        pipeline.run(config, lookup.open_workspace(config, workspace), narrator)
+
+
+def search(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
+    """Search the space of a study file over a zoo that is already built."""
+    from kt_ray import lookup, pipeline
+    from kt_ray.narrator import Narrator
+    from kt_ray.spaces import locate
+    from kt_ray.validation import read_study
+
+    config = read_study(locate(file), overrides or ())
+    with Narrator() as narrator:
+        pipeline.search(config, lookup.open_workspace(config, workspace), narrator)
+
+
+Trials = Annotated[int | None, typer.Option(min=1, help="Trials the study shall have in all.")]
+Add = Annotated[int | None, typer.Option(min=1, help="Trials beyond those it asked for last.")]
+Hours = Annotated[float | None, typer.Option(min=0, help="Stop asking for trials after so many hours.")]
+
+
+def resume(
+    study: Study,
+    trials: Trials = None,
+    add: Add = None,
+    hours: Hours = None,
+    workspace: WorkspaceRoot = None,
+) -> None:
+    """Go on with a study after any end, or give a finished one more trials."""
+    from kt_ray import pipeline
+    from kt_ray.narrator import Narrator
+
+    with Narrator() as narrator:
+        pipeline.resume(study, workspace, narrator, trials=trials, add=add, hours=hours)
+
+
+def status(
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="One study; all of them if unset.")] = None,
+    workspace: WorkspaceRoot = None,
+    format_: Format = "table",
+) -> None:
+    """Show how far studies are, from their storage alone: also while one runs."""
+    from kt_ray.lookup import summaries
+
+    found = summaries(workspace, study)
+    show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
+
+
+def trials(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
+    """List the trials of a study with their state, value and parameters."""
+    from kt_ray.lookup import trial_rows
+
+    rows = trial_rows(workspace, study)
+    show(rows, rows, format_, f"trials of {study}")
+
+
+def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
+    """Show the best trial of a study and its parameters."""
+    from kt_ray.lookup import best_trial
+
+    trial = best_trial(workspace, study)
+    if format_ == "json":
+        show_json(trial)
+        return
+    say(f"trial {trial['number']}: {trial['value']:.4f}")
+    show_table([{"parameter": path, "value": value} for path, value in trial["params"].items()])
