@@ -176,15 +176,16 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
         model_id = version.model_id or (version.source or "").removeprefix("models:/")
         if not model_id.startswith("m-"):
             raise TrackingError(f"{model_uri} was not registered by kt-ray: it comes from {version.source}")
-        parts = urlsplit(client.get_logged_model(model_id).artifact_location)
+        location = client.get_logged_model(model_id).artifact_location
+        parts = urlsplit(location)
         if parts.scheme in ("", "file"):
             local = Path(unquote(parts.path)) / TRANSLATOR_FILE
             if not local.is_file():
                 raise TrackingError(f"{model_uri} should lie at {local}, which is missing; was the workspace moved?")
             return local
         target = tempfile.mkdtemp(prefix="kt-ray-")
-        with default_store(tracking_uri):
-            return Path(download_artifacts(f"models:/{model_id}/{TRANSLATOR_FILE}", dst_path=target))
+        uri = f"{location.rstrip('/')}/{TRANSLATOR_FILE}"
+        return Path(download_artifacts(uri, dst_path=target, tracking_uri=tracking_uri))
 
 
 def _resolve(client: MlflowClient, tracking_uri: str, model_uri: str) -> ModelVersion:

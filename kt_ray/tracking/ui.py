@@ -85,11 +85,11 @@ def start(uri: str, artifact_root: str | None, host: str = "127.0.0.1", port: in
     raise TrackingError(f"MLflow's UI did not start on {host}:{port}; try `{' '.join(command)}` to see why")
 
 
-def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers."""
-    for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+def stop(server: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """End the server and its workers; after `patience` seconds, by force."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(server.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(patience)
+            server.wait(seconds)
             return

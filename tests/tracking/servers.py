@@ -53,7 +53,7 @@ def mlflow_server(
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
-        stop(server)
+        stop(server, patience=0.5)
 
 
 @contextmanager
