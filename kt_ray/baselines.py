@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from kt_ray.data import LabelledImages, as_float
+from kt_ray.losses import kl, relative_error
 from kt_ray.networks import Architecture, State, stacked
-from kt_ray.translators.tokens import LAYOUTS, pruned_block
+from kt_ray.translators.one_shot import one_shot_block
+from kt_ray.translators.surroundings import Surroundings, stem_activations
+from kt_ray.translators.tokens import LAYOUTS
 from kt_ray.zoo.members import Zoo
 
-__all__ = ["mean_target", "nearest_target", "pruned_block", "random_target", "zero_block"]
+__all__ = ["fitted", "mean_target", "nearest_target", "one_shot_block", "random_target", "zero_block"]
+
+FIT_RATE, FIT_IMAGES = 1e-2, 32
 
 
 def random_target(architecture: Architecture, members: int, seed: int = 0) -> State:
@@ -42,3 +50,48 @@ def nearest_target(train: Zoo, members: Zoo) -> State:
     )
     nearest = torch.cdist(asked, known).argmin(1)
     return {name: value[nearest] for name, value in train.part("target").items()}
+
+
+def fitted(zoo: Zoo, steps: int, images: LabelledImages | None = None, seed: int = 0) -> State:
+    """Target blocks fitted to every member from its pruned block by Adam.
+
+    With training `images`, by KL from the source's predictions; without, by the error of the head's input on
+    activations drawn from the source's own BN statistics, which needs no data.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    members = zoo.part("source") | {k: v for k, v in zoo.parameters.items() if k.startswith(("stem.", "head."))}
+    block = {name: value.clone().requires_grad_() for name, value in one_shot_block(members, zoo.architecture).items()}
+    optimizer = torch.optim.Adam(block.values(), lr=FIT_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        with torch.no_grad():
+            if images is not None:
+                chosen = torch.randint(len(images), (FIT_IMAGES,), generator=generator)
+                activations = stem_activations(members, as_float(images.images[chosen]))
+            else:
+                activations = synthetic_activations(members, zoo.architecture, FIT_IMAGES, generator)
+            surroundings = Surroundings(members, activations, zoo.architecture)
+        features = surroundings.features(surroundings.outputs(block))
+        if images is not None:
+            loss = kl(surroundings.logits(features), surroundings.wanted_logits)
+        else:
+            loss = relative_error(features, surroundings.wanted_features)
+        optimizer.zero_grad()
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return {name: value.detach() for name, value in block.items()}
+
+
+def synthetic_activations(members: State, architecture: Architecture, count: int, generator: torch.Generator) -> Tensor:
+    """Block inputs [B, C, count, H, W] made up from the stem's BN alone: smooth Gaussian maps with the mean and
+    deviation that BN gives each channel, rectified and pooled."""
+    _, height, width = architecture.image_shape
+    mean, deviation = members["stem.bn.bias"], members["stem.bn.weight"].abs()
+    channels = mean.shape[1]
+    noise = torch.randn(count, channels, height // 3, width // 3, generator=generator)
+    smooth = F.interpolate(noise, size=(height, width), mode="bicubic")
+    smooth = (smooth / smooth.std()).transpose(0, 1)  # [C, count, H, W]
+    maps = torch.relu(mean[..., None, None, None] + deviation[..., None, None, None] * smooth)
+    pooled = F.max_pool2d(maps.flatten(0, 1), 3, stride=2, padding=1)
+    return pooled.reshape(len(mean), channels, *pooled.shape[1:])

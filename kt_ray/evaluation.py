@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kt_ray import baselines
 from kt_ray.config import Split
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.networks import State, stacked
+from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.zoo.members import Zoo
 
 BATCH = 250  # images at once
@@ -50,6 +50,7 @@ class Evaluation:
     image_count: int
     zoo: str
     dataset: str
+    confusion: tuple[tuple[int, ...], ...] = ()  # labels × predictions with translated blocks, over all members
 
     def row(self, name: str) -> Row:
         """The row called `name`."""
@@ -106,22 +107,37 @@ def predictions(zoo: Zoo, blocks: Mapping[str, State], images: LabelledImages) -
 
 
 def evaluate(
-    translator: nn.Module, zoo: Zoo, dataset: Dataset, members: Split = "test", images: Split = "test"
+    translator: nn.Module,
+    zoo: Zoo,
+    dataset: Dataset,
+    members: Split = "test",
+    images: Split = "test",
+    fit_steps: int = 0,
 ) -> Evaluation:
-    """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`."""
+    """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
+
+    With `fit_steps` (the issue of cost: seconds a member) also blocks fitted to each member, with and without data.
+    """
     train, held_out = zoo.where("train"), zoo.where(members)
     architecture, count = zoo.architecture, len(held_out)
     source = held_out.part("source")
     makers: dict[str, Callable[[], State]] = {
         "source": lambda: source,
         "trained target": lambda: held_out.part("target"),
-        "translated": lambda: _translate(translator, source),
+        "translated": lambda: translate(translator, held_out),
         "random target": lambda: baselines.random_target(architecture, count),
         "zero block": lambda: baselines.zero_block(architecture, count),
         "nearest member's target": lambda: baselines.nearest_target(train, held_out),
         "mean target": lambda: baselines.mean_target(train, count),
-        "pruned block": lambda: baselines.pruned_block(source, architecture),
+        "pruned block": lambda: baselines.one_shot_block(source, architecture),
+        "merged block": lambda: baselines.one_shot_block(source, architecture, base="merged"),
+        "transported block": lambda: baselines.one_shot_block(source, architecture, base="transported"),
     }
+    if fit_steps:
+        makers |= {
+            f"fitted on images, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, dataset.train),
+            f"fitted on noise, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps),
+        }
     blocks, seconds = {}, {}
     for name, make in makers.items():
         started = time.perf_counter()
@@ -129,10 +145,12 @@ def evaluate(
         seconds[name] = (time.perf_counter() - started) / count
     pictures = dataset.images(images)
     predicted = predictions(held_out, blocks, pictures)
+    with torch.random.fork_rng(devices=[]):
+        kinds = {"source": architecture.source_block(), "target": architecture.target_block()}
     rows = []
     for name, classes in predicted.items():
         accuracies = (classes == pictures.labels).float().mean(1)
-        parameters, multiply_adds = cost(_block(zoo, blocks[name]), architecture.activation_shape)
+        block = kinds["source" if name == "source" else "target"]
         rows.append(
             Row(
                 name=name,
@@ -141,32 +159,45 @@ def evaluate(
                 max=float(accuracies.max()),
                 accuracies=tuple(accuracies.tolist()),
                 agreement=float((classes == predicted["source"]).float().mean()),
-                parameters=parameters,
-                multiply_adds=multiply_adds,
+                parameters=parameter_count(block),
+                multiply_adds=multiply_adds(block, architecture.activation_shape),
                 seconds=seconds[name],
             )
         )
     return Evaluation(
-        tuple(rows), members, images, count, len(pictures), zoo=zoo.fingerprint, dataset=dataset.name
+        tuple(rows), members, images, count, len(pictures), zoo=zoo.fingerprint, dataset=dataset.name,
+        confusion=_confusion(pictures.labels, predicted["translated"], dataset.classes),
     )  # fmt: skip
 
 
-def cost(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Parameters, and multiply-adds of convolutions and matrix products for one input of `shape`."""
-    device = next(module.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module.eval()(torch.zeros(1, *shape, device=device))
-    return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2
+def readable(zoo: Zoo) -> State:
+    """All that a translator may read of every member: the source block's names, `stem.…` and `head.…`."""
+    return zoo.part("source") | {
+        name: value for name, value in zoo.parameters.items() if name.startswith(("stem.", "head."))
+    }
 
 
 @torch.no_grad()
-def _translate(translator: nn.Module, source: State) -> State:
+def translate(translator: nn.Module, zoo: Zoo) -> State:
+    """The translated target block of every member of `zoo`, on the CPU."""
     device = next(translator.parameters()).device
-    blocks: State = translator.eval()({name: value.to(device) for name, value in source.items()})
-    return {name: value.cpu() for name, value in blocks.items()}
+    members, parts = readable(zoo), []
+    translator.eval()
+    for start in range(0, len(zoo), MEMBERS):
+        written: State = translator(
+            {name: value[start : start + MEMBERS].to(device) for name, value in members.items()}
+        )
+        parts.append(written)
+    return {name: torch.cat([part[name].detach().cpu() for part in parts]) for name in parts[0]}
+
+
+def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
+    """How often each class was predicted for each label, over all members."""
+    counts = torch.bincount((labels * classes + predicted).flatten(), minlength=classes**2)
+    return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
 
 
 def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:
-    """The module whose parameters these are: source blocks have BN, target blocks have none."""
+    """The structure whose parameters these are: source blocks have BN, target blocks have none."""
     with torch.device("meta"):
         return zoo.architecture.source_block() if "bn1.weight" in block else zoo.architecture.target_block()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -13,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kt_ray import augmentations
+from kt_ray.augmentations import Orientation
 from kt_ray.config import TrainingConfig, TrialConfig
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
-from kt_ray.evaluation import transplant_accuracy
+from kt_ray.evaluation import translate, transplant_accuracy
 from kt_ray.losses import TranslationLoss
-from kt_ray.networks import State
+from kt_ray.networks import stacked
 from kt_ray.translators import build_translator
 from kt_ray.zoo.members import Zoo
 
@@ -36,23 +38,26 @@ class TranslatorTraining:
         self.config, self.device = config, device
         self.architecture = zoo.architecture
         self.loss = TranslationLoss(config.loss, zoo.architecture)
-        members = zoo.where("train", with_target=self.loss.needs_targets)
+        members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
         self.members = {name: value.to(device) for name, value in members.parameters.items()}
         self.selection = zoo.where("selection")
         self.dataset = dataset
-        self.images = dataset.train.to(device).images
+        self.images = dataset.train.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.translator = build_translator(config.translator, zoo.architecture).to(device)
-        self.optimizer = _optimizer(config.training, self.translator)
+            self.model = build_translator(config.translator, zoo.architecture).to(device)
+        self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
+        self.optimizer = _optimizer(config.training, self.model)
         self.epoch = 0
+        self.best, self.stale = -1.0, 0
 
     @property
     def finished(self) -> bool:
-        """Whether every epoch is done."""
-        return self.epoch >= self.config.training.epochs
+        """Whether every epoch is done, or patience has run out."""
+        settings = self.config.training
+        return self.epoch >= settings.epochs or (settings.patience is not None and self.stale >= settings.patience)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,13 +73,15 @@ class TranslatorTraining:
             loss = self._train(torch.Generator(self.device).manual_seed(_seed(self.config.seed, self.epoch, 1)))
         self.epoch += 1
         accuracies = self.select()
+        improved = float(accuracies.mean()) > self.best
+        self.best, self.stale = max(self.best, float(accuracies.mean())), 0 if improved else self.stale + 1
         return {
             "loss": loss,
             "accuracy_mean": float(accuracies.mean()),
             "accuracy_min": float(accuracies.min()),
             "accuracy_max": float(accuracies.max()),
             "seconds": time.perf_counter() - started,
-            "parameters": float(sum(parameter.numel() for parameter in self.translator.parameters())),
+            "parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
         }
 
     def _train(self, generator: torch.Generator) -> float:
@@ -82,7 +89,7 @@ class TranslatorTraining:
         settings, count = self.config.training, len(next(iter(self.members.values())))
         steps, total = self.steps_per_epoch, torch.zeros((), device=self.device)
         order = torch.empty(0, dtype=torch.long, device=self.device)
-        self.translator.train()
+        self.model.train()
         for step in range(steps):
             if len(order) < min(settings.batch_size, count):
                 order = torch.randperm(count, generator=generator, device=self.device)
@@ -97,36 +104,47 @@ class TranslatorTraining:
         members = {name: value[rows] for name, value in self.members.items()}
         members = augmentations.augment(members, augmentation, self.architecture.pair, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
-        loss = self.loss(self.translator(source), members, target, self._images(generator))
+        orientation = Orientation.draw(augmentation, generator)
+        source |= {name: value for name, value in members.items() if name.startswith(("stem.", "head."))}
+        translated = orientation.turn_back(self.model(orientation.turn(source)))
+        images, labels = self._images(generator)
+        loss = self.loss(translated, members, target, images, labels, step / steps)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, steps)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.translator.parameters(), settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
+        if settings.ema:
+            self._average(min(settings.ema, (step + 1) / (step + 10)))
         return loss.detach()
 
-    def _images(self, generator: torch.Generator) -> Tensor | None:
-        """Training images for this step, if the loss looks at any."""
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        """Draw the averaged weights towards the present ones."""
+        for average, value in zip(self.translator.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(value, 1 - decay)
+
+    def _images(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Training images and labels for this step, if the loss looks at any."""
         if not self.loss.needs_images:
-            return None
+            return None, None
         chosen = torch.randint(len(self.images), (self.config.loss.images,), generator=generator, device=self.device)
-        return as_float(self.images[chosen])
+        return as_float(self.images.images[chosen]), self.images.labels[chosen]
 
     def select(self) -> Tensor:
         """Accuracy of each selection member with its translated block, on the selection images."""
-        self.translator.eval()
-        with torch.no_grad():
-            blocks: State = self.translator(self.selection.part("source"))
-        return transplant_accuracy(self.selection, blocks, self.dataset.selection)
+        return transplant_accuracy(self.selection, translate(self.translator, self.selection), self.dataset.selection)
 
     def save(self, path: Path) -> None:
         """Everything that training needs to continue, as one safetensors file."""
-        tensors = {f"translator.{name}": value for name, value in self.translator.state_dict().items()}
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.config.training.ema:
+            tensors |= {f"average.{name}": value for name, value in self.translator.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
-        metadata = {"format": FORMAT, "config": self.config.model_dump_json(), "epoch": json.dumps(self.epoch)}
+        metadata = {"format": FORMAT, "config": self.config.model_dump_json(), "state": json.dumps(self._state())}
         temporary = path.with_name(f".{path.name}.partial")
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
         temporary.replace(path)
@@ -141,17 +159,20 @@ class TranslatorTraining:
             raise CheckpointError(f"{path} is not a whole checkpoint of a trial: {error}") from None
         if metadata.get("format") != FORMAT or metadata.get("config") != self.config.model_dump_json():
             raise CheckpointError(f"{path} belongs to another trial; expected the one of seed {self.config.seed}")
-        prefix = "translator."
-        self.translator.load_state_dict(
-            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        )
+        self.model.load_state_dict(stacked.part(tensors, "model"))
+        if self.config.training.ema:
+            self.translator.load_state_dict(stacked.part(tensors, "average"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, number, key = name.split(".")
                 state.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        self.epoch = json.loads(metadata["epoch"])
+        for name, number in json.loads(metadata["state"]).items():
+            setattr(self, name, number)
+
+    def _state(self) -> dict[str, float]:
+        return {"epoch": self.epoch, "best": self.best, "stale": self.stale}
 
 
 def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from kt_ray.config import LossConfig, MemberCounts, NetworkConfig
 from kt_ray.data import Dataset, as_float
-from kt_ray.losses import TranslationLoss, block_output, weight_mse
+from kt_ray.losses import TranslationLoss, relative_error, weight_mse
 from kt_ray.networks import Architecture
 from kt_ray.translators.tokens import fold_batch_norm
 from kt_ray.zoo.members import Zoo
@@ -20,13 +20,11 @@ def test_weight_mse_weighs_tensors_equally() -> None:
     assert torch.equal(weight_mse(translated, target), torch.tensor([0.5, 0.5]))
 
 
-def test_block_output_sees_only_what_the_head_reads() -> None:
-    wanted = torch.randn(2, 3, 4, 6, 6)
-    given = wanted.clone()
-    given[..., 1::2, :] += 1
-    given[..., :, 1::2] += 1
-    assert torch.equal(block_output(given, wanted), torch.zeros(2))
-    assert (block_output(given.roll(1, -1), wanted) > 0).all()
+def test_relative_error_is_over_the_variance() -> None:
+    wanted = torch.randn(2, 3, 400)
+    assert torch.equal(relative_error(wanted, wanted), torch.zeros(2))
+    mean = wanted.mean((1, 2), keepdim=True).expand_as(wanted)
+    torch.testing.assert_close(relative_error(mean, wanted), torch.ones(2), atol=0.01, rtol=0)
 
 
 def test_a_perfect_block_has_no_block_output_loss(dataset: Dataset) -> None:
@@ -35,8 +33,9 @@ def test_a_perfect_block_has_no_block_output_loss(dataset: Dataset) -> None:
     zoo = untrained_zoo(architecture, MemberCounts(train=8, selection=2, test=3))
     loss = TranslationLoss(LossConfig(weight_mse=0, block_output=1), architecture)
     images = as_float(dataset.train.images[:4])
-    perfect = loss(fold_batch_norm(zoo.part("source")), zoo.parameters, zoo.part("target"), images)
-    random = loss(zoo.part("target"), zoo.parameters, zoo.part("target"), images)
+    labels = dataset.train.labels[:4]
+    perfect = loss(fold_batch_norm(zoo.part("source")), zoo.parameters, zoo.part("target"), images, labels)
+    random = loss(zoo.part("target"), zoo.parameters, zoo.part("target"), images, labels)
     assert float(perfect) == pytest.approx(0, abs=1e-6)
     assert float(random) > 0.1
 

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from kt_ray.config.base import Frozen
 
 Sides = Literal["source", "target", "both"]
+Family = Literal["mixer", "mlp", "neuron_transformer", "axial_transformer", "graph"]
 
 
 class MixerOptions(Frozen):
@@ -22,8 +23,16 @@ class MixerOptions(Frozen):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
-class NeuronTransformerOptions(Frozen):
-    """A transformer whose tokens are hidden units: incoming weights, bias, outgoing weights."""
+class MLPOptions(Frozen):
+    """A plain residual MLP over all parameters at once."""
+
+    width: PositiveInt = 256
+    depth: PositiveInt = 3
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TransformerOptions(Frozen):
+    """Sizes of a transformer."""
 
     width: PositiveInt = 64
     depth: PositiveInt = 4
@@ -31,7 +40,41 @@ class NeuronTransformerOptions(Frozen):
     dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> NeuronTransformerOptions:
+    def _heads_divide_width(self) -> TransformerOptions:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got width={self.width}, heads={self.heads}")
+        return self
+
+
+class NeuronTransformerOptions(TransformerOptions):
+    """A transformer whose tokens are hidden units: incoming weights, bias, outgoing weights."""
+
+
+class AxialTransformerOptions(TransformerOptions):
+    """A transformer whose tokens are kernel pairs, with attention along hidden units and along channels."""
+
+
+class GraphOptions(Frozen):
+    """Message passing on the graph whose nodes are hidden units and channels and whose edges are kernel pairs."""
+
+    width: PositiveInt = 64
+    depth: PositiveInt = 4
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class RefinementOptions(Frozen):
+    """Learned optimiser steps on the family's block: it runs the network on images that the translator has learned.
+
+    The images are parameters of the translator, begun as noise: translating needs no data.
+    """
+
+    steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
+    probes: PositiveInt = Field(12, description="learned images")
+    width: PositiveInt = 64
+    heads: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> RefinementOptions:
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width={self.width}, heads={self.heads}")
         return self
@@ -40,24 +83,55 @@ class NeuronTransformerOptions(Frozen):
 class TranslatorConfig(Frozen):
     """Architecture of the translator. `family` picks one; each family has its own options."""
 
-    family: Literal["mixer", "neuron_transformer"] = "mixer"
+    family: Family = "mixer"
     batch_norm: Literal["dropped", "folded"] = Field("folded", description="dropped is the paper's")
-    output: Literal["direct", "residual"] = Field("residual", description="residual: over the pruned block")
+    statistics: bool = Field(False, description="BN's mean and deviation of units and channels as further features")
+    context: Literal["block", "network"] = Field("block", description="network: stem and head are features too")
+    canonical: bool = Field(False, description="source units in order of importance, their ReLU scales balanced")
+    output: Literal["direct", "residual"] = Field("residual", description="residual: over a one-shot block")
+    base: Literal["pruned", "merged"] = Field("pruned", description="the one-shot block of a residual output")
     mixer: MixerOptions = MixerOptions()
+    mlp: MLPOptions = MLPOptions()
     neuron_transformer: NeuronTransformerOptions = NeuronTransformerOptions()
+    axial_transformer: AxialTransformerOptions = AxialTransformerOptions()
+    graph: GraphOptions = GraphOptions()
+    refinement: RefinementOptions = RefinementOptions()
+
+
+STRUCTURE_TERMS = ("weight_mse", "normalised_mse", "aligned_mse")
+LOGIT_TERMS = ("kl", "cross_entropy")
 
 
 class LossConfig(Frozen):
-    """Weights of the loss terms; a term of weight 0 costs nothing."""
+    """Weights of the loss terms; a term of weight 0 costs nothing.
+
+    `structure_until` and `logits_from` are shares of the training steps: the terms on weights fade out linearly
+    until the first, those on logits begin at the second.
+    """
 
     weight_mse: float = Field(1.0, ge=0, description="mean over the tensors of their MSE (the paper's)")
+    normalised_mse: float = Field(0.0, ge=0, description="the same, each tensor's MSE over its variance")
+    aligned_mse: float = Field(0.0, ge=0, description="normalised MSE at the best order of the target's units")
     block_output: float = Field(0.0, ge=0, description="error of the block's outputs on stem activations")
+    head_input: float = Field(0.0, ge=0, description="the same, seen through the head's first convolution and BN")
+    kl: float = Field(0.0, ge=0, description="KL from the source's predictions, through the frozen head")
+    cross_entropy: float = Field(0.0, ge=0, description="cross-entropy with the labels, through the frozen head")
     images: PositiveInt = Field(32, description="training images a step for terms that need activations")
+    structure_until: float = Field(1.0, gt=0, le=1, description="1: the terms on weights never fade")
+    logits_from: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _some_term(self) -> LossConfig:
-        if self.weight_mse == 0 and self.block_output == 0:
+    def _some_term_at_every_step(self) -> LossConfig:
+        structure = any(getattr(self, name) for name in STRUCTURE_TERMS)
+        logits = any(getattr(self, name) for name in LOGIT_TERMS)
+        if not (structure or logits or self.block_output or self.head_input):
             raise ValueError("at least one loss weight must be above 0")
+        if self.block_output or self.head_input:
+            return self
+        if structure and not logits and self.structure_until < 1:
+            raise ValueError(f"no loss is left after structure_until={self.structure_until}; add a term or make it 1")
+        if logits and not (structure and self.structure_until >= self.logits_from) and self.logits_from > 0:
+            raise ValueError(f"some steps before logits_from={self.logits_from} have no loss; add a term or make it 0")
         return self
 
 
@@ -80,9 +154,17 @@ class AugmentationConfig(Frozen):
     """Augmentations of a batch of members and their probabilities or strengths."""
 
     mask: MaskConfig = MaskConfig()
+    kernel_mask: MaskConfig = Field(MaskConfig(), description="whole kernels zeroed")
     noise: NoiseConfig = NoiseConfig()
     channel_permutation: bool = Field(False, description="one permutation of source, target, stem and head channels")
     hidden_permutation: bool = Field(False, description="permute the hidden units of the source block")
+    rescale: float = Field(0.0, ge=0, description="deviation of the log of a positive scale of each hidden ReLU")
+    flips: bool = Field(False, description="flip kernels; the written block is flipped back")
+    transposes: bool = Field(False, description="transpose kernels; the written block is transposed back")
+    swap_units: float = Field(0.0, ge=0, lt=1, description="probability of a hidden unit from another member")
+    vary: float = Field(0.0, ge=0, description="relative noise that makes a new source block, as swap_units does")
+    mixup: float = Field(0.0, ge=0, le=0.5, description="largest share of another member, its units aligned")
+    snapshots: bool = Field(True, description="use sources of earlier epochs where the loss needs no target")
 
 
 class TrainingConfig(Frozen):
@@ -97,6 +179,8 @@ class TrainingConfig(Frozen):
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated; 0: none")
+    patience: PositiveInt | None = Field(None, description="stop after so many reports without a better mean accuracy")
 
 
 class TrialConfig(Frozen):
@@ -107,3 +191,19 @@ class TrialConfig(Frozen):
     loss: LossConfig = LossConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _new_blocks_have_no_target(self) -> TrialConfig:
+        loss, made = self.loss, self.augmentation.swap_units or self.augmentation.vary
+        if made and not any(getattr(loss, name) for name in ("block_output", "head_input", *LOGIT_TERMS)):
+            raise ValueError(
+                "augmentation.swap_units and augmentation.vary make source blocks that have no target; add a loss on "
+                "outputs or logits, or set them to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_flips_under_refinement(self) -> TrialConfig:
+        if self.translator.refinement.steps and (self.augmentation.flips or self.augmentation.transposes):
+            raise ValueError("augmentation flips and transposes only the block, so refinement.steps must be 0 with it")
+        return self

@@ -8,14 +8,17 @@ from torch import nn
 
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
-from kt_ray.translators import mixer, neuron_transformer
+from kt_ray.translators import axial_transformer, graph, mixer, mlp, neuron_transformer
 from kt_ray.translators.translator import Translator
 
 __all__ = ["FAMILIES", "Translator", "build_translator"]
 
 FAMILIES: dict[str, Callable[[TranslatorConfig, Architecture], nn.Module]] = {
     "mixer": mixer.build,
+    "mlp": mlp.build,
     "neuron_transformer": neuron_transformer.build,
+    "axial_transformer": axial_transformer.build,
+    "graph": graph.build,
 }
 
 

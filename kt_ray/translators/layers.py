@@ -50,3 +50,17 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = x + self.layers(x)
         return result
+
+
+class Biases(nn.Module):
+    """The target's unit and channel values from one vector: [B, width] to [B, H, U] and [B, C, V]."""
+
+    def __init__(self, width: int, hidden: int, channels: int, unit: int, channel: int) -> None:
+        super().__init__()
+        self.shapes = (hidden, unit), (channels, channel)
+        self.linear = linear_or_nothing(width, hidden * unit + channels * channel)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        (hidden, unit), (channels, channel) = self.shapes
+        first, second = self.linear(pooled).split([hidden * unit, channels * channel], dim=1)
+        return first.reshape(len(pooled), hidden, unit), second.reshape(len(pooled), channels, channel)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kt_ray.config import MixerOptions, TranslatorConfig
 from kt_ray.networks import Architecture
-from kt_ray.translators.tokens import LAYOUTS, Units, target_hidden
-from kt_ray.translators.translator import Biases
+from kt_ray.translators.layers import Biases
+from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, target_hidden
 
 SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 128, "depth": 24, "token_hidden": 256, "channel_hidden": 512},
@@ -31,7 +31,7 @@ class Mixer(nn.Module):
 
     Embedding; layers of token and channel MLPs, each pre-normed and residual; a token map to the target's kernels;
     a linear map to their values. Of the defaults, 72 tokens of 9 values become 36 of 9, with about 4.1 M parameters.
-    Folded biases ride along: every kernel's token also holds the bias of its unit and of its channel.
+    Folded biases and features ride along: every kernel's token also holds what belongs to its unit and its channel.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Mixer(nn.Module):
         self.hidden, self.channels = target_hidden(architecture), network.channels
         read = 2 * network.source_hidden * network.channels
         written = self.layout.kernels * self.hidden * self.channels
-        self.embed = nn.Linear(9 + (2 if config.batch_norm == "folded" else 0), width)
+        self.embed = nn.Linear(9 + sum(feature_widths(config, architecture)), width)
         self.layers = nn.Sequential(
             *(MixerLayer(read, width, token_hidden, channel_hidden, options.dropout) for _ in range(depth))
         )

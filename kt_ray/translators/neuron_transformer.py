@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translators.layers import FeedForward, SelfAttention, linear_or_nothing
-from kt_ray.translators.tokens import LAYOUTS, Units, target_hidden
+from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, target_hidden
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> NeuronTransformer:
@@ -27,12 +27,12 @@ class NeuronTransformer(nn.Module):
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
         options, channels = config.neuron_transformer, architecture.network.channels
-        folded = int(config.batch_norm == "folded")
+        unit, channel = feature_widths(config, architecture)
         self.layout = LAYOUTS[architecture.pair]
         self.channels = channels
         self.residual = config.output == "residual"
-        self.unit = nn.Linear(18 * channels + folded, options.width)
-        self.channel = nn.Linear(channels, options.width) if folded else None
+        self.unit = nn.Linear(18 * channels + unit, options.width)
+        self.channel = nn.Linear(channels * channel, options.width) if channel else None
         self.queries = nn.Parameter(torch.randn(target_hidden(architecture) + 1, options.width))
         self.layers = nn.Sequential(
             *(

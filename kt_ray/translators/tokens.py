@@ -1,7 +1,7 @@
 """Blocks as hidden units × channels, the view that every family of translators reads and writes.
 
 `read` turns a stack of source blocks into `Units`, with BN dropped (the paper's) or folded; `write` turns `Units`
-into the parameters of a target block. Order of importance and the pruned block come from the same view.
+into the parameters of a target block. `features` are what a translator may know beside the weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kt_ray.config import PairName
+from kt_ray.config import PairName, TranslatorConfig
 from kt_ray.networks import Architecture, State
 
 BatchNorm = Literal["dropped", "folded"]
@@ -49,6 +49,11 @@ class Units:
         """The hidden units at `units`, int64 [B, n], of each block."""
         rows = torch.arange(units.shape[0], device=units.device)[:, None]
         return Units(self.edges[rows, units], self.unit[rows, units], self.channel)
+
+
+def take(values: Tensor, units: Tensor) -> Tensor:
+    """`values` [B, H, …] of the hidden units at `units`, int64 [B, n]: [B, n, …]."""
+    return values[torch.arange(len(units), device=units.device)[:, None], units]
 
 
 @dataclass(frozen=True)
@@ -122,12 +127,18 @@ def read(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Units:
 
 def fold_batch_norm(source: Mapping[str, Tensor]) -> State:
     """The source block without BN: convolutions with biases that compute the same in evaluation mode."""
-    folded = {}
-    for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
-        scale = source[f"{norm}.weight"] / torch.sqrt(source[f"{norm}.running_var"] + EPSILON)
-        folded[f"{conv}.weight"] = source[f"{conv}.weight"] * scale[:, :, None, None, None]
-        folded[f"{conv}.bias"] = source[f"{norm}.bias"] - source[f"{norm}.running_mean"] * scale
+    folded: State = {}
+    for number in (1, 2):
+        weight, bias = fold(source, f"conv{number}.weight", f"bn{number}")
+        folded |= {f"conv{number}.weight": weight, f"conv{number}.bias": bias}
     return folded
+
+
+def fold(state: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Tensor, Tensor]:
+    """Kernels [B, out, in, …] and biases [B, out] of a convolution with the BN after it folded in."""
+    scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + EPSILON)
+    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+    return state[convolution] * scale[:, :, None, None, None], bias
 
 
 def importance(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Tensor:
@@ -158,38 +169,43 @@ def importance_order(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Ten
     return importance(source, batch_norm).argsort(dim=1, descending=True, stable=True)
 
 
-def pruned_units(units: Units, layout: Layout, hidden: int) -> Units:
-    """Target units straight from source `units`, which are in order of importance: the first `hidden` of them.
+def balanced(units: Units) -> Units:
+    """The same function with incoming (bias included) and outgoing weights of each hidden unit of equal norm."""
+    incoming = units.edges[:, :, :, 0].square().flatten(2).sum(-1) + units.unit.square().sum(-1)
+    outgoing = units.edges[:, :, :, 1].square().flatten(2).sum(-1)
+    scale = (outgoing.clamp_min(1e-12) / incoming.clamp_min(1e-12)) ** 0.25
+    both = torch.stack([scale, 1 / scale], dim=-1)[:, :, None, :, None]
+    return Units(units.edges * both, units.unit * scale[..., None], units.channel)
 
-    A convolution target keeps kernels (and biases where it has any). A target without kernels sees the kernels'
-    sums, the response to a constant image; units it has beyond the source's repeat them, with nothing going out.
-    Attention passes its own position on: queries, keys and values are the identity, and its projection the block's
-    response with every unit half open.
+
+def feature_widths(config: TranslatorConfig, architecture: Architecture) -> tuple[int, int]:
+    """U and V of what the families are given: biases and `features`."""
+    folded, statistics, context = config.batch_norm == "folded", config.statistics, config.context == "network"
+    stem = 9 * architecture.image_shape[0] + 1
+    return folded + 4 * statistics, folded + 2 * statistics + (stem + 1) * context
+
+
+def features(members: Mapping[str, Tensor], config: TranslatorConfig) -> tuple[Tensor, Tensor]:
+    """What else is known of hidden units [B, H, …] and channels [B, C, …], as `config` allows.
+
+    Statistics: mean β and deviation |γ| that BN gives a pre-activation; for a unit also the first two moments of
+    its rectified value. Context: a channel's folded stem kernel and bias, and how strongly the head reads it.
     """
-    batch, available, channels = units.edges.shape[:3]
-    biases = units.unit[..., :1], units.channel[..., :1]
-    if layout.kernels == 4:
-        sums = units.edges.sum(-1)  # [B, H, C, 2]
-        response = 0.5 * torch.einsum("bhi,bho->bio", sums[..., 0], sums[..., 1])  # input × output channels
-        identity = torch.eye(channels, device=sums.device).expand(batch, -1, -1)
-        edges = torch.stack([identity, identity, identity, response], dim=3)[..., None]
-        return Units(edges, edges.new_zeros(batch, channels, 0), edges.new_zeros(batch, channels, 0))
-    chosen = torch.arange(hidden, device=units.edges.device) % available
-    edges = units.edges[:, chosen] if layout.values > 1 else units.edges[:, chosen].sum(-1, keepdim=True)
-    edges = torch.cat([edges[:, :available], edges[:, available:] * edges.new_tensor([1.0, 0.0])[:, None]], dim=1)
-    unit, channel = (
-        (biases[0][:, chosen], biases[1])
-        if biases[0].shape[-1]
-        else (edges.new_zeros(batch, hidden, 1), edges.new_zeros(batch, channels, 1))
+    unit: list[Tensor] = []
+    channel: list[Tensor] = []
+    if config.statistics:
+        mean, deviation = members["bn1.bias"], members["bn1.weight"].abs()
+        unit += [mean, deviation, *rectified_moments(mean, deviation)]
+        channel += [members["bn2.bias"], members["bn2.weight"].abs()]
+    if config.context == "network":
+        kernel, bias = fold(members, "stem.conv.weight", "stem.bn")
+        head, _ = fold(members, "head.conv.weight", "head.bn")
+        channel += [*kernel.flatten(2).unbind(-1), bias, head.flatten(2).square().sum(1).sqrt()]
+    first, second = members["bn1.bias"], members["bn2.bias"]
+    return tuple(  # type: ignore[return-value]
+        torch.stack(values, dim=-1) if values else like.new_zeros(*like.shape, 0)
+        for values, like in ((unit, first), (channel, second))
     )
-    return Units(edges, unit[..., : len(layout.unit)], channel[..., : len(layout.channel)])
-
-
-def pruned_block(source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm = "folded") -> State:
-    """The target block that keeps the source's most important hidden units: a baseline, and what residual starts at."""
-    units = read(source, batch_norm).take(importance_order(source, batch_norm))
-    layout = LAYOUTS[architecture.pair]
-    return write(pruned_units(units, layout, target_hidden(architecture)), layout)
 
 
 def _columns(block: Mapping[str, Tensor], names: tuple[str, ...], edges: Tensor, axis: int) -> Tensor:

@@ -11,7 +11,7 @@ from kt_ray import augmentations
 from kt_ray.config import MixerOptions, NetworkConfig, NeuronTransformerOptions, TranslatorConfig
 from kt_ray.networks import PAIRS, Architecture, stacked
 from kt_ray.translators import FAMILIES, Translator, build_translator
-from kt_ray.translators.tokens import pruned_block
+from kt_ray.translators.one_shot import one_shot_block
 from kt_ray.zoo.members import Zoo
 
 
@@ -61,7 +61,7 @@ def test_residual_with_no_scale_is_the_pruned_block(random_zoo: Zoo, family: str
     translator = build(small(family)).eval()
     torch.nn.init.zeros_(translator.scale)
     blocks = translator(random_zoo.part("source"))
-    for name, value in pruned_block(random_zoo.part("source"), random_zoo.architecture).items():
+    for name, value in one_shot_block(random_zoo.part("source"), random_zoo.architecture).items():
         torch.testing.assert_close(blocks[name], value)
 
 

@@ -9,6 +9,7 @@ from kt_ray.config import NetworkConfig
 from kt_ray.networks import PAIRS, Architecture, stacked
 from kt_ray.networks.blocks import SimpleBlock
 from kt_ray.translators import tokens
+from kt_ray.translators.one_shot import one_shot_block
 from kt_ray.zoo.members import Zoo
 
 
@@ -55,7 +56,7 @@ def test_pruning_keeps_units_that_matter(random_zoo: Zoo, batch_norm: str) -> No
     kept = tokens.importance_order(source, batch_norm)[:, :3].sort().values
     assert torch.equal(kept, torch.tensor([[1, 3, 4]]).expand(13, 3))
     if batch_norm == "folded":
-        block = tokens.pruned_block(source, Architecture("basic_to_biased"))
+        block = one_shot_block(source, Architecture("basic_to_biased"))
         x = torch.randn(13, 2, 6, 14, 14)
         expected = stacked.forward(random_zoo.architecture.source_block(), source, x)
         actual = stacked.forward(Architecture("basic_to_biased").target_block(), block, x)
@@ -66,13 +67,13 @@ def test_pruning_keeps_units_that_matter(random_zoo: Zoo, batch_norm: str) -> No
 @pytest.mark.parametrize("pair", PAIRS)
 def test_pruned_block_fits_every_pair(random_zoo: Zoo, pair: str, batch_norm: str) -> None:
     architecture = Architecture(pair)
-    block = tokens.pruned_block(random_zoo.part("source"), architecture, batch_norm)
+    block = one_shot_block(random_zoo.part("source"), architecture, batch_norm)
     expected = {name: value.shape for name, value in architecture.target_block().state_dict().items()}
     assert {name: value.shape[1:] for name, value in block.items()} == expected
 
 
 def test_mlp_units_beyond_the_sources_start_silent(random_zoo: Zoo) -> None:
-    block = tokens.pruned_block(random_zoo.part("source"), Architecture("basic_to_mlp"))
+    block = one_shot_block(random_zoo.part("source"), Architecture("basic_to_mlp"))
     assert not block["linear2.weight"][:, :, 6:].any()
     assert block["linear2.weight"][:, :, :6].any()
     assert torch.equal(block["linear1.weight"][:, :6], block["linear1.weight"][:, 6:])

@@ -1,0 +1,60 @@
+"""An evaluation as pictures: accuracies, source against translated, what is confused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kt_ray.evaluation import Evaluation
+
+SHOWN = ("trained target", "translated", "pruned block")
+
+
+def save_figures(evaluation: Evaluation, directory: Path) -> list[Path]:
+    """Write `accuracies.png`, `members.png` and `confusion.png` into `directory`; returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = {"accuracies": accuracies(evaluation), "members": members(evaluation), "confusion": confusion(evaluation)}
+    paths = []
+    for name, figure in figures.items():
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
+    return paths
+
+
+def accuracies(evaluation: Evaluation) -> Figure:
+    """Histogram of the members' accuracies with each of a few kinds of block."""
+    figure = Figure(figsize=(6, 3.5))
+    axes = figure.subplots()
+    bins = np.linspace(0, 1, 41)
+    for name in SHOWN:
+        axes.hist(evaluation.row(name).accuracies, bins=bins.tolist(), alpha=0.6, label=name)
+    axes.set(xlabel=f"accuracy on {evaluation.images} images", ylabel=f"{evaluation.members} members")
+    axes.legend()
+    return figure
+
+
+def members(evaluation: Evaluation) -> Figure:
+    """Each member's accuracy with its source against that with its translated and its trained target block."""
+    figure = Figure(figsize=(4.5, 4.5))
+    axes = figure.subplots()
+    source = evaluation.row("source").accuracies
+    for name, marker in (("trained target", "+"), ("translated", "o")):
+        axes.scatter(source, evaluation.row(name).accuracies, s=18, marker=marker, label=name)
+    axes.set(xlabel="accuracy of the source", ylabel="accuracy with the small block")
+    axes.legend()
+    return figure
+
+
+def confusion(evaluation: Evaluation) -> Figure:
+    """Wrong predictions with translated blocks, as shares of each label."""
+    counts = np.array(evaluation.confusion, dtype=float)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    np.fill_diagonal(shares, 0)
+    figure = Figure(figsize=(4.5, 4))
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="magma")
+    axes.set(xlabel="predicted", ylabel="label", xticks=range(len(shares)), yticks=range(len(shares)))
+    figure.colorbar(image, ax=axes, label="share of the label's images")
+    return figure
