@@ -66,27 +66,30 @@ def status(
     format_: Format = "table",
 ) -> None:
     """Show how far studies are, from their storage alone: also while one runs."""
-    from kt_ray.lookup import summaries
+    from kt_ray.search.summary import summaries
+    from kt_ray.workspace import Workspace
 
-    found = summaries(workspace, study)
+    found = summaries(Workspace.open(workspace).study_storage, study)
     show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
 
 
 def trials(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """List the trials of a study with their state, value and parameters."""
-    from kt_ray.lookup import trial_rows
+    from kt_ray.search.summary import trial_rows
+    from kt_ray.workspace import Workspace
 
-    rows = trial_rows(workspace, study)
+    rows = trial_rows(Workspace.open(workspace).study_storage, study)
     show(rows, rows, format_, f"trials of {study}")
 
 
 def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show the best trial of a study and its parameters."""
-    from kt_ray.lookup import best_trial
+    from kt_ray.search.summary import best_trial
+    from kt_ray.workspace import Workspace
 
-    trial = best_trial(workspace, study)
+    trial = best_trial(Workspace.open(workspace).study_storage, study)
     if format_ == "json":
         show_json(trial)
         return
-    say(f"trial {trial['number']}: {trial['value']:.4f}")
+    say(f"trial {trial['trial']}: {trial['value']:.4f}")
     show_table([{"parameter": path, "value": value} for path, value in trial["params"].items()])
