@@ -66,8 +66,8 @@ class Tracker:
         return len(self._outbox)
 
     def zoo_run(self, name: str, fingerprint: str, params: Mapping[str, Any] = {}, tags: Mapping[str, Any] = {}) -> str:
-        """The run of the zoo build `name` with `fingerprint`."""
-        identity = {"kt_ray.kind": "zoo", "kt_ray.zoo": name, "kt_ray.zoo_fingerprint": fingerprint}
+        """The run of building the zoo `name`; `fingerprint` tells it from another zoo that had the name before."""
+        identity = {"kt_ray.kind": "zoo", "kt_ray.zoo": name, "kt_ray.build": fingerprint}
         return self._run(f"zoo {name}", identity, params, tags)
 
     def study_run(self, study: str, params: Mapping[str, Any] = {}, tags: Mapping[str, Any] = {}) -> str:

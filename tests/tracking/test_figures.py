@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import optuna
 import pytest
 
-from kt_ray.tracking.figures import accuracy_histogram, page, study_figures, table
+from kt_ray.tracking.figures import accuracy_histogram, study_figures
+from kt_ray.tracking.report import page, report, table, write_report
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def study() -> optuna.Study:
     """Twelve finished trials and a pruned one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(study_name="digits", direction="maximize", sampler=sampler)
 
     def objective(trial: optuna.Trial) -> float:
         x, kind = trial.suggest_float("training.lr", 0, 1), trial.suggest_categorical("family", ["a", "b"])
@@ -39,12 +43,56 @@ def test_several_objectives_have_a_pareto_front() -> None:
     assert "Pareto front" in study_figures(study)
 
 
+def test_trials_with_conditional_parameters_are_all_drawn() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        family = trial.suggest_categorical("family", ["mixer", "transformer"])
+        return trial.suggest_int(f"{family}.depth", 1, 9) + trial.suggest_float("lr", 0, 1)
+
+    study.optimize(objective, n_trials=12)
+    figures = study_figures(study)
+    assert "Importance" in figures
+    assert sum(trace.mode == "lines" for trace in figures["Parallel coordinates"].data) == 12
+
+
 def test_a_page_needs_no_network_and_has_plotly_once(study: optuna.Study) -> None:
     text = page("A <study>", {"Best": table(["row", "mean"], [["a<b", 0.123456]]), **study_figures(study)})
     assert "<h1>A &lt;study&gt;</h1>" in text
     assert "<td>a&lt;b</td><td>0.1235</td>" in text
     assert 'src="http' not in text
     assert text.count("plotly.js v") == 1
+
+
+def test_the_report_of_a_study(study: optuna.Study, tmp_path: Path) -> None:
+    rows = [
+        {"name": "source", "mean": 0.9, "min": 0.8, "max": 1.0, "accuracies": [0.8, 1.0], "parameters": 648},
+        {"name": "translated", "mean": 0.7, "min": 0.6, "max": 0.8, "accuracies": [0.6, 0.8], "parameters": 324},
+    ]
+    path = write_report(tmp_path / "new" / "report.html", study, {"rows": rows}, {"device-hours": 0.25})
+    text = path.read_text()
+    assert text.startswith("<!doctype html>")
+    for expected in (
+        "Study digits",
+        "<td>trials</td><td>12 complete, 1 pruned</td>",
+        f"<td>best trial</td><td>{study.best_trial.number}</td>",
+        "<td>device-hours</td><td>0.25</td>",
+        "<td>translated</td><td>0.7</td><td>0.6</td><td>0.8</td><td>324</td>",
+        "<td>12</td><td>pruned</td>",
+        "<h2>Importance</h2>",
+    ):
+        assert expected in text
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_the_report_of_an_empty_study() -> None:
+    assert "<td>trials</td><td>none yet</td>" in report(optuna.create_study())
+
+
+def test_the_report_of_several_objectives() -> None:
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=3)
+    assert "<td>Pareto trial</td>" in report(study)
 
 
 def test_histogram_of_accuracies() -> None:
