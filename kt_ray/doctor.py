@@ -81,7 +81,7 @@ def _ray(address: str | None) -> str:
 
 
 def _study_storage(workspace: Workspace) -> str:
-    from kt_ray.search.study import study_names
+    from kt_ray.search.storage import study_names
 
     names = study_names(workspace.study_storage)
     return f"{workspace.study_storage}: {len(names)} studies"

@@ -294,7 +294,8 @@ class Ledger:
 def why_lost(words: str) -> tuple[str, bool]:
     """What Ray's words about a lost worker come to, in one line, and whether the machine is to blame."""
     lowered = words.lower()
-    if "outofmemory" in lowered or "low on memory" in lowered or "oom" in lowered.split():
+    # Ray's words about any lost worker name the OOM killer among common causes: only these mean that it was.
+    if "outofmemoryerror" in lowered or "running low on memory" in lowered:
         return "out of memory: Ray's memory monitor killed the worker", True
     if "creation task" in lowered:
         lines = [line.strip() for line in words.splitlines() if line.strip()]

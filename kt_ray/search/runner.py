@@ -26,7 +26,8 @@ from kt_ray.search.pruning import PruningScheduler
 from kt_ray.search.searcher import StudySearcher
 from kt_ray.search.session import TRANSLATOR, Training, TrainingFactory
 from kt_ray.search.sharing import pack
-from kt_ray.search.study import SearchStudy, lineage_of, open_storage
+from kt_ray.search.storage import open_storage
+from kt_ray.search.study import SearchStudy, lineage_of
 from kt_ray.search.trial import TranslatorTrial
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo

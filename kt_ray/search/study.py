@@ -68,28 +68,6 @@ def lineages(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
     return last
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """The Optuna storage at `url`. Raises StudyError in one line where it cannot be reached."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:  # SQLAlchemy, drivers and the operating system each have their own
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise StudyError(f"the study storage {shown(url)} cannot be opened: {reason}") from None
-
-
-def study_names(url: str) -> list[str]:
-    """The studies in the storage at `url`. Raises StudyError where it cannot be reached."""
-    return sorted(optuna.get_all_study_names(open_storage(url)))
-
-
-def shown(url: str) -> str:
-    """A storage URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.split(':')[0]}{at}{host}"
-
-
 class SearchStudy:
     """An Optuna study opened to search: asks for trials, hears reports, decides on pruning, tells ends."""
 

@@ -60,12 +60,12 @@ class TranslatorTrial(tune.Trainable):
         return report
 
     def _export(self, trial: TrialConfig, path: Path, report: Report) -> None:
-        """Leave the finished translator beside the checkpoints."""
-        from kt_ray.training import TranslatorTraining
-        from kt_ray.translators.checkpoint import save_translator
-
+        """Leave the finished translator beside the checkpoints, where the training has one."""
         training = self._session.training if self._session else None
-        if isinstance(training, TranslatorTraining):
+        translator = getattr(training, "translator", None)
+        if translator is not None:
+            from kt_ray.translators.checkpoint import save_translator
+
             extra: dict[str, Any] = {"trial": trial.model_dump(mode="json"), "metrics": report.metrics}
             extra |= {"zoo": self._zoo.fingerprint, "dataset": self._zoo.dataset_fingerprint}
-            save_translator(path, training.translator, trial.translator, self._zoo.architecture, extra)
+            save_translator(path, translator, trial.translator, self._zoo.architecture, extra)

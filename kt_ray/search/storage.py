@@ -1,0 +1,71 @@
+"""Where Optuna keeps studies: SQLite, PostgreSQL and other databases, or a journal file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, RDBStorage
+
+from kt_ray.errors import StudyError
+
+JOURNAL = "journal://"
+TRIES = 10  # at making the tables, which another process may be making too
+
+
+def open_storage(url: str, *, create: bool = True) -> BaseStorage:
+    """The Optuna storage at `url`: `sqlite:///PATH`, `postgresql://…`, `journal:///PATH`.
+
+    Raises StudyError in one line where it cannot be reached; with `create` false, also where there is none yet.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = _file(url)
+    if path is not None and not create and not path.exists():
+        raise StudyError(f"no studies yet: {path} does not exist; `kt-ray search` or `kt-ray run` makes it")
+    for attempt in range(TRIES):
+        try:
+            return _open(url, path)
+        except Exception as error:  # SQLAlchemy, database drivers and the operating system each raise their own
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if attempt + 1 == TRIES or not any(
+                word in reason for word in ("already exists", "locked", "UNIQUE", "unique")
+            ):
+                raise StudyError(f"the study storage {shown(url)} cannot be opened: {reason}") from None
+            time.sleep(0.2)
+    raise AssertionError
+
+
+def study_names(url: str) -> list[str]:
+    """The studies in the storage at `url`, none where there is no storage. Raises StudyError if it does not answer."""
+    path = _file(url)
+    if path is not None and not path.exists():
+        return []
+    return sorted(optuna.get_all_study_names(open_storage(url)))
+
+
+def shown(url: str) -> str:
+    """A storage URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}{separator}{credentials.split(':')[0]}{at}{host}"
+
+
+def _file(url: str) -> Path | None:
+    """The file behind a storage of one file."""
+    for scheme in ("sqlite:///", JOURNAL):
+        if url.startswith(scheme) and url != "sqlite:///:memory:":
+            return Path(url.removeprefix(scheme))
+    return None
+
+
+def _open(url: str, path: Path | None) -> BaseStorage:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if url.startswith(JOURNAL):
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        return JournalStorage(JournalFileBackend(str(path)))
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    # `get_storage` puts the cache in front that keeps asking fast with thousands of trials.
+    return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=options))

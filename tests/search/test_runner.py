@@ -1,0 +1,195 @@
+"""Searches on Ray to the end, cut short, killed and taken up again; read by Optuna's and MLflow's own clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from kt_ray.config import StudyConfig
+from kt_ray.data import Dataset
+from kt_ray.errors import StudyError
+from kt_ray.search.progress import SearchProgress
+from kt_ray.search.runner import SearchResult, run_search
+from kt_ray.search.storage import open_storage
+from kt_ray.search.study import lineages
+from kt_ray.tracking.tracker import Tracker
+from kt_ray.workspace import Workspace
+from kt_ray.zoo.members import Zoo
+from tests.search.stand_in import StandIn, study_config
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Bench:
+    """A workspace, and a search in it."""
+
+    def __init__(self, root: Path, zoo: Zoo, dataset: Dataset) -> None:
+        self.workspace = Workspace.open(root)
+        self.zoo = zoo
+        self.dataset = dataset
+
+    def search(self, config: StudyConfig, on_progress: Any = None) -> SearchResult:
+        tracker = Tracker(self.workspace.tracking_uri, config.project, self.workspace.artifact_root)
+        return run_search(config, self.workspace, self.zoo, self.dataset, tracker, on_progress, make_training=StandIn)
+
+    def trials(self, name: str = "s") -> list[optuna.trial.FrozenTrial]:
+        storage = open_storage(self.workspace.study_storage, create=False)
+        return optuna.load_study(study_name=name, storage=storage).trials
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        client = mlflow.MlflowClient(self.workspace.tracking_uri)
+        experiment = client.get_experiment_by_name("kt_ray")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], "tags.`kt_ray.kind` = 'trial'", max_results=1000)
+        return list(found)
+
+
+@pytest.fixture
+def bench(workspace: Path, random_zoo: Zoo, dataset: Dataset) -> Bench:
+    return Bench(workspace, random_zoo, dataset)
+
+
+def outcome(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[Any, ...]]:
+    """What a search found, lineage by lineage, whatever happened on the way."""
+    return [
+        (trial.state, trial.values, trial.params, trial.intermediate_values)
+        for _, trial in sorted(lineages(trials).items())
+    ]
+
+
+def check_all_told_once(bench: Bench, lineages_wanted: int) -> None:
+    """No trial RUNNING, each lineage ended once, one MLflow run a lineage and none of them running."""
+    trials = bench.trials()
+    assert not [trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
+    last = lineages(trials)
+    assert len(last) == lineages_wanted
+    assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in last.values())
+    runs = bench.runs()
+    assert sorted(int(run.data.tags["kt_ray.lineage"]) for run in runs) == sorted(last)
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    for run in runs:
+        trial = last[int(run.data.tags["kt_ray.lineage"])]
+        assert run.info.status == ("FINISHED" if trial.state is TrialState.COMPLETE else "KILLED")
+        client = mlflow.MlflowClient(bench.workspace.tracking_uri)
+        history = client.get_metric_history(run.info.run_id, "accuracy_mean")
+        assert {point.step: point.value for point in history} == trial.intermediate_values
+        assert len(history) == len(trial.intermediate_values)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, ray_session: None, random_zoo: Zoo, dataset: Dataset
+) -> tuple[Bench, SearchResult, list[SearchProgress]]:
+    """Twelve trials, one at a time, from a fixed seed, never interrupted."""
+    bench = Bench(tmp_path_factory.mktemp("uninterrupted"), random_zoo, dataset)
+    told: list[SearchProgress] = []
+    return bench, bench.search(study_config(trials=12), told.append), told
+
+
+def test_a_search_runs_to_its_end(uninterrupted: tuple[Bench, SearchResult, list[SearchProgress]]) -> None:
+    bench, result, told = uninterrupted
+    check_all_told_once(bench, 12)
+    states = [trial.state for trial in bench.trials()]
+    assert states.count(TrialState.PRUNED) >= 1
+    best = max(trial.value for trial in bench.trials() if trial.state is TrialState.COMPLETE)  # type: ignore[type-var]
+    assert result.best_value == best
+    assert result.stopped is None
+    assert (told[-1].done, told[-1].pruned) == (states.count(TrialState.COMPLETE), states.count(TrialState.PRUNED))
+    assert (told[-1].running, told[-1].total, told[-1].best_value) == (0, 12, best)
+    assert told[-1].device_hours > 0
+    assert {path.name for path in bench.workspace.root.iterdir()} <= {"optuna.db", "mlflow.db", "studies", "artifacts"}
+
+
+def test_a_search_that_is_done_does_nothing(uninterrupted: tuple[Bench, SearchResult, list[SearchProgress]]) -> None:
+    bench, first, _ = uninterrupted
+    before = outcome(bench.trials())
+    again = bench.search(study_config(trials=12))
+    assert outcome(bench.trials()) == before
+    assert (again.best_trial, again.best_value) == (first.best_trial, first.best_value)
+
+
+def test_a_signal_ends_it_in_order_and_the_same_command_goes_on_to_the_same_end(
+    bench: Bench, uninterrupted: tuple[Bench, SearchResult, list[SearchProgress]]
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        heard: list[SearchProgress] = []
+
+        def interrupt(progress: SearchProgress, heard: list[SearchProgress] = heard, number: int = number) -> None:
+            heard.append(progress)
+            if len(heard) >= 9 and progress.running:
+                os.kill(os.getpid(), number)
+
+        result = bench.search(study_config(trials=12), interrupt)
+        assert result.stopped == number.name
+        states = [trial.state for trial in bench.trials()]
+        assert TrialState.RUNNING not in states
+        assert states.count(TrialState.WAITING) == 1
+    bench.search(study_config(trials=12))
+    check_all_told_once(bench, 12)
+    assert outcome(bench.trials()) == outcome(uninterrupted[0].trials())
+
+
+def test_a_killed_driver_loses_and_repeats_nothing(
+    bench: Bench, uninterrupted: tuple[Bench, SearchResult, list[SearchProgress]]
+) -> None:
+    command = [sys.executable, "-m", "tests.search.driver", str(bench.workspace.root), "12", "0.05"]
+    driver = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline and driver.poll() is None:
+            time.sleep(0.1)
+            if _reports(bench) >= 10:
+                break
+        driver.send_signal(signal.SIGKILL)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert [trial.state for trial in bench.trials()].count(TrialState.RUNNING) == 1
+    bench.search(study_config(trials=12, sleep=0.05))
+    check_all_told_once(bench, 12)
+    assert outcome(bench.trials()) == outcome(uninterrupted[0].trials())
+
+
+def _reports(bench: Bench) -> int:
+    try:
+        return sum(len(trial.intermediate_values) for trial in bench.trials())
+    except (KeyError, StudyError):
+        return 0
+
+
+def test_failures_are_told_with_their_reason_and_lost_workers_tried_again(bench: Bench, ray_session: None) -> None:
+    config = study_config(trials=2, sampler={"name": "random"})
+    trouble = {"training.weight_decay": {"categorical": [0.5, 0.25, 0.125]}}
+    config = StudyConfig.model_validate(config.model_dump() | {"space": trouble})
+    result = bench.search(config)
+    trials = bench.trials()
+    assert TrialState.RUNNING not in {trial.state for trial in trials}
+    last = lineages(trials)
+    reasons = {trial.params["training.weight_decay"]: trial.user_attrs.get("reason") for trial in last.values()}
+    assert "epoch 2: objective accuracy_mean is NaN" in reasons.values() or 0.5 not in reasons
+    lost = [trial for trial in trials if trial.user_attrs.get("reason") == "worker lost"]
+    assert lost
+    assert all(trial.state is TrialState.FAIL for trial in lost)
+    assert result.progress.done == 2
+    assert {trial.params["training.weight_decay"] for trial in last.values() if trial.values} == {0.125}
+    failed = [run for run in bench.runs() if run.info.status == "FAILED"]
+    assert len(failed) == result.progress.failed
+
+
+def test_a_search_whose_trials_all_fail_ends(bench: Bench, ray_session: None) -> None:
+    config = StudyConfig.model_validate(
+        study_config(trials=20).model_dump() | {"space": {"training.weight_decay": {"categorical": [0.25]}}}
+    )
+    with pytest.raises(StudyError, match=r"5 trials in a row failed.*RuntimeError: loss went away"):
+        bench.search(config)
+    assert {trial.state for trial in bench.trials()} == {TrialState.FAIL}

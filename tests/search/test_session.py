@@ -1,0 +1,92 @@
+"""A trial on its own: checkpoints, the way back, and why it died."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kt_ray.config import TrialConfig
+from kt_ray.search.session import HISTORY, Report, TrialSession, diagnose, last_checkpoint
+from tests.search.stand_in import StandIn, study_config
+
+CONFIG: TrialConfig = study_config().trial
+
+
+def session(directory: Path, reported: int = 0) -> TrialSession:
+    return TrialSession(StandIn(CONFIG, None, None, "cpu"), directory, reported)
+
+
+def numbers(report: Report) -> tuple[int, dict[str, float], bool]:
+    return report.epoch, report.metrics, report.finished
+
+
+def test_it_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path: Path) -> None:
+    whole = session(tmp_path / "whole")
+    expected = [numbers(whole.advance()) for _ in range(4)]
+    cut = session(tmp_path / "cut")
+    first = [numbers(cut.advance()) for _ in range(2)]
+    again = session(tmp_path / "cut", reported=2)
+    assert again.training.epoch == 2
+    assert first + [numbers(again.advance()) for _ in range(2)] == expected
+    assert [entry[2] for entry in expected] == [False, False, False, True]
+
+
+def test_epochs_the_driver_has_not_heard_of_are_told_again_but_not_trained_again(tmp_path: Path) -> None:
+    first = session(tmp_path)
+    told = [first.advance() for _ in range(3)]
+    again = session(tmp_path, reported=1)
+    assert again.advance() == told[1]
+    assert again.advance() == told[2]
+    assert again.training.epoch == 3
+    assert again.advance().epoch == 4
+
+
+def test_a_trial_whose_end_was_not_heard_ends_again(tmp_path: Path) -> None:
+    first = session(tmp_path)
+    last = [first.advance() for _ in range(4)][-1]
+    assert session(tmp_path, reported=4).advance() == last
+    assert session(tmp_path, reported=3).advance() == last
+
+
+def test_a_lost_checkpoint_means_training_again_from_the_start(tmp_path: Path) -> None:
+    again = session(tmp_path, reported=2)
+    assert [again.advance().epoch for _ in range(4)] == [1, 2, 3, 4]
+
+
+def test_only_the_last_checkpoint_is_kept_and_half_written_ones_do_not_count(tmp_path: Path) -> None:
+    first = session(tmp_path)
+    first.advance()
+    first.advance()
+    (tmp_path / ".000003.unfinished").mkdir()
+    last = last_checkpoint(tmp_path)
+    assert last is not None
+    assert last.name == "000002"
+    assert [path.name for path in tmp_path.glob("[0-9]*")] == ["000002"]
+    assert len(json.loads((last / HISTORY).read_text())) == 2
+    assert session(tmp_path, reported=2).advance().epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "infrastructure"),
+    [
+        (RuntimeError("loss went away\nmore"), "RuntimeError: loss went away", False),
+        (MemoryError(), "out of memory: MemoryError", True),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory: OutOfMemoryError: CUDA out of memory.", True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory: RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
+            True,
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "disk full: OSError: [Errno 28] No space left on device",
+            True,
+        ),
+    ],
+)
+def test_deaths_are_named(error: Exception, reason: str, infrastructure: bool) -> None:
+    assert diagnose(error) == (reason, infrastructure)
