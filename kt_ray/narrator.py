@@ -24,7 +24,9 @@ class Narrator:
     """Use as a context manager; `say` for what stays on the screen, `building` and `searching` for what moves."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+        # A log or a pipe has no width to fold lines or squeeze tables into.
+        width = None if sys.stdout.isatty() else 160
+        self.console = console or Console(markup=False, highlight=False, width=width, soft_wrap=width is not None)
         self._live: Live | None = None
         self._last_line = 0.0
         self._last_done = -1

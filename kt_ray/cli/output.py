@@ -44,8 +44,8 @@ def show_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> N
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row.get(name)) for name in rows[0]))
-    # In a pipe or a log there is no width to fit into: never fold there.
-    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=not sys.stdout.isatty(), markup=False).print(table)
+    # A pipe or a log has no width to fold cells into.
+    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)
 
 
 def show(content: Any, rows: Sequence[Mapping[str, Any]], format_: str, title: str | None = None) -> None:
