@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar
 
 import yaml
@@ -33,6 +34,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError(f"{where}not YAML: {getattr(error, 'problem', None) or error}", str(path)) from None
+    except RecursionError:
+        raise ConfigError("nested too deeply to be a study file", str(path)) from None
     if not isinstance(content, dict):
         raise ConfigError(f"expected a mapping at the top, got {type(content).__name__}", str(path))
     return content
@@ -71,6 +74,10 @@ def validate(model: type[Model], content: Mapping[str, Any], source: str | None 
         raise ConfigError(explain(error), source) from None
 
 
+_shown = Repr()  # of any value, however large or nested: a few aliases in YAML can stand for billions of entries
+_shown.maxlevel, _shown.maxstring, _shown.maxother = 2, 80, 80
+
+
 def explain(error: ValidationError) -> list[str]:
     """One line for each fault: dotted path, what was expected, the value."""
     problems = []
@@ -80,7 +87,8 @@ def explain(error: ValidationError) -> list[str]:
         message = message[:1].lower() + message[1:]
         if fault["type"] == "extra_forbidden":
             message = "unknown key"
-        shown = "" if fault["type"] in ("missing", "value_error", "extra_forbidden") else f", got {fault['input']!r}"
+        silent = fault["type"] in ("missing", "value_error", "extra_forbidden")
+        shown = "" if silent else f", got {_shown.repr(fault['input'])}"
         problems.append(f"{path}: {message}{shown}" if path else f"{message}{shown}")
     return problems
 
