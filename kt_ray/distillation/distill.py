@@ -71,6 +71,7 @@ class LoadedStudent:
     config: DistillTrialConfig
     image_shape: tuple[int, int, int]
     classes: int
+    facts: dict[str, Any]
 
 
 def distill(
@@ -89,15 +90,22 @@ def distill(
     stages = Stages(Cache(cache), dataset, device, report)
     stages.check(config)
     student, facts = trained_student(stages, config)
+    path = output / STUDENT_FILE
+    save_student(path, student, config, dataset, facts)
+    return conclude(stages, config, student, facts, path)
+
+
+def conclude(
+    stages: Stages, config: DistillTrialConfig, student: nn.Module, facts: Mapping[str, Any], path: Path
+) -> Distillation:
+    """Teacher and student on the test images. `facts` are of the student's training, `path` is its file."""
     rows = []
     paraphrasers: dict[str, dict[str, Any]] = {}
     if config.method.name != "none":
         teacher = stages.teacher(config.teacher)
-        rows.append(_row("teacher", teacher.module, teacher.facts, dataset, device))
+        rows.append(_row("teacher", teacher.module, teacher.facts, stages))
         paraphrasers = {layer: made.facts for layer, made in stages.paraphrasers(teacher, config).items()}
-    rows.append(_row("student", student, facts, dataset, device))
-    path = output / STUDENT_FILE
-    save_student(path, student, config, dataset)
+    rows.append(_row("student", student, facts, stages))
     return Distillation(path, config.method.name, tuple(rows), paraphrasers, facts.get("accuracy"))
 
 
@@ -126,21 +134,28 @@ def trained_student(stages: Stages, config: DistillTrialConfig) -> tuple[nn.Modu
     return student.to(stages.device).eval(), facts
 
 
-def _row(name: str, network: nn.Module, facts: Mapping[str, Any], dataset: Dataset, device: str) -> Row:
+def _row(name: str, network: nn.Module, facts: Mapping[str, Any], stages: Stages) -> Row:
     return Row(
         name,
-        accuracy(network, dataset.test.to(device)),
+        accuracy(network.to(stages.device), stages.dataset.test.to(stages.device)),
         parameter_count(network),
-        multiply_adds(network.to("cpu"), dataset.image_shape),
+        multiply_adds(network.to("cpu"), stages.dataset.image_shape),
         int(facts.get("images_seen", 0)),
         float(facts.get("seconds", 0.0)),
     )
 
 
-def save_student(path: Path, student: nn.Module, config: DistillTrialConfig, dataset: Dataset) -> None:
-    """One safetensors file that `load_student` makes the network from."""
+def save_student(
+    path: Path,
+    student: nn.Module,
+    config: DistillTrialConfig,
+    dataset: Dataset,
+    training: Mapping[str, Any],
+) -> None:
+    """One safetensors file that `load_student` makes the network from; `training` is facts of its training."""
     state: dict[str, Tensor] = {name: value.cpu() for name, value in student.state_dict().items()}
     facts = {
+        "training": dict(training),
         "config": config.model_dump(mode="json"),
         "image_shape": list(dataset.image_shape),
         "classes": dataset.classes,
@@ -160,4 +175,4 @@ def load_student(path: Path) -> LoadedStudent:
         raise CheckpointError(f"{path} is not a student of `kt-ray distill`: {reason}") from None
     network = build_network(trial.student, (channels, height, width), classes, trial.seed)
     load_part(network, parts, "student", path)
-    return LoadedStudent(network.eval(), trial, (channels, height, width), classes)
+    return LoadedStudent(network.eval(), trial, (channels, height, width), classes, dict(facts.get("training", {})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from kt_ray.config import DistillConfig, DistillTrialConfig, set_path
 from kt_ray.data import Dataset
-from kt_ray.distillation.cache import Cache, Made
+from kt_ray.distillation.cache import Cache, Made, fingerprint
+from kt_ray.distillation.distill import STUDENT_FILE, save_student
 from kt_ray.distillation.stages import Stages, Trained
 from kt_ray.distillation.training import StudentTraining
 
@@ -79,6 +81,34 @@ def choices(config: DistillConfig) -> list[DistillTrialConfig]:
     return trials
 
 
-def student_trial(config: DistillTrialConfig, shared: Shared, dataset: Dataset, device: str) -> StudentTraining:
-    """The training of one trial: what a search's workers call."""
-    return Stages(shared.cache(), dataset, device).student(config)
+@dataclass(frozen=True)
+class StudentTask:
+    """Students as a search's workers train them; everything in it travels as plain tensors."""
+
+    shared: Shared
+    dataset: Dataset
+
+    @property
+    def config(self) -> type[DistillTrialConfig]:
+        """The model of one trial's configuration."""
+        return DistillTrialConfig
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the dataset and of what was made before the search."""
+        return fingerprint("students", self.dataset.fingerprint, sorted(self.shared.facts))
+
+    def params(self) -> Mapping[str, Any]:
+        """What the study's MLflow run says."""
+        return {"shared": len(self.shared.facts)}
+
+    def training(self, trial: DistillTrialConfig, device: str) -> StudentTraining:
+        """A fresh training of the student of `trial`."""
+        return Stages(self.shared.cache(), self.dataset, device).student(trial)
+
+    def export(
+        self, training: StudentTraining, trial: DistillTrialConfig, directory: Path, metrics: Mapping[str, float]
+    ) -> None:
+        """The finished student as `student.safetensors`."""
+        facts = {"seconds": training.seconds, "images_seen": training.images_seen, **metrics}
+        save_student(directory / STUDENT_FILE, training.student, trial, self.dataset, facts)

@@ -10,8 +10,9 @@ import pytest
 from kt_ray.config import DistillConfig, DistillTrialConfig, load_config, validate
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
+from kt_ray.distillation.distill import load_student
 from kt_ray.distillation.stages import Progress, Stages
-from kt_ray.distillation.trials import Shared, choices, prepare, student_trial
+from kt_ray.distillation.trials import Shared, StudentTask, choices, prepare
 from kt_ray.errors import ConfigError
 from kt_ray.spaces import locate
 
@@ -35,10 +36,10 @@ def test_what_the_choices_need_is_made_once(
     reports.clear()
 
     away = Shared(str(tmp_path), shared.tensors, shared.facts)  # a node whose directory is still empty
-    sent = pickle.loads(pickle.dumps(away))
+    task = pickle.loads(pickle.dumps(StudentTask(away, dataset)))
     metrics = {}
     for choice in choices(config):
-        training = student_trial(choice, sent, dataset, "cpu")
+        training = task.training(choice, "cpu")
         metrics[choice.method.name] = training.run_epoch()
     assert metrics.keys() == {"none", "ft", "kd"}
     answers_alone = [path.name for path in tmp_path.glob("*.safetensors")]
@@ -50,10 +51,20 @@ def test_a_trial_makes_what_was_not_listed(trial: DistillTrialConfig, dataset: D
     config = searched(trial, paraphraser__rate={"float": [0.1, 0.9]})
     assert len(choices(config)) == 1
     shared = Shared(str(tmp_path / "cache"))
-    student_trial(config.trial, shared, dataset, "cpu")
+    StudentTask(shared, dataset).training(config.trial, "cpu")
     seen: list[Progress] = []
     Stages(Cache(tmp_path / "cache"), dataset, report=seen.append).student(config.trial)
     assert seen == []
+
+
+def test_a_finished_trial_leaves_its_student(trial: DistillTrialConfig, stages: Stages, tmp_path: Path) -> None:
+    task = StudentTask(prepare(searched(trial), stages), stages.dataset)
+    training = task.training(trial, "cpu")
+    metrics = training.run_epoch()
+    task.export(training, trial, tmp_path, metrics)
+    loaded = load_student(tmp_path / "student.safetensors")
+    assert (loaded.facts["accuracy"], loaded.facts["images_seen"]) == (metrics["accuracy"], 512)
+    assert loaded.config == trial
 
 
 def test_a_choice_that_cannot_be_carried_out(trial: DistillTrialConfig, stages: Stages) -> None:
