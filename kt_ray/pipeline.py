@@ -122,7 +122,8 @@ def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
 
 def _complete(config: StudyConfig, workspace: Workspace, conclusion: Conclusion) -> bool:
     """Whether the conclusion is of a whole zoo and of all the trials asked for. Starts nothing."""
-    from kt_ray.search.study import SearchStudy, open_storage
+    from kt_ray.search.storage import open_storage
+    from kt_ray.search.study import SearchStudy
 
     store = ZooStore(workspace.zoo(config.zoo.name))
     if not store.exists() or _lacking(config, store):

@@ -11,7 +11,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.errors import StudyError
-from kt_ray.search.study import REASON, SECONDS, STEP, lineages, open_storage, shown
+from kt_ray.search.storage import open_storage, shown
+from kt_ray.search.study import REASON, SECONDS, STEP, lineages
 
 
 @dataclass(frozen=True)
