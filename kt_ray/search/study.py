@@ -49,8 +49,11 @@ class Candidate:
 
 
 def lineage_of(trial: FrozenTrial) -> int:
-    """Number of the first trial of the lineage that `trial` belongs to."""
-    return int(trial.system_attrs.get("failed_trial", trial.number))
+    """Number of the first trial of the lineage that `trial` belongs to. Raises StudyError where the storage lies."""
+    first = trial.system_attrs.get("failed_trial", trial.number)
+    if not isinstance(first, int) or not 0 <= first <= trial.number:  # it names a directory of checkpoints
+        raise StudyError(f"trial {trial.number} says that it tries trial {str(first)[:40]!r} again; expected a number")
+    return first
 
 
 def retries_of(trial: FrozenTrial) -> list[int]:

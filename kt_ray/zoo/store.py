@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,6 +32,8 @@ from kt_ray.zoo.members import Zoo
 SCHEMA_VERSION = 1
 DEFINITION = "zoo.json"
 INDEX = "index.parquet"
+SHARD = re.compile(r"shard-[0-9a-f]{16}\.safetensors")
+COLUMNS = {"id", "split", "epoch", "has_target", "shard", "row", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -100,23 +103,39 @@ class ZooStore:
             content: dict[str, Any] = json.loads(self.files.read(DEFINITION))
         except FileNotFoundError:
             raise ZooError(f"no zoo at {self.uri}; `kt-ray zoo build STUDY.yaml` makes one") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             path = self.files.path(DEFINITION)
             raise ZooError(f"{path} is damaged ({error}); remove the zoo and build again") from None
+        if not isinstance(content, dict):
+            raise ZooError(f"{self.files.path(DEFINITION)} holds a {type(content).__name__}, expected a mapping")
         if content.get("schema_version") != SCHEMA_VERSION:
             raise ZooError(
                 f"the zoo at {self.uri} has schema version {content.get('schema_version')}, expected {SCHEMA_VERSION}; "
                 "use the kt_ray version that built it, or build again under another name"
             )
+        try:
+            architecture_of(content)
+            recipe_of(content)
+            str(content["dataset"]["name"]), str(content["dataset_fingerprint"]), int(content["seed"])
+        except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
+            path, reason = self.files.path(DEFINITION), str(error).splitlines()[0]
+            raise ZooError(f"{path} does not describe a zoo ({type(error).__name__}: {reason})") from None
         return content
 
     def index(self) -> pa.Table:
         """A row a member and snapshot; no rows where nothing was added yet. Raises ZooError where it is damaged."""
         try:
-            return pq.read_table(pa.BufferReader(self.files.read(INDEX)))
+            table = pq.read_table(pa.BufferReader(self.files.read(INDEX)))
+            lacking = COLUMNS - set(table.column_names)
+            if lacking:
+                raise ZooError(f"{self.files.path(INDEX)} has no column {', '.join(sorted(lacking))}; build again")
+            for shard in table["shard"].unique().to_pylist():
+                if not SHARD.fullmatch(str(shard)):  # never a path to elsewhere
+                    raise ZooError(f"{self.files.path(INDEX)} names {shard!r}, which is no shard of this zoo")
+            return table
         except FileNotFoundError:
             return pa.table({"id": pa.array([], pa.string()), "shard": pa.array([], pa.string())})
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ZooError(
                 f"{self.files.path(INDEX)} is damaged ({reason}); remove it and build again: shards are then retrained"
@@ -169,8 +188,11 @@ class ZooStore:
                     f"{self.files.path(shard)} is damaged: its SHA-256 is not the index's; "
                     "`kt-ray zoo build` trains its members again"
                 )
-            stack = safetensors.torch.load(content)
-            stacks.append({name: value[rows] for name, value in stack.items()})
+            try:
+                stack = safetensors.torch.load(content)
+                stacks.append({name: value[rows] for name, value in stack.items()})
+            except (safetensors.SafetensorError, IndexError) as error:
+                raise ZooError(f"{self.files.path(shard)} does not hold what the index says ({error})") from None
         parameters = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
         order = pc.sort_indices(index, sort_keys=[("id", "ascending"), ("epoch", "ascending")])
         zoo = Zoo(
@@ -236,9 +258,11 @@ class ZooStore:
 
 def architecture_of(definition: dict[str, Any]) -> Architecture:
     """The architecture that `zoo.json` describes."""
-    channels, height, width = definition["image_shape"]
+    channels, height, width = (int(size) for size in definition["image_shape"])
+    if definition["pair"] not in get_args(PairName):
+        raise ValueError(f"unknown block pair {definition['pair']!r}")
     network = NetworkConfig.model_validate(definition["network"])
-    return Architecture(definition["pair"], network, (channels, height, width), definition["classes"])
+    return Architecture(definition["pair"], network, (channels, height, width), int(definition["classes"]))
 
 
 def recipe_of(definition: dict[str, Any]) -> RecipeConfig:
