@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from kt_ray.config.base import Frozen
 
@@ -31,33 +31,90 @@ class NetworkConfig(Frozen):
     head_channels: PositiveInt = Field(12, description="channels of the head's 1×1 convolution")
 
 
-class PhaseConfig(Frozen):
-    """How one phase of a member (source or target) is trained."""
+Range = tuple[PositiveFloat, PositiveFloat]
 
-    epochs: PositiveInt = 10
+
+def _in_order(value: Any, name: str) -> None:
+    if isinstance(value, tuple) and value[0] > value[1]:
+        raise ValueError(f"{name}: low must not be above high, got {list(value)}")
+
+
+class PhaseConfig(Frozen):
+    """How one phase of a member (source or target) is trained.
+
+    `[low, high]` in place of a number is drawn for each member from its seed; the index of the zoo says what was drawn.
+    """
+
+    epochs: PositiveInt | tuple[PositiveInt, PositiveInt] = 10
+    steps: PositiveInt | None = Field(None, description="end after so many steps, if that comes before the last epoch")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: PositiveFloat = 0.01
+    learning_rate: PositiveFloat | Range = Field(0.01, description="a range is drawn from log-uniformly")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
-    weight_decay: float = Field(0.0, ge=0)
-    batch_size: PositiveInt = 128
+    weight_decay: NonNegativeFloat | Range = Field(0.0, description="a range is drawn from log-uniformly")
+    batch_size: int = Field(128, ge=2)
     schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> PhaseConfig:
+        for name in ("epochs", "learning_rate", "weight_decay"):
+            _in_order(getattr(self, name), name)
+        return self
+
+    @property
+    def fewest_epochs(self) -> int:
+        """Epochs of the member that draws the fewest."""
+        return self.epochs[0] if isinstance(self.epochs, tuple) else self.epochs
+
+
+_FAST = {"epochs": 3, "optimizer": "adamw", "learning_rate": 0.01, "batch_size": 64, "schedule": "one_cycle"}
+RECIPES: dict[str, dict[str, Any]] = {"paper": {}, "fast": {"source": _FAST, "target": _FAST}}
 
 
 class RecipeConfig(Frozen):
-    """How members are trained; the defaults are the paper's (10 + 10 epochs of SGD, random horizontal flip)."""
+    """How members are trained; the defaults are the paper's (10 + 10 epochs of SGD, random horizontal flip).
+
+    `recipe: fast` in a study file names a preset; `recipe: {preset: fast, snapshots: [1, 2]}` changes one.
+    """
 
     source: PhaseConfig = PhaseConfig()
     target: PhaseConfig = PhaseConfig()
+    brief: PhaseConfig = Field(
+        PhaseConfig(epochs=1), description="of members.brief: training members with a source alone"
+    )
     horizontal_flip: bool = True
+    shift: NonNegativeInt | tuple[NonNegativeInt, NonNegativeInt] = Field(
+        0, description="images moved by up to so many pixels, both ways; [low, high] is drawn for each member"
+    )
+    initial_scale: PositiveFloat | Range = Field(
+        1.0, description="factor of the initial weights of convolutions; [low, high] is drawn for each member"
+    )
     snapshots: tuple[PositiveInt, ...] = Field(
         (), description="source epochs kept beside the last, as further source samples without a target"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        given = {"preset": value} if isinstance(value, str) else value
+        if not isinstance(given, dict) or "preset" not in given:
+            return value
+        given = dict(given)
+        name = given.pop("preset")
+        if name not in RECIPES:
+            raise ValueError(f"no recipe is called {name!r}; there are {', '.join(sorted(RECIPES))}")
+        chosen: dict[str, Any] = dict(RECIPES[name])
+        for key, entry in given.items():
+            preset = chosen.get(key)
+            chosen[key] = preset | entry if isinstance(preset, dict) and isinstance(entry, dict) else entry
+        return chosen
+
     @model_validator(mode="after")
     def _snapshots_before_the_end(self) -> RecipeConfig:
-        late = [epoch for epoch in self.snapshots if epoch >= self.source.epochs]
+        _in_order(self.shift, "shift")
+        _in_order(self.initial_scale, "initial_scale")
+        late = [epoch for epoch in self.snapshots if epoch >= self.source.fewest_epochs]
         if late:
-            raise ValueError(f"snapshots {late} must come before the last source epoch, {self.source.epochs}")
+            raise ValueError(f"snapshots {late} must come before the last source epoch, {self.source.fewest_epochs}")
         return self
 
 
@@ -67,6 +124,7 @@ class MemberCounts(Frozen):
     train: PositiveInt = 64
     selection: PositiveInt = 8
     test: PositiveInt = 16
+    brief: NonNegativeInt = Field(0, description="further training members with a briefly trained source, no target")
 
 
 class ActorConfig(Frozen):

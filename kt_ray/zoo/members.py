@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,24 +18,31 @@ from kt_ray.networks import Architecture, State, stacked
 
 @dataclass(frozen=True)
 class Member:
-    """One network to train. Its id and seed decide everything about it."""
+    """One network to train. Its id and seed decide everything about it. `brief`: a source only, briefly trained."""
 
     id: str
     seed: int
     split: Split
+    brief: bool = False
 
     @classmethod
-    def of(cls, zoo_seed: int, split: Split, number: int) -> Member:
-        """Member `number` of `split`: ids such as `train-000012`, seeds from the zoo's seed and the id alone."""
-        member_id = f"{split}-{number:06d}"
+    def of(cls, zoo_seed: int, kind: Split | Literal["brief"], number: int) -> Member:
+        """Member `number` of a split, or brief: ids such as `train-000012`, seeds from the zoo's seed and the id."""
+        member_id = f"{kind}-{number:06d}"
         digest = hashlib.sha256(f"{zoo_seed}:{member_id}".encode()).digest()
-        return cls(member_id, int.from_bytes(digest[:8], "big") >> 1, split)
+        seed = int.from_bytes(digest[:8], "big") >> 1
+        return cls(member_id, seed, "train", True) if kind == "brief" else cls(member_id, seed, kind)
+
+    def seed_of(self, purpose: str) -> int:
+        """A seed for one `purpose`, such as "source" or "target order"."""
+        digest = hashlib.sha256(f"{self.seed}:{purpose}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
 
 def members_of(zoo_seed: int, counts: MemberCounts) -> list[Member]:
     """Every member of a zoo, test and selection first, so that a zoo half built can already be evaluated."""
-    splits: tuple[Split, ...] = ("test", "selection", "train")
-    return [Member.of(zoo_seed, split, number) for split in splits for number in range(getattr(counts, split))]
+    kinds: tuple[Split | Literal["brief"], ...] = ("test", "selection", "train", "brief")
+    return [Member.of(zoo_seed, kind, number) for kind in kinds for number in range(getattr(counts, kind))]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.func import functional_call, vmap
 from kt_ray.networks import State, stacked
 from kt_ray.networks.blocks import AttentionBlock
 
-Implementation = Literal["loop", "vmap", "grouped"]
+Implementation = Literal["fused", "loop", "vmap", "grouped", "channels_last", "unfold"]
 Apply = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
@@ -36,18 +36,37 @@ class GroupedLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+class UnfoldedConvolution(nn.Module):
+    """A grouped convolution as a batched matmul over unfolded patches: [N, members·in, H, W] → [N, members·out, …]."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.groups, self.kernel, self.stride, self.padding = (
+            layer.groups, layer.kernel_size, layer.stride, layer.padding,
+        )  # fmt: skip
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = nn.functional.unfold(x, self.kernel, padding=self.padding, stride=self.stride)  # type: ignore[arg-type]
+        patches = patches.reshape(len(x), self.groups, -1, patches.shape[-1])
+        weight = self.weight.reshape(self.groups, -1, patches.shape[2])
+        height = (x.shape[2] + 2 * int(self.padding[0]) - self.kernel[0]) // self.stride[0] + 1
+        out = (weight @ patches).reshape(len(x), len(self.weight), height, -1)
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
 def can_group(module: nn.Module) -> bool:
     """Whether every layer of `module` treats channels of one member apart from another's when grouped."""
     return not any(isinstance(layer, AttentionBlock) for layer in module.modules())
 
 
-def grouped(module: nn.Module, members: int) -> nn.Module:
+def grouped(module: nn.Module, members: int, unfold: bool = False) -> nn.Module:
     """A copy of `module` for [N, members·C, H, W]: grouped convolutions, BN over all channels, grouped linears."""
     wide = copy.deepcopy(module)
     for name, layer in list(wide.named_modules()):
         swapped: nn.Module
         if isinstance(layer, nn.Conv2d):
-            swapped = nn.Conv2d(
+            wide_layer = nn.Conv2d(
                 layer.in_channels * members,
                 layer.out_channels * members,
                 layer.kernel_size,  # type: ignore[arg-type]
@@ -56,6 +75,7 @@ def grouped(module: nn.Module, members: int) -> nn.Module:
                 groups=layer.groups * members,
                 bias=layer.bias is not None,
             )
+            swapped = UnfoldedConvolution(wide_layer) if unfold else wide_layer
         elif isinstance(layer, nn.BatchNorm2d):
             swapped = nn.BatchNorm2d(layer.num_features * members, layer.eps, layer.momentum)
         elif isinstance(layer, nn.Linear):
@@ -73,12 +93,15 @@ def many(module: nn.Module, members: int, implementation: Implementation) -> App
     BN's running statistics in the stack are updated in place. `module` only gives the structure.
     """
     module = copy.deepcopy(module).train()
-    if implementation == "grouped" and can_group(module):
-        wide = grouped(module, members)
+    if implementation in ("grouped", "channels_last", "unfold") and can_group(module):
+        wide = grouped(module, members, unfold=implementation == "unfold")
+        last = implementation == "channels_last" and members > 1  # one small network in this format can crash oneDNN
 
         def apply_grouped(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
             flat = {name: value.flatten(0, 1) for name, value in state.items()}
-            y: Tensor = functional_call(wide, flat, (x.transpose(0, 1).flatten(1, 2),))
+            x = x.transpose(0, 1).flatten(1, 2)
+            x = x.contiguous(memory_format=torch.channels_last) if last else x
+            y: Tensor = functional_call(wide, flat, (x,))
             return y.reshape(len(y), members, -1, *y.shape[2:]).transpose(0, 1)
 
         return apply_grouped

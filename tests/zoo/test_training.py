@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,14 +12,16 @@ from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, as_float
 from kt_ray.networks import Architecture
 from kt_ray.zoo.members import Member, members_of
+from kt_ray.zoo.optimizers import Optimizer
+from kt_ray.zoo.recipe import Order
 from kt_ray.zoo.stacking import Implementation, fresh
-from kt_ray.zoo.training import Order, learning_rates, seed_of, train_members
+from kt_ray.zoo.training import Plan, train_members
 
 ARCHITECTURE = Architecture("basic_to_simple")
-PHASE = PhaseConfig(epochs=2, batch_size=64)
+PHASE = PhaseConfig(epochs=2, batch_size=100)
 RECIPE = RecipeConfig(source=PHASE, target=PHASE, snapshots=(1,))
 MEMBERS = members_of(0, MemberCounts(train=2, selection=1, test=1))
-TOLERANCE = 1e-3  # of parameters after 16 steps: rounding, amplified by training
+TOLERANCE = 5e-3  # of weights near 0.2 after 12 steps of each phase: rounding, amplified by training
 
 
 def test_same_build_twice_gives_the_same_bits(dataset: Dataset) -> None:
@@ -28,13 +32,22 @@ def test_same_build_twice_gives_the_same_bits(dataset: Dataset) -> None:
     assert first_rows.drop_columns("target_accuracy").equals(again_rows.drop_columns("target_accuracy"))
 
 
-@pytest.mark.parametrize("implementation", ["loop", "vmap", "grouped"])
+@pytest.mark.parametrize("implementation", ["loop", "vmap", "grouped", "channels_last", "unfold"])
 def test_batch_mates_and_implementation_change_rounding_only(dataset: Dataset, implementation: Implementation) -> None:
-    alone, _ = train_members(MEMBERS[2:3], RECIPE, ARCHITECTURE, dataset, implementation="loop")
-    beside, rows = train_members(MEMBERS[:3], RECIPE, ARCHITECTURE, dataset, implementation=implementation)
+    alone, _ = train_members(MEMBERS[2:3], RECIPE, ARCHITECTURE, dataset)
+    beside, rows = train_members(
+        MEMBERS[:3], RECIPE, ARCHITECTURE, dataset, plan=Plan(implementation, implementation, 3)
+    )
     assert rows["id"].to_pylist()[4:] == [MEMBERS[2].id] * 2
     for name in alone:
         torch.testing.assert_close(beside[name][4:], alone[name], atol=TOLERANCE, rtol=0, equal_nan=True)
+
+
+def test_batch_mates_change_no_bit_of_fused_members(dataset: Dataset) -> None:
+    alone, _ = train_members(MEMBERS[2:3], RECIPE, ARCHITECTURE, dataset)
+    beside, _ = train_members(MEMBERS[:3], RECIPE, ARCHITECTURE, dataset, plan=Plan(at_once=3))
+    for name in alone:
+        torch.testing.assert_close(beside[name][4:], alone[name], atol=0, rtol=0, equal_nan=True)
 
 
 def test_rows_tell_member_epoch_and_target(dataset: Dataset) -> None:
@@ -53,11 +66,11 @@ def test_equals_a_plain_loop_over_one_network(dataset: Dataset) -> None:
     trained, _ = train_members([member], recipe, ARCHITECTURE, dataset)
 
     network, block = ARCHITECTURE.source_network(), ARCHITECTURE.target_block()
-    _load(network, fresh(ARCHITECTURE.source_network, [seed_of(member, "source")]))
-    _load(block, fresh(ARCHITECTURE.target_block, [seed_of(member, "target")]))
-    _plain_epoch(network.train(), network, seed_of(member, "source order"), dataset)
+    _load(network, fresh(ARCHITECTURE.source_network, [member.seed_of("source")]))
+    _load(block, fresh(ARCHITECTURE.target_block, [member.seed_of("target")]))
+    _plain_epoch(network.train(), network, member.seed_of("source order"), dataset)
     network.eval().requires_grad_(False)
-    _plain_epoch(nn.Sequential(network.stem, block, network.head), block, seed_of(member, "target order"), dataset)
+    _plain_epoch(nn.Sequential(network.stem, block, network.head), block, member.seed_of("target order"), dataset)
 
     expected = {name.replace("block.", "source."): value for name, value in network.state_dict().items()}
     expected |= {f"target.{name}": value for name, value in block.state_dict().items()}
@@ -71,8 +84,8 @@ def _load(module: nn.Module, stack: dict[str, torch.Tensor]) -> None:
 
 def _plain_epoch(network: nn.Module, trained: nn.Module, seed: int, dataset: Dataset) -> None:
     optimizer = torch.optim.SGD(trained.parameters(), 0.01, 0.9)
-    rows, flips = Order(seed, len(dataset.train), True).epoch()
-    for chosen, flipped in zip(rows.split(128), flips.split(128), strict=True):
+    draw = Order(seed, len(dataset.train), RecipeConfig()).epoch()
+    for chosen, flipped in zip(draw.rows.split(128), draw.flips.split(128), strict=True):
         x = as_float(dataset.train.images[chosen])
         x[flipped] = x[flipped].flip(-1)
         optimizer.zero_grad()
@@ -88,15 +101,61 @@ def test_every_pair_trains(dataset: Dataset, pair: str) -> None:
     assert all(value.isfinite().all() for value in parameters.values())
 
 
-def test_members_differ_and_purposes_have_their_own_seeds() -> None:
-    seeds = {seed_of(member, purpose) for member in MEMBERS for purpose in ("source", "target", "source order")}
-    assert len(seeds) == 3 * len(MEMBERS)
-    assert seed_of(Member.of(1, "train", 0), "source") != seed_of(Member.of(0, "train", 0), "source")
+def test_members_draw_their_own_hyperparameters(dataset: Dataset) -> None:
+    """Members with unlike numbers of epochs, rates and shifts; each as if it were alone, and each in the index."""
+    source = PhaseConfig(epochs=(1, 2), batch_size=128, learning_rate=(0.001, 0.01), weight_decay=(1e-4, 1e-2))
+    target = PhaseConfig(epochs=1, batch_size=128, learning_rate=(0.001, 0.01))
+    recipe = RecipeConfig(source=source, target=target, shift=(0, 1), initial_scale=(0.5, 1.5))
+    members = members_of(0, MemberCounts(train=3, selection=1, test=1))
+    together, rows = train_members(members, recipe, ARCHITECTURE, dataset, plan=Plan("grouped", "grouped", 5))
+    assert {0, 1} == set(rows["shift"].to_pylist())
+    assert {1, 2} == set(rows["epoch"].to_pylist())
+    for name in ("source_learning_rate", "source_weight_decay", "target_learning_rate", "initial_scale"):
+        assert len(set(rows[name].to_pylist())) == 5
+    for i, member in enumerate(members):
+        alone, row = train_members([member], recipe, ARCHITECTURE, dataset)
+        assert row.drop_columns(["source_accuracy", "target_accuracy"]).to_pylist() == (
+            rows.slice(i, 1).drop_columns(["source_accuracy", "target_accuracy"]).to_pylist()
+        )
+        for name in alone:
+            torch.testing.assert_close(together[name][i], alone[name][0], atol=TOLERANCE, rtol=0)
 
 
-def test_schedules_start_and_end_where_they_should() -> None:
-    for schedule, first, last in [("constant", 0.01, 0.01), ("cosine", 0.01, 0.0), ("one_cycle", 0.0005, 0.0)]:
-        rates = list(learning_rates(PhaseConfig(schedule=schedule), 100))
-        assert rates[0] == pytest.approx(first)
-        assert rates[-1] == pytest.approx(last, abs=2e-4)
-        assert max(rates) == pytest.approx(0.01)
+def test_brief_members_have_a_source_alone(dataset: Dataset) -> None:
+    member = Member.of(0, "brief", 0)
+    recipe = RECIPE.model_copy(update={"brief": PhaseConfig(steps=3, batch_size=64)})
+    parameters, rows = train_members([member, MEMBERS[0]], recipe, ARCHITECTURE, dataset)
+    assert rows["id"].to_pylist() == ["brief-000000", "test-000000", "test-000000"]
+    assert rows["has_target"].to_pylist() == [False, False, True]
+    assert rows["split"][0].as_py() == "train"
+    assert parameters["source.conv1.weight"][0].isfinite().all()
+    assert parameters["target.conv1.weight"][0].isnan().all()
+
+
+def test_accuracy_is_nan_without_selection_images(dataset: Dataset) -> None:
+    none = dataclasses.replace(dataset, selection=dataset.selection.take(slice(0, 0)))
+    for plan in (Plan(), Plan("grouped", "grouped", 2)):
+        _, rows = train_members(MEMBERS[:2], RECIPE, ARCHITECTURE, none, plan=plan)
+        assert math.isnan(rows["source_accuracy"][1].as_py())
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimizer_equals_torch(kind: Literal["sgd", "adamw"]) -> None:
+    """Two rows with their own rates and decays against two optimisers of torch."""
+    torch.manual_seed(0)
+    theta, gradients = torch.randn(2, 5), torch.randn(4, 2, 5)
+    phases = [PhaseConfig(optimizer=kind, learning_rate=rate, weight_decay=10 * rate) for rate in (0.1, 0.01)]
+    expected = [row.clone().requires_grad_() for row in theta]
+    options = {"momentum": 0.9} if kind == "sgd" else {}
+    build = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+    theirs = [
+        build([row], lr=phase.learning_rate, weight_decay=phase.weight_decay, **options)
+        for row, phase in zip(expected, phases, strict=True)
+    ]
+    ours = Optimizer(theta, phases)
+    for gradient in gradients:
+        for i, row in enumerate(expected):
+            row.grad = gradient[i].clone()
+            theirs[i].step()
+        ours.step(gradient.clone(), 1.0)
+        torch.testing.assert_close(theta, torch.stack(expected).detach())

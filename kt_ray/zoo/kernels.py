@@ -1,0 +1,309 @@
+"""Numba kernels for small convolutional networks on one CPU core.
+
+Images lie last: arrays are [channels, H, W, N], convolution inputs [channels, H+2, W+2, N] with a border of zeros, so
+that every inner loop runs over neighbouring columns of all images at once and LLVM turns it into vector code.
+Slices shift the columns, because Numba checks computed indices for being negative, which spoils vectorisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+# Sums may be reordered and contracted; NaN and infinity keep their meaning, so that divergence is seen.
+_jit = numba.njit(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", nogil=True, cache=True)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled on its first call and cached on disk."""
+    result: Callable[..., Any] = _jit(function)
+    return result
+
+
+@compiled
+def _add_row(x0, x1, x2, n, w, out):
+    """out += the 3×3 kernel `w` over three padded rows of columns of `n` images."""
+    x01, x02, x11, x12, x21, x22 = x0[n:], x0[2 * n :], x1[n:], x1[2 * n :], x2[n:], x2[2 * n :]
+    a, b, c, d, e, f, g, h, i = w[0, 0], w[0, 1], w[0, 2], w[1, 0], w[1, 1], w[1, 2], w[2, 0], w[2, 1], w[2, 2]
+    for k in range(len(out)):
+        out[k] += (
+            a * x0[k] + b * x01[k] + c * x02[k] + d * x1[k] + e * x11[k] + f * x12[k]
+            + g * x2[k] + h * x21[k] + i * x22[k]
+        )  # fmt: skip
+
+
+@compiled
+def _row_gradient(x0, x1, x2, n, g, dw):
+    """dw += the gradient of a 3×3 kernel from one row `g` of output gradients."""
+    x01, x02, x11, x12, x21, x22 = x0[n:], x0[2 * n :], x1[n:], x1[2 * n :], x2[n:], x2[2 * n :]
+    a = b = c = d = e = f = p = q = r = np.float32(0)
+    for k in range(len(g)):
+        v = g[k]
+        a += v * x0[k]
+        b += v * x01[k]
+        c += v * x02[k]
+        d += v * x1[k]
+        e += v * x11[k]
+        f += v * x12[k]
+        p += v * x2[k]
+        q += v * x21[k]
+        r += v * x22[k]
+    dw[0, 0] += a
+    dw[0, 1] += b
+    dw[0, 2] += c
+    dw[1, 0] += d
+    dw[1, 1] += e
+    dw[1, 2] += f
+    dw[2, 0] += p
+    dw[2, 1] += q
+    dw[2, 2] += r
+
+
+@compiled
+def convolve(x, w, y):
+    """y[O, H, W, N] = the 3×3 convolution of x[C, H+2, W+2, N] with w[O, C, 3, 3]."""
+    outputs, height, n = y.shape[0], y.shape[1], y.shape[3]
+    for h in range(height):
+        for o in range(outputs):
+            y[o, h] = 0
+        for c in range(x.shape[0]):
+            x0, x1, x2 = x[c, h].reshape(-1), x[c, h + 1].reshape(-1), x[c, h + 2].reshape(-1)
+            for o in range(outputs):
+                _add_row(x0, x1, x2, n, w[o, c], y[o, h].reshape(-1))
+
+
+@compiled
+def kernel_gradient(x, dy, dw):
+    """dw[O, C, 3, 3] = the gradient of `convolve`'s w; dy is [O, H+2, W+2, N] with a border, which is not read."""
+    outputs, height, width, n = dy.shape[0], dy.shape[1] - 2, dy.shape[2] - 2, dy.shape[3]
+    dw[:] = 0
+    for h in range(height):
+        for c in range(x.shape[0]):
+            x0, x1, x2 = x[c, h].reshape(-1), x[c, h + 1].reshape(-1), x[c, h + 2].reshape(-1)
+            for o in range(outputs):
+                _row_gradient(x0, x1, x2, n, dy[o, h + 1, 1 : width + 1].reshape(-1), dw[o, c])
+
+
+@compiled
+def input_gradient(dy, w, dx):
+    """dx[C, H, W, N] = the gradient of `convolve`'s x without border: a convolution of dy, kernels turned round."""
+    turned = np.empty((w.shape[1], w.shape[0], 3, 3), np.float32)
+    for o in range(w.shape[0]):
+        for c in range(w.shape[1]):
+            turned[c, o] = w[o, c, ::-1, ::-1]
+    convolve(dy, turned, dx)
+
+
+@compiled
+def moments(y, eps):
+    """Mean and 1/√(variance + eps) of the values of y[H, W, N], and the variance; rows are summed in float64."""
+    height = y.shape[0]
+    total = 0.0
+    for h in range(height):
+        values = y[h].reshape(-1)
+        of_row = np.float32(0)
+        for k in range(len(values)):
+            of_row += values[k]
+        total += of_row
+    mean = np.float32(total / y.size)
+    squares = 0.0
+    for h in range(height):
+        values = y[h].reshape(-1)
+        of_row = np.float32(0)
+        for k in range(len(values)):
+            of_row += (values[k] - mean) * (values[k] - mean)
+        squares += of_row
+    variance = squares / y.size
+    return mean, np.float32(1 / np.sqrt(variance + eps)), np.float32(variance)
+
+
+@compiled
+def norm_relu(y, scale, shift, out):
+    """The inside of out[H+2, W+2, N] = ReLU(scale·y + shift) for y[H, W, N]."""
+    height, width = y.shape[:2]
+    for h in range(height):
+        source, goal = y[h].reshape(-1), out[h + 1, 1 : width + 1].reshape(-1)
+        for k in range(len(source)):
+            goal[k] = max(scale * source[k] + shift, np.float32(0))
+
+
+@compiled
+def norm_sums(g, y, mean, inverse):
+    """Σ g and Σ g·(y − mean)·inverse over two arrays [H, W, N]; rows are summed in float64."""
+    total = weighted = 0.0
+    for h in range(len(g)):
+        gradient, value = g[h].reshape(-1), y[h].reshape(-1)
+        of_row = weighted_row = np.float32(0)
+        for k in range(len(gradient)):
+            of_row += gradient[k]
+            weighted_row += gradient[k] * (value[k] - mean)
+        total += of_row
+        weighted += weighted_row
+    return np.float32(total), np.float32(weighted * inverse)
+
+
+@compiled
+def through_norm(g, y, mean, inverse, gamma, total, weighted, count, out):
+    """The inside of out[H+2, W+2, N] = the gradient before a batch norm, from g after it and its `norm_sums`."""
+    height, width = y.shape[:2]
+    scale = gamma * inverse
+    slope = -scale * inverse * weighted / np.float32(count)
+    offset = -scale * total / np.float32(count) - slope * mean
+    for h in range(height):
+        gradient, value = g[h].reshape(-1), y[h].reshape(-1)
+        goal = out[h + 1, 1 : width + 1].reshape(-1)
+        for k in range(len(goal)):
+            goal[k] = scale * gradient[k] + slope * value[k] + offset
+
+
+@compiled
+def mask(g, activation):
+    """g[C, H, W, N] = 0 where the activation [C, H+2, W+2, N] (a ReLU's output) is 0, in place."""
+    channels, height, width = g.shape[:3]
+    for c in range(channels):
+        for h in range(height):
+            gradient, value = g[c, h].reshape(-1), activation[c, h + 1, 1 : width + 1].reshape(-1)
+            for k in range(len(gradient)):
+                gradient[k] = gradient[k] if value[k] > 0 else np.float32(0)
+
+
+@compiled
+def gather_images(images, rows, flips, shifts, x):
+    """The inside of x[C, H+2, W+2, N] = images[rows] / 255, mirrored where `flips`, moved by `shifts` [N, 2] pixels.
+
+    `shifts` may be empty. What moves in from outside is 0.
+    """
+    channels, height, width = images.shape[1:]
+    scaled = np.arange(256).astype(np.float32) / np.float32(255)
+    for c in range(channels):
+        for h in range(height):
+            for w in range(width):
+                goal = x[c, h + 1, w + 1]
+                if len(shifts) == 0:
+                    for n in range(len(rows)):
+                        goal[n] = scaled[images[rows[n], c, h, width - 1 - w if flips[n] else w]]
+                    continue
+                for n in range(len(rows)):
+                    i, j = h - shifts[n, 0], w - shifts[n, 1]
+                    j = width - 1 - j if flips[n] else j
+                    inside = 0 <= i < height and 0 <= j < width
+                    goal[n] = scaled[images[rows[n], c, i, j]] if inside else np.float32(0)
+
+
+@compiled
+def gather_activations(cached, rows, x):
+    """The inside of x[C, H+2, W+2, N] = cached[rows], cached being [images, C, H, W]."""
+    for c in range(cached.shape[1]):
+        for h in range(cached.shape[2]):
+            for w in range(cached.shape[3]):
+                goal = x[c, h + 1, w + 1]
+                for n in range(len(rows)):
+                    goal[n] = cached[rows[n], c, h, w]
+
+
+@compiled
+def pool(u, sign, best, where):
+    """3×3 maximum of sign·u[H, W, N] with stride 2: best [H/2, W/2, N] keeps u's sign, where the place 0…8."""
+    height, width, n = u.shape
+    for i in range(best.shape[0]):
+        for j in range(best.shape[1]):
+            largest, place = best[i, j], where[i, j]
+            for k in range(n):
+                largest[k] = -np.inf
+            for q in range(9):
+                h, w = 2 * i - 1 + q // 3, 2 * j - 1 + q % 3
+                if 0 <= h < height and 0 <= w < width:
+                    values = u[h, w]
+                    for k in range(n):
+                        value = sign * values[k]
+                        larger = value > largest[k]
+                        largest[k] = value if larger else largest[k]
+                        place[k] = q if larger else place[k]
+            for k in range(n):
+                largest[k] *= sign
+
+
+@compiled
+def unpool(g, where, out):
+    """The inside of out[H+2, W+2, N] = g [H/2, W/2, N] put back where the maxima were, 0 elsewhere."""
+    out[:] = 0
+    height, width = out.shape[0] - 2, out.shape[1] - 2
+    for i in range(g.shape[0]):
+        for j in range(g.shape[1]):
+            gradient, place = g[i, j], where[i, j]
+            for q in range(9):
+                h, w = 2 * i + q // 3, 2 * j + q % 3
+                if 1 <= h <= height and 1 <= w <= width:
+                    goal = out[h, w]
+                    for k in range(len(gradient)):
+                        goal[k] += gradient[k] if place[k] == q else np.float32(0)
+
+
+@compiled
+def stem_forward(x, w, best, where, mean, inverse, variance, gamma, eps, plane, training):
+    """Convolution and maximum of the stem, channel by channel: a batch norm is monotone, so pooling may come first.
+
+    Fills best and where [O, H/2, W/2, N] and, in training, the moments [O] of the convolution, which is kept nowhere.
+    """
+    for o in range(w.shape[0]):
+        convolve(x, w[o : o + 1], plane)
+        if training:
+            mean[o], inverse[o], variance[o] = moments(plane[0], eps)
+        pool(plane[0], np.float32(1) if gamma[o] >= 0 else np.float32(-1), best[o], where[o])
+
+
+@compiled
+def stem_backward(x, w, g, best, where, mean, inverse, gamma, dw, dgamma, dbeta, plane, dplane):
+    """Gradients of the stem's kernels and batch norm from g [O, H/2, W/2, N], already masked by the ReLU."""
+    for o in range(w.shape[0]):
+        total, weighted = norm_sums(g[o], best[o], mean[o], inverse[o])
+        dbeta[o], dgamma[o] = total, weighted
+        convolve(x, w[o : o + 1], plane)
+        unpool(g[o], where[o], dplane[0])
+        height, width, n = plane.shape[1:]
+        scale = gamma[o] * inverse[o]
+        slope = -scale * inverse[o] * weighted / np.float32(height * width * n)
+        offset = -scale * total / np.float32(height * width * n) - slope * mean[o]
+        for h in range(height):
+            goal, value = dplane[0, h + 1, 1 : width + 1].reshape(-1), plane[0, h].reshape(-1)
+            for k in range(len(goal)):
+                goal[k] = scale * goal[k] + slope * value[k] + offset
+        kernel_gradient(x, dplane, dw[o : o + 1])
+
+
+@compiled
+def convolve_read(x, w, y):
+    """y[O, H/2, W/2, N] = `convolve` at every second row and column, starting with the first."""
+    channels, n = x.shape[0], x.shape[3]
+    for o in range(y.shape[0]):
+        y[o] = 0
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                for c in range(channels):
+                    h, k = 2 * i, 2 * j
+                    x0, x1, x2 = x[c, h, k : k + 3], x[c, h + 1, k : k + 3], x[c, h + 2, k : k + 3]
+                    _add_row(x0.reshape(-1), x1.reshape(-1), x2.reshape(-1), n, w[o, c], y[o, i, j])
+
+
+@compiled
+def read_gradients(x, dy, w, dx, dw):
+    """dw and dx[C, H, W, N] (without border), the gradients of `convolve_read`."""
+    channels, height, width, n = dx.shape
+    dw[:] = 0
+    dx[:] = 0
+    for i in range(dy.shape[1]):
+        for j in range(dy.shape[2]):
+            h, k = 2 * i, 2 * j
+            for c in range(channels):
+                x0, x1, x2 = x[c, h, k : k + 3], x[c, h + 1, k : k + 3], x[c, h + 2, k : k + 3]
+                for o in range(dy.shape[0]):
+                    _row_gradient(x0.reshape(-1), x1.reshape(-1), x2.reshape(-1), n, dy[o, i, j], dw[o, c])
+                    for q in range(9):
+                        a, b = h + q // 3 - 1, k + q % 3 - 1
+                        if 0 <= a < height and 0 <= b < width:
+                            goal, gradient, weight = dx[c, a, b], dy[o, i, j], w[o, c, q // 3, q % 3]
+                            for m in range(n):
+                                goal[m] += weight * gradient[m]

@@ -1,0 +1,74 @@
+"""Parameters of many members as one matrix, and the optimisers that move it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from kt_ray.config import PhaseConfig
+from kt_ray.networks import State
+
+BUFFERS = ("running_mean", "running_var")
+
+
+class Parameters:
+    """A stack of which the trained tensors are views of one matrix `theta` [M, P], a row a member."""
+
+    def __init__(self, state: State) -> None:
+        trained = {name: value for name, value in state.items() if not name.endswith(BUFFERS)}
+        self.shapes = {name: value.shape for name, value in trained.items()}
+        self.theta = torch.cat([value.flatten(1) for value in trained.values()], dim=1)
+        self.state = self.views(self.theta) | {
+            name: value.clone() for name, value in state.items() if name.endswith(BUFFERS)
+        }
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+    def views(self, matrix: Tensor) -> State:
+        """The tensors that lie in a matrix like `theta`."""
+        parts = matrix.split([math.prod(shape[1:]) for shape in self.shapes.values()], dim=1)  # type: ignore[no-untyped-call]
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def matrix(self, tensors: Iterable[Tensor]) -> Tensor:
+        """The inverse of `views`."""
+        return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+
+    def copy(self) -> State:
+        """What the stack holds now."""
+        return {name: value.clone() for name, value in self.state.items()}
+
+
+class Optimizer:
+    """SGD with momentum or AdamW over `theta`, as in torch.optim, each member with its own rate and decay."""
+
+    def __init__(self, theta: Tensor, phases: Sequence[PhaseConfig]) -> None:
+        def column(name: str) -> Tensor:
+            return torch.tensor([[getattr(phase, name)] for phase in phases], dtype=theta.dtype, device=theta.device)
+
+        self.theta = theta
+        self.kind, self.momentum = phases[0].optimizer, phases[0].momentum
+        self.rate, self.decay = column("learning_rate"), column("weight_decay")
+        self.decays = any(phase.weight_decay != 0 for phase in phases)
+        self.first, self.second = torch.zeros_like(theta), torch.zeros_like(theta)
+        self.steps = 0
+
+    def step(self, gradient: Tensor, share: float) -> None:
+        """Move `theta` against `gradient` [M, P] with `share` of the learning rates; `gradient` is used up."""
+        self.steps += 1
+        if self.kind == "sgd":
+            if self.decays:
+                gradient.addcmul_(self.decay, self.theta)
+            self.first.mul_(self.momentum).add_(gradient)
+            self.theta.addcmul_(self.rate * -share, self.first)
+            return
+        if self.decays:
+            self.theta.mul_(1 - share * self.rate * self.decay)
+        self.first.lerp_(gradient, 0.1)
+        self.second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        correction = math.sqrt(1 - 0.999**self.steps)
+        denominator = self.second.sqrt().div_(correction).add_(1e-8)
+        self.theta.addcmul_(self.rate * (-share / (1 - 0.9**self.steps)), self.first / denominator)
