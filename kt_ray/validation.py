@@ -45,10 +45,16 @@ class Validation:
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """The study file at `path`, its space checked against its base trial. Raises ConfigError with all faults."""
+    from kt_ray.search.samplers import build_pruner, build_sampler
     from kt_ray.search.space import problems
 
     config = load_config(StudyConfig, path, overrides)
     faults = problems(config.space, config.trial)
+    for build in (lambda: build_sampler(config.search.sampler, seed=0), lambda: build_pruner(config.search.pruner)):
+        try:
+            build()
+        except ConfigError as error:
+            faults += error.problems
     if faults:
         raise ConfigError(faults, str(path))
     return config

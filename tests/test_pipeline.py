@@ -169,7 +169,7 @@ def wait_until_searching(process: subprocess.Popen[str], workspace: Path, second
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
-    longer = ["--set", "trial.training.epochs=6", "--set", "search.pruner.name=none"]
+    longer = ["--set", "trial.training.epochs=6", "--set", "search.pruner={name: none}"]
     process = kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path)
     wait_until_searching(process, tmp_path)
     process.send_signal(number)
