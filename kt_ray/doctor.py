@@ -75,7 +75,7 @@ def _ray(address: str | None) -> str:
     from kt_ray.ray_cluster import connected
 
     with connected(RayConfig(address=address)):
-        resources = ray.cluster_resources()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     shown = ", ".join(f"{name} {resources[name]:g}" for name in ("CPU", "GPU") if name in resources)
     return f"{'at ' + address if address else 'starts here'}: {shown}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kt_ray.config import DatasetConfig, StorageConfig, StudyConfig, validate
+from kt_ray.config import DatasetConfig, Split, StorageConfig, StudyConfig, validate
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.evaluation import Evaluation, evaluate
 from kt_ray.workspace import Workspace
@@ -64,7 +64,7 @@ def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool)
             f"the zoo {zoo_name} was trained on images with fingerprint {zoo.dataset_fingerprint}, "
             f"{dataset.name} here has {dataset.fingerprint}; point KT_RAY_DATA at the same data"
         )
-    split = "test" if final else "selection"
+    split: Split = "test" if final else "selection"
     return evaluate(loaded.translator, zoo, dataset, members=split, images=split)
 
 
