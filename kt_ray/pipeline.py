@@ -216,7 +216,7 @@ def _conclude(
         config.model_name,
         result.translator,
         loaded.translator,
-        {name: value[:2] for name, value in zoo.where("test").part("source").items()},
+        {name: value[:2] for name, value in loaded.translator.read(zoo.where("test").parameters).items()},
         evaluation,
         accuracy=translated["mean"],
         zoo_fingerprint=zoo.fingerprint,

@@ -64,8 +64,9 @@ def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Da
     before = read_network(checkpoint, architecture.source_network())
     start = time.perf_counter()
     with torch.no_grad():
-        block = {name: value.unsqueeze(0) for name, value in stacked.part(before, "block").items()}
-        small = {name: value[0] for name, value in loaded.translator.eval()(block).items()}
+        # A translator may also read the stem and head around the block, and run the network on images of its own.
+        network = {name.removeprefix("block."): value.unsqueeze(0) for name, value in before.items()}
+        small = {name: value[0] for name, value in loaded.translator.eval()(network).items()}
     seconds = time.perf_counter() - start
     kept = {name: value for name, value in before.items() if not name.startswith("block.")}
     after = kept | stacked.join(block=small)

@@ -65,12 +65,12 @@ class GraphOptions(Frozen):
 class RefinementOptions(Frozen):
     """Learned optimiser steps on the family's block: it runs the network on images that the translator has learned.
 
-    The images are parameters of the translator, begun as noise: translating needs no data.
+    The images are parameters of the translator, begun as random strokes: translating needs no data.
     """
 
     steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
-    probes: PositiveInt = Field(12, description="learned images")
-    width: PositiveInt = 64
+    probes: PositiveInt = Field(24, description="learned images")
+    width: PositiveInt = 32
     heads: PositiveInt = 4
 
     @model_validator(mode="after")

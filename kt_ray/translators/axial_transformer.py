@@ -65,15 +65,20 @@ class AxialLayer(nn.Module):
 
 
 class EdgeOutput(nn.Module):
-    """Tokens [B, H, C, width] as target units: edges from each token, biases from their means along either axis."""
+    """Tokens [B, H, C, width] as target units: edges from each token, biases from their means along either axis.
 
-    def __init__(self, width: int, layout: Layout) -> None:
+    `silent` ones write zeros until they have learned better.
+    """
+
+    def __init__(self, width: int, layout: Layout, *, silent: bool = False) -> None:
         super().__init__()
         self.shape = (layout.kernels, layout.values)
         self.norm = nn.LayerNorm(width)
         self.edges = nn.Linear(width, layout.kernels * layout.values)
         self.unit = linear_or_nothing(width, len(layout.unit))
         self.channel = linear_or_nothing(width, len(layout.channel))
+        for parameter in [*self.edges.parameters(), *self.unit.parameters(), *self.channel.parameters()] * silent:
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Units:
         x = self.norm(x)

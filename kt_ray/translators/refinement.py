@@ -1,14 +1,13 @@
 """Learned optimiser steps on a translated block, driven by images that the translator has learned.
 
 Probe images as in neural graphs (arXiv 2403.12143), steps as in learned optimisers (arXiv 1606.04474). The probes are
-parameters that begin as noise; at translation they are run through the user's own stem, block and head, and no data
-is needed.
+parameters that begin as random strokes; at translation they are run through the user's own stem, block and head, and
+no data is needed.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
@@ -17,15 +16,17 @@ from kt_ray.translators.axial_transformer import RANK_CODE, AxialLayer, EdgeOutp
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, write
 
-FIRST_STEP = 0.02  # of weights of about 0.2
+FIRST_RATE, LAST_RATE = 0.018, 0.01  # of Adam's first and last step before training; weights are about 0.2
+MOMENTUM, SECOND_MOMENT = 0.8, 0.9
+SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
 
 class Refiner(nn.Module):
-    """Steps on target units, each from its error on the probes, its gradient, and all the source's units.
+    """Steps on target units, each from its error on the probes and the gradient of that, and all the source's units.
 
-    A step moves against the normalised gradient by a learned rate, and by what an axial layer over the target's
-    and source's tokens [B, K + H, C, width] adds; tokens are carried from step to step. The error is that of the
-    head's first layer and of the logits, each over its variance.
+    Before training a step is Adam's; its rates are learned for each kind of weight, and to it comes what an axial
+    layer over the target's and source's tokens [B, K + H, C, width] adds, at first nothing. Tokens are carried from
+    step to step. The error is that of the input of the head's ReLU plus that of the logits, each over its variance.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -35,65 +36,99 @@ class Refiner(nn.Module):
         self.layout = LAYOUTS[architecture.pair]
         width, steps = options.width, options.steps
         values = self.layout.kernels * self.layout.values + len(self.layout.unit) + len(self.layout.channel)
-        channels, *size = architecture.image_shape
-        noise = torch.randn(options.probes, channels, *(max(2, side // 3) for side in size))
-        # Broad strokes of light on dark, as logits: pixels start at 0.1 to 0.9.
-        self.probes = nn.Parameter(2 * F.interpolate(noise, size=size, mode="bicubic") - 1.5)
+        drawn = strokes(options.probes, architecture.image_shape)
+        self.probes = nn.Parameter(torch.logit(drawn.clamp(0.02, 0.98)) / SHARPNESS)
         self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)
         self.seen = nn.ModuleList(nn.Linear(2 * values + 3, width) for _ in range(steps))
         self.layers = nn.ModuleList(AxialLayer(width, options.heads, 0.0) for _ in range(steps))
-        self.written = nn.ModuleList(EdgeOutput(width, self.layout) for _ in range(steps))
-        self.scales = nn.Parameter(torch.full((steps,), FIRST_STEP))
-        self.rates = nn.Parameter(torch.full((steps,), FIRST_STEP))
+        self.written = nn.ModuleList(EdgeOutput(width, self.layout, silent=True) for _ in range(steps))
+        rates = torch.linspace(FIRST_RATE, LAST_RATE, steps).log()
+        self.log_rates = nn.Parameter(rates[:, None].repeat(1, self.layout.kernels + 2))
 
     def forward(self, units: Units, source: Units, members: State) -> Units:
         """`units` refined; `source` as the family read it; `members` is the source block with `stem.` and `head.`."""
-        with torch.enable_grad():
-            surroundings = Surroundings(
-                members, stem_activations(members, torch.sigmoid(self.probes)), self.architecture
+        probes = torch.sigmoid(SHARPNESS * self.probes)
+        surroundings = Surroundings(members, stem_activations(members, probes), self.architecture)
+        known = self.source(source.tokens())
+        count = units.edges.shape[1]
+        tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
+        adam = Adam()
+        for step, layer in enumerate(self.layers):
+            gradient, errors = self._gradient(units, surroundings)
+            direction = Units(*adam(gradient))
+            errors = errors[:, None, None].expand(*tokens.shape[:3], -1)
+            seen = torch.cat([units.tokens(), direction.tokens(), errors], dim=-1)
+            mixed = layer(torch.cat([tokens + self.seen[step](seen), known], dim=1))
+            tokens, known = mixed[:, :count], mixed[:, count:]
+            change: Units = self.written[step](tokens)
+            rates = self.log_rates[step].exp()
+            units = Units(
+                units.edges + rates[:-2, None] * (change.edges - direction.edges),
+                units.unit + rates[-2] * (change.unit - direction.unit),
+                units.channel + rates[-1] * (change.channel - direction.channel),
             )
-            known = self.source(source.tokens())
-            count = units.edges.shape[1]
-            tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
-            for step, layer in enumerate(self.layers):
-                gradient, errors = self._gradient(units, surroundings)
-                seen = torch.cat(
-                    [units.tokens() * 3, gradient.tokens(), errors[:, None, None].expand(*tokens.shape[:3], -1)], dim=-1
-                )
-                mixed = layer(torch.cat([tokens + self.seen[step](seen), known], dim=1))
-                tokens, known = mixed[:, :count], mixed[:, count:]
-                change: Units = self.written[step](tokens)
-                scale, rate = self.scales[step], self.rates[step]
-                units = Units(
-                    units.edges + scale * change.edges - rate * gradient.edges,
-                    units.unit + scale * change.unit - rate * gradient.unit,
-                    units.channel + scale * change.channel - rate * gradient.channel,
-                )
         return units
 
-    def _gradient(self, units: Units, surroundings: Surroundings) -> tuple[Units, Tensor]:
-        """The gradient on the probes, every part of unit mean square; logs of both errors and of its size, [B, 3]."""
+    def _gradient(self, units: Units, surroundings: Surroundings) -> tuple[list[Tensor], Tensor]:
+        """The gradient on the probes for each part of the units; logs of both errors and of its size, [B, 3]."""
         parts = [units.edges, units.unit, units.channel]
-        if not self.training:
-            parts = [part.detach().requires_grad_() for part in parts]
-        parts = [part if part.requires_grad else part.requires_grad_() for part in parts]
-        features = surroundings.features(surroundings.outputs(write(Units(*parts), self.layout)))
-        errors = [
-            _relative_error(features, surroundings.wanted_features),
-            _relative_error(surroundings.logits(features), surroundings.wanted_logits),
+        with torch.enable_grad():
+            if not self.training:
+                parts = [part.detach() for part in parts]
+            parts = [part if part.requires_grad else part.requires_grad_() for part in parts]
+            features = surroundings.features(surroundings.outputs(write(Units(*parts), self.layout)))
+            errors = [
+                _relative_error(features, surroundings.wanted_features),
+                _relative_error(surroundings.logits(features), surroundings.wanted_logits),
+            ]
+            used = [part for part in parts if part.numel()]
+            total = torch.stack(errors).sum()
+            found = iter(torch.autograd.grad(total, used, create_graph=self.training, retain_graph=self.training))
+        gradient = [next(found) if part.numel() else part for part in parts]
+        size = gradient[0].flatten(1).square().mean(1).add(1e-12).sqrt()
+        logs = torch.stack([*errors, size], dim=1).clamp_min(1e-8).log()
+        return gradient, 0.2 * (logs if self.training else logs.detach())
+
+
+class Adam:
+    """Adam's direction (arXiv 1412.6980), step after step, that gradients pass through but for the second moment."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.first: list[Tensor] = []
+        self.second: list[Tensor] = []
+
+    def __call__(self, gradient: list[Tensor]) -> list[Tensor]:
+        """The direction for this step's `gradient`."""
+        self.steps += 1
+        first = self.first or [torch.zeros_like(value) for value in gradient]
+        second = self.second or [torch.zeros_like(value) for value in gradient]
+        self.first = [torch.lerp(value, old, MOMENTUM) for value, old in zip(gradient, first, strict=True)]
+        self.second = [
+            torch.lerp(value.detach().square(), old, SECOND_MOMENT) for value, old in zip(gradient, second, strict=True)
         ]
-        used = [part for part in parts if part.numel()]
-        found = torch.autograd.grad(
-            torch.stack(errors).sum(), used, create_graph=self.training, retain_graph=self.training
-        )
-        sizes = [value.flatten(1).square().mean(1).add(1e-12).sqrt() for value in found]
-        scaled = iter(
-            value / size.reshape(-1, *[1] * (value.ndim - 1)) for value, size in zip(found, sizes, strict=True)
-        )
-        gradient = Units(*(next(scaled) if part.numel() else part for part in parts))
-        logs = torch.stack([*errors, sizes[0]], dim=1).clamp_min(1e-8).log()
-        return gradient, 0.2 * logs
+        corrections = 1 - MOMENTUM**self.steps, 1 - SECOND_MOMENT**self.steps
+        return [
+            (mean / corrections[0]) / ((power / corrections[1]).sqrt() + 1e-6)
+            for mean, power in zip(self.first, self.second, strict=True)
+        ]
+
+
+def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
+    """Images [count, C, H, W] in [0, 1] of one to three random curves (quadratic Béziers) each, light on dark."""
+    channels, height, width = shape
+    size = torch.tensor([height, width], dtype=torch.float32)
+    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size  # curve, control point
+    along = torch.linspace(0, 1, 2 * max(height, width) // 2)[:, None]
+    start, middle, end = (points[..., None, control, :] for control in range(3))
+    path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
+    drawn = torch.arange(3) < torch.randint(1, 4, (count, channels, 1), generator=generator)
+    pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
+    distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
+    radius = 0.04 * min(height, width)
+    light = 1.3 * torch.exp(-distance / (2 * radius**2)) * drawn.repeat_interleave(len(along), 2)[..., None]
+    return light.amax(2).clamp(0, 1).reshape(count, channels, height, width)
 
 
 def _relative_error(given: Tensor, wanted: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from kt_ray.config import TranslatorConfig
-from kt_ray.networks import Architecture, State
+from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translators import tokens
 from kt_ray.translators.one_shot import BASES
 from kt_ray.translators.refinement import Refiner
 from kt_ray.translators.tokens import LAYOUTS, Units
+
+SMALL = 0.03  # scale of a residual output before training
 
 
 class Translator(nn.Module):
@@ -30,13 +32,20 @@ class Translator(nn.Module):
         self.layout = LAYOUTS[architecture.pair]
         self.target_hidden = tokens.target_hidden(architecture)
         if config.output == "residual":
-            self.scale = nn.Parameter(torch.full((self.layout.kernels + 2,), 0.1))
+            self.scale = nn.Parameter(torch.full((self.layout.kernels + 2,), SMALL))
         self.refiner = Refiner(config, architecture) if config.refinement.steps else None
 
     @property
     def needs_network(self) -> bool:
         """Whether the stem and head around a block are needed to translate it."""
         return self.config.context == "network" or self.refiner is not None
+
+    def read(self, members: State) -> State:
+        """What `forward` reads of a stack of members (`stem.…`, `source.…`, `head.…`, as in `Zoo.parameters`)."""
+        source = stacked.part(members, "source")
+        if not self.needs_network:
+            return source
+        return source | {name: value for name, value in members.items() if name.startswith(("stem.", "head."))}
 
     def forward(self, source: State) -> State:
         """A stack of source blocks [B, …], BN buffers included, to the stack of target blocks [B, …].

@@ -8,11 +8,21 @@ import pytest
 import torch
 
 from kt_ray import augmentations
-from kt_ray.config import MixerOptions, NetworkConfig, NeuronTransformerOptions, TranslatorConfig
+from kt_ray.config import (
+    AxialTransformerOptions,
+    GraphOptions,
+    MemberCounts,
+    MixerOptions,
+    MLPOptions,
+    NetworkConfig,
+    NeuronTransformerOptions,
+    TranslatorConfig,
+)
 from kt_ray.networks import PAIRS, Architecture, stacked
 from kt_ray.translators import FAMILIES, Translator, build_translator
 from kt_ray.translators.one_shot import one_shot_block
 from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.untrained import untrained_zoo
 
 
 def small(family: str, **fields: object) -> TranslatorConfig:
@@ -20,7 +30,10 @@ def small(family: str, **fields: object) -> TranslatorConfig:
     return TranslatorConfig(
         family=family,
         mixer=MixerOptions(size="tiny"),
+        mlp=MLPOptions(width=16, depth=1),
         neuron_transformer=NeuronTransformerOptions(width=16, depth=1),
+        axial_transformer=AxialTransformerOptions(width=16, depth=1),
+        graph=GraphOptions(width=16, depth=1),
         **fields,
     )
 
@@ -76,7 +89,9 @@ def test_rows_do_not_depend_on_each_other(random_zoo: Zoo, family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "output"), [("neuron_transformer", "direct"), ("neuron_transformer", "residual"), ("mixer", "residual")]
+    ("family", "output"),
+    [(family, "residual") for family in FAMILIES]
+    + [("neuron_transformer", "direct"), ("axial_transformer", "direct"), ("graph", "direct")],
 )
 def test_order_of_the_sources_units_does_not_matter(random_zoo: Zoo, family: str, output: str) -> None:
     translator = build(small(family, output=output)).eval()
@@ -92,3 +107,57 @@ def test_paper_mixer_has_the_papers_size() -> None:
     token_mlp, channel_mlp = 72 * 256 + 256 + 256 * 72 + 72, 128 * 512 + 512 + 512 * 128 + 128
     expected = embed + 24 * (2 * 256 + token_mlp + channel_mlp) + 256 + token_map + write
     assert sum(parameter.numel() for parameter in translator.parameters()) == expected == 4_096_621
+
+
+@pytest.mark.parametrize(("statistics", "context"), [(True, "block"), (False, "network"), (True, "network")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_reach_the_output(random_zoo: Zoo, family: str, statistics: bool, context: str) -> None:
+    translator = build(small(family, statistics=statistics, context=context, batch_norm="dropped")).eval()
+    read = translator.read(random_zoo.parameters)
+    changed = dict(read)
+    if statistics:
+        changed["bn1.bias"] = read["bn1.bias"] + 1
+    else:
+        changed["stem.conv.weight"] = read["stem.conv.weight"] + 1
+    assert not torch.allclose(translator(read)["conv2.weight"], translator(changed)["conv2.weight"])
+
+
+def test_a_translator_that_reads_the_network_says_so(random_zoo: Zoo) -> None:
+    translator = build(small("mixer", context="network"))
+    assert translator.needs_network
+    with pytest.raises(ValueError, match=r"give stem.… and head.… beside the block"):
+        translator(random_zoo.part("source"))
+
+
+@pytest.mark.parametrize("family", ["axial_transformer", "graph"])
+def test_equivariant_families_follow_the_channels(random_zoo: Zoo, family: str) -> None:
+    translator = build(small(family, statistics=True, context="network")).eval()
+    permutation = torch.stack([torch.randperm(6) for _ in range(13)])
+    moved = augmentations.permute_channels(random_zoo.parameters, permutation, "basic_to_simple")
+    expected = translator(translator.read(random_zoo.parameters))
+    expected = augmentations.permute_channels(stacked.join(target=expected), permutation, "basic_to_simple")
+    for name, value in translator(translator.read(moved)).items():
+        torch.testing.assert_close(value, expected[f"target.{name}"], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("refinement", [0, 2])
+@pytest.mark.parametrize("family", ["axial_transformer", "graph"])
+def test_equivariant_families_serve_widths_they_were_not_built_for(family: str, refinement: int) -> None:
+    """The weights of a translator for 6 channels and 6 to 3 units load into one for 5 channels and 8 to 4."""
+    config = small(family, refinement={"steps": refinement, "probes": 2, "width": 8})
+    weights = build(config).state_dict()
+    architecture = Architecture("basic_to_simple", NetworkConfig(channels=5, source_hidden=8, target_hidden=4))
+    wider = build(config, architecture)
+    wider.load_state_dict(weights)
+    zoo = untrained_zoo(architecture, MemberCounts(train=2, selection=1, test=1))
+    assert wider.eval()(wider.read(zoo.parameters))["conv1.weight"].shape == (4, 4, 5, 3, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_canonical_form_removes_relu_scales(random_zoo: Zoo, family: str) -> None:
+    translator = build(small(family, canonical=True, output="direct")).eval()
+    scale = torch.exp(torch.randn(13, 6, generator=torch.Generator().manual_seed(0)))
+    scaled = augmentations.rescale_hidden(random_zoo.parameters, scale)
+    expected, actual = translator(random_zoo.part("source")), translator(stacked.part(scaled, "source"))
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, atol=1e-4, rtol=1e-3)

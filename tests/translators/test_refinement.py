@@ -1,0 +1,72 @@
+"""Refinement lowers the error on its probes before it is trained, and learns all of its parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig
+from kt_ray.networks import PAIRS, Architecture
+from kt_ray.translators import build_translator
+from kt_ray.translators.refinement import Adam, strokes
+from kt_ray.translators.surroundings import Surroundings, stem_activations
+from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.untrained import untrained_zoo
+
+COUNTS = MemberCounts(train=1, selection=1, test=1)
+
+
+def config(steps: int) -> TranslatorConfig:
+    return TranslatorConfig(mixer=MixerOptions(size="tiny"), refinement={"steps": steps, "probes": 4, "width": 8})
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_untrained_steps_lower_the_error(pair: str) -> None:
+    zoo = untrained_zoo(Architecture(pair), COUNTS)
+    images = strokes(8, (1, 28, 28), torch.Generator().manual_seed(5))  # not the probes
+    errors = {}
+    for steps in (0, 8):
+        torch.manual_seed(0)
+        translator = build_translator(config(steps), zoo.architecture).eval()
+        network = zoo.part("source") | {k: v for k, v in zoo.parameters.items() if k.startswith(("stem.", "head."))}
+        with torch.no_grad():
+            block = translator(network)
+            surroundings = Surroundings(network, stem_activations(network, images), zoo.architecture)
+            logits = surroundings.logits(surroundings.features(surroundings.outputs(block)))
+        assert not any(value.requires_grad for value in block.values())
+        errors[steps] = float((logits - surroundings.wanted_logits).square().mean())
+    assert errors[8] < 0.8 * errors[0]
+
+
+def test_gradients_reach_probes_rates_and_layers(random_zoo: Zoo) -> None:
+    translator = build_translator(config(2), random_zoo.architecture).train()
+    for parameter in translator.refiner.written.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    translator(translator.read(random_zoo.parameters))["conv1.weight"].square().sum().backward()
+    unreached = [name for name, value in translator.named_parameters() if value.grad is None or not value.grad.any()]
+    # Nothing comes after the last step's layer but its own output, and this loss reads incoming weights alone.
+    assert not [name for name in unreached if "probes" in name or "refiner.seen" in name or "refiner.source" in name]
+
+
+def test_adam_is_torchs_but_for_its_constants() -> None:
+    from kt_ray.translators.refinement import MOMENTUM, SECOND_MOMENT
+
+    value = torch.randn(5, dtype=torch.float64)
+    reference = value.clone().requires_grad_()
+    optimizer = torch.optim.Adam([reference], lr=0.1, betas=(MOMENTUM, SECOND_MOMENT), eps=1e-6)
+    adam = Adam()
+    for _ in range(4):
+        reference.grad = 2 * reference.detach()
+        optimizer.step()
+        value = value - 0.1 * adam([2 * value])[0]
+    torch.testing.assert_close(value, reference.detach())
+
+
+def test_strokes_are_light_on_dark_and_differ() -> None:
+    drawn = strokes(16, (3, 32, 28), torch.Generator().manual_seed(0))
+    assert drawn.shape == (16, 3, 32, 28)
+    assert float(drawn.min()) >= 0
+    assert float(drawn.max()) <= 1
+    assert 0.02 < float(drawn.mean()) < 0.4
+    assert len({float(image.sum()) for image in drawn}) == 16
+    assert torch.equal(drawn, strokes(16, (3, 32, 28), torch.Generator().manual_seed(0)))
