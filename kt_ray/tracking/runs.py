@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then leaves out traces and prompts
+
 # MLflow's limits for one log_batch.
 METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
@@ -53,7 +55,7 @@ class Runs:
         if found is None:
             location = f"{artifact_root.rstrip('/')}/{quote(name, safe='')}" if artifact_root else None
             try:
-                return str(self.client.create_experiment(name, artifact_location=location))
+                return str(self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
