@@ -20,6 +20,7 @@ from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
 
 CONCLUSION = "conclusion.json"
+OUTBOX = "mlflow-outbox.jsonl"
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,9 @@ def search(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Sea
 
 
 def open_tracker(config: StudyConfig, workspace: Workspace) -> Tracker:
-    """MLflow's experiment of the project."""
-    return Tracker(workspace.tracking_uri, config.project, workspace.artifact_root)
+    """MLflow's experiment of the project. What it misses while it is away waits in the study's directory."""
+    outbox = workspace.study_directory(config.name) / OUTBOX
+    return Tracker(workspace.tracking_uri, config.project, workspace.artifact_root, outbox)
 
 
 def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
