@@ -22,8 +22,8 @@ class Validation:
     name: str
     size: str
     trials: int
-    concurrency: int
-    zoo_actors: int
+    concurrency: int | None
+    zoo_actors: int | None
     parameters: int
     loss: float
     seconds: float
@@ -34,10 +34,11 @@ class Validation:
 
     def lines(self) -> list[str]:
         """For a person to read."""
+        fit = [f"resources: {self.zoo_actors} zoo actors, {self.concurrency} trials at once"] if self.zoo_actors else []
         return [
             f"{self.file}: valid",
             f"space: {self.size}; {self.trials} trials asked for",
-            f"resources: {self.zoo_actors} zoo actors, {self.concurrency} trials at once",
+            *fit,
             f"one batch of the base trial: loss {self.loss:.4g}, translator of {self.parameters:,} parameters, "
             f"{self.seconds:.2f} s",
         ]
@@ -60,8 +61,8 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     return config
 
 
-def validate_study(path: Path, overrides: Sequence[str] = (), address: str | None = None) -> Validation:
-    """Check the study file at `path`, fit it to the cluster, and train one batch of its base trial.
+def validate_study(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> Validation:
+    """Check the study file at `path` and train one batch of its base trial; `here`, fit it to its Ray cluster too.
 
     Raises ConfigError with every fault of the file, ResourceError where no node can hold a trial or zoo actor.
     """
@@ -74,9 +75,10 @@ def validate_study(path: Path, overrides: Sequence[str] = (), address: str | Non
     from kt_ray.zoo.untrained import untrained_zoo
 
     config = read_study(path, overrides)
-    ray_config = config.ray.model_copy(update={"address": address}) if address else config.ray
-    with connected(ray_config):
-        actors, concurrency = fitting_counts(config)
+    actors = concurrency = None
+    if here:
+        with connected(config.ray):
+            actors, concurrency = fitting_counts(config)
     dataset = load_dataset(config.dataset)
     architecture = Architecture(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
     one_batch = config.trial.training.model_copy(update={"epochs": 1, "steps_per_epoch": 1})

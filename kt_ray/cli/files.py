@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,16 +57,34 @@ def copy_space(
 def validate(
     file: File,
     overrides: Set = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to fit the resources to.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ask every node of this Ray cluster too: host:port, or its job server's http://…."),
+    ] = None,
+    workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="With --address: the one there.")] = None,
     format_: Format = "table",
 ) -> None:
-    """Tell everything that is wrong with a study file; try one batch through one trial."""
+    """Tell everything that is wrong with a study file; try one batch through one trial; ask a cluster's nodes."""
     from kt_ray.spaces import locate
     from kt_ray.validation import validate_study
 
-    validation = validate_study(locate(file), overrides or (), address)
+    path = locate(file)
+    validation = validate_study(path, overrides or (), here=address is None)
+    content: dict[str, Any] = validation.to_dict()
+    cluster = None
+    if address is not None:
+        from kt_ray.jobs import check_cluster
+
+        cluster = check_cluster(path, address, workspace=workspace, overrides=overrides or ())
+        content["cluster"] = cluster.to_dict()
     if format_ == "json":
-        show_json(validation.to_dict())
-        return
-    for line in validation.lines():
-        say(line)
+        show_json(content)
+    else:
+        for line in validation.lines():
+            say(line)
+        if cluster is not None:
+            show_table([{"node": node.node, **node.resources, **node.versions} for node in cluster.nodes], "cluster")
+            for problem in cluster.problems:
+                say(problem)
+    if cluster is not None and cluster.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,103 @@
+"""`kt-ray submit` and `kt-ray jobs`: studies as jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kt_ray.cli.options import File, Format, Set
+from kt_ray.cli.output import say, show
+
+jobs = typer.Typer(help="Jobs of kt-ray on a Ray cluster: list, logs, stop, resume.", no_args_is_help=True)
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The cluster's job server, such as http://HEAD:8265; RAY_ADDRESS if unset."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `kt-ray jobs list` shows it.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Do not follow the log.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    app.command()(submit)
+    app.add_typer(jobs, name="jobs")
+
+
+def submit(
+    file: File,
+    address: Address = None,
+    overrides: Set = None,
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", "-w", metavar="DIR", help="A directory on the cluster.")
+    ] = None,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Use the kt_ray that the cluster has instead of sending this one.")
+    ] = False,
+    python: Annotated[str, typer.Option(help="The cluster's Python.")] = "python",
+    detach: Detach = False,
+) -> None:
+    """Run a study as a job of a Ray cluster and follow it; exit status is the job's. Ctrl-C only stops following."""
+    from kt_ray.jobs import submit as submit_job
+    from kt_ray.spaces import locate
+
+    job = submit_job(
+        locate(file), address, workspace=workspace, overrides=overrides or (), code=not installed, python=python
+    )
+    _attend(job, address, detach)
+
+
+@jobs.command("list")
+def list_jobs(address: Address = None, format_: Format = "table") -> None:
+    """List the jobs of kt-ray that the cluster remembers, the newest first."""
+    from kt_ray.jobs import jobs as known
+
+    rows = [job.to_dict() for job in known(address)]
+    show(rows, rows, format_, "jobs")
+
+
+@jobs.command()
+def logs(
+    job: JobId,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Print what a job has printed."""
+    from kt_ray.jobs import logs as printed
+
+    if follow:
+        _attend(job, address, detach=False)
+    else:
+        say(printed(job, address))
+
+
+@jobs.command()
+def stop(job: JobId, address: Address = None) -> None:
+    """Send a job SIGTERM, on which a search ends in order, and wait until it has."""
+    from kt_ray.jobs import stop as stop_job
+
+    ended = stop_job(job, address)
+    say(f"{job}: {ended.status}\nnext: kt-ray jobs resume {job}")
+
+
+@jobs.command()
+def resume(job: JobId, address: Address = None, detach: Detach = False) -> None:
+    """Submit again what a job was: the same study goes on from what it has."""
+    from kt_ray.jobs import resume as resume_job
+
+    _attend(resume_job(job, address), address, detach)
+
+
+def _attend(job: str, address: str | None, detach: bool) -> None:
+    """Follow a job to its end and end as it did; with `detach` or on Ctrl-C say how to come back to it."""
+    from kt_ray.jobs import follow, hint
+
+    say(f"job {job}")
+    try:
+        ended = None if detach else follow(job, address, lambda text: typer.echo(text, nl=False))
+    except KeyboardInterrupt:
+        ended = None
+    if ended is None:
+        say(hint(job, address))
+        return
+    raise typer.Exit(int(ended.status != "SUCCEEDED") if ended.exit_status is None else ended.exit_status)
