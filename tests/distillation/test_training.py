@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from kt_ray.config import (
     ATOptions,
     ClassifierConfig,
     DistillTrialConfig,
+    FitConfig,
     FTOptions,
     MethodConfig,
     ParaphraserConfig,
@@ -19,10 +21,14 @@ from kt_ray.config import (
 )
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
+from kt_ray.distillation.factors import Paraphraser
+from kt_ray.distillation.features import feature_shapes, run_with_features
 from kt_ray.distillation.images import batches
+from kt_ray.distillation.methods import build_method
 from kt_ray.distillation.paraphrasing import ParaphraserTraining
 from kt_ray.distillation.stages import Progress, Stages
 from kt_ray.distillation.teaching import KeptTeaching, LiveTeaching
+from kt_ray.distillation.training import StudentTraining
 from kt_ray.errors import CheckpointError, ConfigError
 
 from .conftest import resnet
@@ -57,8 +63,6 @@ def test_teacher_and_paraphraser_do_not_change_while_the_student_trains(
     assert isinstance(teaching, LiveTeaching)
     frozen = [teacher.module, *method.terms["ft"].paraphrasers]
     before = [{name: value.clone() for name, value in module.state_dict().items()} for module in frozen]
-    from kt_ray.distillation.training import StudentTraining
-
     training = StudentTraining(student, method, teaching, cropped.training, stages.dataset)
     start = {name: value.clone() for name, value in training.student.state_dict().items()}
     translators = {name: value.clone() for name, value in method.state_dict().items()}
@@ -197,3 +201,18 @@ def test_faults_are_found_before_anything_is_trained(
         Stages(Cache(tmp_path), dataset).student(changed(trial, **fields))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_any_teacher_and_student_with_maps_of_other_channels_and_size(dataset: Dataset) -> None:
+    teacher = nn.Sequential(nn.Conv2d(1, 10, 3), nn.ReLU(), nn.Conv2d(10, 7, 3), nn.Flatten(), nn.Linear(7 * 24**2, 10))
+    student = nn.Sequential(nn.Conv2d(1, 3, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 6**2, 10))
+    teacher.eval().requires_grad_(False)
+    config = MethodConfig(name="ft+kd", ft=FTOptions(layers=("2:0",)))
+    shapes = [feature_shapes(teacher, ["2"], (1, 28, 28)), feature_shapes(student, ["0"], (1, 28, 28))]
+    assert shapes == [{"2": (7, 24, 24)}, {"0": (3, 6, 6)}]
+    method = build_method(config, *shapes, {"2": Paraphraser(7, 0.5)}, seed=0)
+    fit = FitConfig(epochs=1, crop=2, learning_rate=0.01)
+    training = StudentTraining(student, method, LiveTeaching(teacher, method), fit, dataset)
+    metrics = training.run_epoch()
+    assert metrics.keys() >= {"ft", "kd", "accuracy"}
+    assert method.targets(run_with_features(teacher, torch.rand(2, 1, 28, 28), ["2"]))["ft"][0].shape == (2, 4 * 6 * 6)
