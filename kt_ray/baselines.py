@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ from kt_ray.data import LabelledImages, as_float
 from kt_ray.losses import kl, relative_error
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translators.one_shot import one_shot_block
+from kt_ray.translators.refinement import strokes
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS
 from kt_ray.zoo.members import Zoo
@@ -52,11 +55,12 @@ def nearest_target(train: Zoo, members: Zoo) -> State:
     return {name: value[nearest] for name, value in train.part("target").items()}
 
 
-def fitted(zoo: Zoo, steps: int, images: LabelledImages | None = None, seed: int = 0) -> State:
-    """Target blocks fitted to every member from its pruned block by Adam.
+def fitted(zoo: Zoo, steps: int, inputs: LabelledImages | Literal["strokes", "statistics"], seed: int = 0) -> State:
+    """Target blocks fitted to every member from its pruned block by Adam, on fresh inputs at every step.
 
-    With training `images`, by KL from the source's predictions; without, by the error of the head's input on
-    activations drawn from the source's own BN statistics, which needs no data.
+    `inputs` are training images; or, which needs no data, random strokes, or block inputs drawn from the source's
+    own BN statistics. On images the loss is KL from the source's predictions, on what is made up the error of the
+    head's input plus that of the logits (predictions there are too sure to learn from).
     """
     generator = torch.Generator().manual_seed(seed)
     members = zoo.part("source") | {k: v for k, v in zoo.parameters.items() if k.startswith(("stem.", "head."))}
@@ -65,17 +69,21 @@ def fitted(zoo: Zoo, steps: int, images: LabelledImages | None = None, seed: int
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         with torch.no_grad():
-            if images is not None:
-                chosen = torch.randint(len(images), (FIT_IMAGES,), generator=generator)
-                activations = stem_activations(members, as_float(images.images[chosen]))
-            else:
+            if inputs == "statistics":
                 activations = synthetic_activations(members, zoo.architecture, FIT_IMAGES, generator)
+            elif isinstance(inputs, LabelledImages):
+                chosen = torch.randint(len(inputs), (FIT_IMAGES,), generator=generator)
+                activations = stem_activations(members, as_float(inputs.images[chosen]))
+            else:
+                activations = stem_activations(members, strokes(FIT_IMAGES, zoo.architecture.image_shape, generator))
             surroundings = Surroundings(members, activations, zoo.architecture)
         features = surroundings.features(surroundings.outputs(block))
-        if images is not None:
-            loss = kl(surroundings.logits(features), surroundings.wanted_logits)
+        logits = surroundings.logits(features)
+        if isinstance(inputs, LabelledImages):
+            loss = kl(logits, surroundings.wanted_logits)
         else:
             loss = relative_error(features, surroundings.wanted_features)
+            loss = loss + relative_error(logits, surroundings.wanted_logits)
         optimizer.zero_grad()
         loss.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -116,7 +116,7 @@ def evaluate(
 ) -> Evaluation:
     """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
 
-    With `fit_steps` (the issue of cost: seconds a member) also blocks fitted to each member, with and without data.
+    With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
     """
     train, held_out = zoo.where("train"), zoo.where(members)
     architecture, count = zoo.architecture, len(held_out)
@@ -135,8 +135,11 @@ def evaluate(
     }
     if fit_steps:
         makers |= {
-            f"fitted on images, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, dataset.train),
-            f"fitted on noise, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps),
+            f"fitted on training images, {fit_steps} steps": lambda: baselines.fitted(
+                held_out, fit_steps, dataset.train
+            ),
+            f"fitted on random strokes, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, "strokes"),
+            f"fitted on BN statistics, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, "statistics"),
         }
     blocks, seconds = {}, {}
     for name, make in makers.items():

@@ -113,12 +113,13 @@ class TranslationLoss:
         terms: dict[str, Tensor] = {}
         if any(name in weights for name in STRUCTURE_TERMS):
             known = ~torch.stack([value.flatten(1).isnan().any(1) for value in target.values()]).any(0)
-            terms |= self._structure(_rows(translated, known), _rows(target, known), weights)
+            if known.any():
+                terms |= self._structure(_rows(translated, known), _rows(target, known), weights)
         if images is not None and labels is not None and weights.keys() - set(STRUCTURE_TERMS):
             terms |= self._function(translated, members, images, labels, weights)
-        total = next(iter(translated.values())).new_zeros(())
+        total = 0 * next(iter(translated.values())).sum()  # a loss even where no member has a target
         for name, term in terms.items():
-            total = total + weights[name] * term.sum() / max(1, len(term))
+            total = total + weights[name] * term.mean()
         return total
 
     def _structure(self, translated: State, target: State, weights: Mapping[str, float]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kt_ray import augmentations
+from kt_ray.augmentations import Orientation
 from kt_ray.config import AugmentationConfig, MemberCounts
 from kt_ray.networks import PAIRS, Architecture, State, stacked
 from kt_ray.zoo.members import Zoo
@@ -111,3 +112,90 @@ def test_nothing_asked_nothing_done(random_zoo: Zoo) -> None:
     source, target = augmentations.corrupt(random_zoo.parameters, config, generator(0))
     assert all(torch.equal(value, random_zoo.parameters[f"source.{name}"]) for name, value in source.items())
     assert all(torch.equal(value, random_zoo.parameters[f"target.{name}"]) for name, value in target.items())
+
+
+@few
+@given(seed=seeds)
+def test_rescaling_changes_no_output_of_the_source(random_zoo: Zoo, seed: int) -> None:
+    moved = augmentations.augment(
+        random_zoo.parameters, AugmentationConfig(rescale=0.5), "basic_to_simple", generator(seed)
+    )
+    x = torch.randn(2, 6, 14, 14, generator=generator(seed))
+    block = random_zoo.architecture.source_block()
+    expected = stacked.forward(block, random_zoo.part("source"), x, shared=True)
+    torch.testing.assert_close(
+        stacked.forward(block, stacked.part(moved, "source"), x, shared=True), expected, atol=1e-4, rtol=1e-4
+    )
+    assert not torch.allclose(moved["source.bn1.weight"], random_zoo.parameters["source.bn1.weight"])
+
+
+@few
+@given(seed=seeds, rows=st.booleans(), columns=st.booleans(), transposed=st.booleans())
+def test_a_turned_block_turns_activations(
+    random_zoo: Zoo, seed: int, rows: bool, columns: bool, transposed: bool
+) -> None:
+    orientation = Orientation(rows, columns, transposed)
+    x = torch.randn(2, 6, 14, 14, generator=generator(seed))
+    block = random_zoo.architecture.source_block()
+
+    def turn(maps: torch.Tensor) -> torch.Tensor:
+        maps = maps.flip([axis for axis, flipped in ((-2, rows), (-1, columns)) if flipped])
+        return maps.transpose(-1, -2) if transposed else maps
+
+    expected = turn(stacked.forward(block, random_zoo.part("source"), x, shared=True))
+    actual = stacked.forward(block, orientation.turn(random_zoo.part("source")), turn(x), shared=True)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    back = orientation.turn_back(orientation.turn(random_zoo.parameters))
+    assert all(torch.equal(back[name], value) for name, value in random_zoo.parameters.items())
+
+
+@few
+@given(seed=seeds)
+def test_swapped_units_move_whole_and_cost_the_target(random_zoo: Zoo, seed: int) -> None:
+    """Every unit of the new source is, in all its parts, a unit of some member."""
+    moved = augmentations.swap_units(random_zoo.parameters, 0.3, generator(seed))
+
+    def units(members: State) -> torch.Tensor:
+        source = stacked.part(members, "source")
+        parts = [source["conv1.weight"].flatten(2), source["conv2.weight"].transpose(1, 2).flatten(2)]
+        parts += [source[f"bn1.{name}"][..., None] for name in ("weight", "bias", "running_mean", "running_var")]
+        return torch.cat(parts, dim=2)
+
+    before, after = units(random_zoo.parameters), units(moved)
+    distance = torch.cdist(after.flatten(0, 1), before.flatten(0, 1))
+    assert float(distance.min(1).values.max()) < 1e-3
+    changed = (before != after).flatten(1).any(1)
+    assert torch.equal(moved["target.conv1.weight"].isnan().flatten(1).any(1), changed)
+
+
+@few
+@given(seed=seeds)
+def test_mixup_of_equals_up_to_order_changes_nothing(random_zoo: Zoo, seed: int) -> None:
+    """Members that are one member with its units in other orders mix to that member."""
+    one = augmentations.take_rows(random_zoo.parameters, torch.zeros(4, dtype=torch.long))
+    shuffled = augmentations.permute_hidden(
+        one, torch.stack([torch.randperm(6, generator=generator(seed + i)) for i in range(4)])
+    )
+    mixed = augmentations.augment(shuffled, AugmentationConfig(mixup=0.5), "basic_to_simple", generator(seed))
+    for name, value in shuffled.items():
+        torch.testing.assert_close(mixed[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_mixup_takes_no_more_than_the_share_asked_for(random_zoo: Zoo) -> None:
+    mixed = augmentations.augment(random_zoo.parameters, AugmentationConfig(mixup=0.1), "basic_to_simple", generator(0))
+    moved = (mixed["source.conv1.weight"] - random_zoo.parameters["source.conv1.weight"]).norm()
+    assert 0 < float(moved) < 0.1 * 2 * float(random_zoo.parameters["source.conv1.weight"].norm())
+    assert torch.equal(mixed["stem.conv.weight"], random_zoo.parameters["stem.conv.weight"])
+
+
+def test_varied_blocks_have_no_target(random_zoo: Zoo) -> None:
+    varied = augmentations.augment(random_zoo.parameters, AugmentationConfig(vary=0.1), "basic_to_simple", generator(0))
+    assert varied["target.conv1.weight"].isnan().all()
+    assert not torch.equal(varied["source.conv1.weight"], random_zoo.parameters["source.conv1.weight"])
+
+
+def test_kernel_mask_takes_whole_kernels(random_zoo: Zoo) -> None:
+    masked = augmentations.mask(random_zoo.part("source"), 0.3, generator(0), kernels=True)["conv1.weight"]
+    gone = (masked == 0).flatten(3)
+    assert torch.equal(gone.any(-1), gone.all(-1))
+    assert float(gone.float().mean()) == pytest.approx(0.3, abs=0.06)

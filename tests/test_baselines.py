@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from kt_ray import baselines
-from kt_ray.networks import PAIRS, Architecture, stacked
+from kt_ray.data import Dataset, as_float
+from kt_ray.losses import relative_error
+from kt_ray.networks import PAIRS, Architecture, State, stacked
+from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.zoo.members import Zoo
 
 
@@ -39,3 +42,32 @@ def test_mean_target(random_zoo: Zoo) -> None:
     torch.testing.assert_close(
         mean["conv1.weight"][1], random_zoo.where("train").part("target")["conv1.weight"].mean(0)
     )
+
+
+@pytest.mark.parametrize("inputs", ["images", "strokes", "statistics"])
+def test_fitting_comes_nearer_to_the_source(random_zoo: Zoo, dataset: Dataset, inputs: str) -> None:
+    images = as_float(dataset.selection.images[:16])
+    network = random_zoo.part("source") | {
+        name: value for name, value in random_zoo.parameters.items() if name.startswith(("stem.", "head."))
+    }
+    surroundings = Surroundings(network, stem_activations(network, images), random_zoo.architecture)
+
+    def error(block: State) -> float:
+        logits = surroundings.logits(surroundings.features(surroundings.outputs(block)))
+        return float(relative_error(logits, surroundings.wanted_logits).mean())
+
+    pruned = baselines.one_shot_block(random_zoo.part("source"), random_zoo.architecture)
+    block = baselines.fitted(random_zoo, 20, dataset.train if inputs == "images" else inputs)
+    assert error(block) < 0.9 * error(pruned)
+
+
+def test_synthetic_activations_have_the_stems_statistics(random_zoo: Zoo) -> None:
+    """Before pooling and ReLU their deviation is BN's; after them they are never negative, and brighter where β is."""
+    generator = torch.Generator().manual_seed(0)
+    members = dict(random_zoo.parameters)
+    members["stem.bn.bias"] = torch.tensor([3.0, 1.0, 0.0, -1.0, -3.0, -9.0]).expand(13, 6)
+    activations = baselines.synthetic_activations(members, random_zoo.architecture, 8, generator)
+    assert activations.shape == (13, 6, 8, 14, 14)
+    assert float(activations.min()) == 0
+    means = activations.mean((0, 2, 3, 4))
+    assert torch.equal(means.argsort(descending=True), torch.arange(6))

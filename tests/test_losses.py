@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from kt_ray.config import LossConfig, MemberCounts, NetworkConfig
 from kt_ray.data import Dataset, as_float
-from kt_ray.losses import TranslationLoss, relative_error, weight_mse
-from kt_ray.networks import Architecture
-from kt_ray.translators.tokens import fold_batch_norm
+from kt_ray.evaluation import readable
+from kt_ray.losses import TranslationLoss, aligned_mse, best_order, kl, normalised_mse, relative_error, weight_mse
+from kt_ray.networks import PAIRS, Architecture, stacked
+from kt_ray.translators.surroundings import Surroundings, stem_activations
+from kt_ray.translators.tokens import LAYOUTS, Units, fold_batch_norm, to_units, write
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
@@ -61,3 +68,78 @@ def test_needs() -> None:
     functional = TranslationLoss(LossConfig(weight_mse=0, block_output=1), architecture)
     assert (weights.needs_images, weights.needs_targets) == (False, True)
     assert (functional.needs_images, functional.needs_targets) == (True, False)
+
+
+def test_normalised_mse_does_not_see_the_scale_of_a_tensor() -> None:
+    target = {"a": torch.randn(2, 3, 4), "b": torch.randn(2, 30)}
+    translated = {name: torch.randn_like(value) for name, value in target.items()}
+    scaled = [{"a": 100 * state["a"], "b": state["b"]} for state in (translated, target)]
+    torch.testing.assert_close(normalised_mse(*scaled), normalised_mse(translated, target))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), pair=st.sampled_from(sorted(PAIRS)))
+def test_aligned_mse_sees_neither_order_nor_relu_scale(seed: int, pair: str) -> None:
+    torch.manual_seed(seed)
+    architecture, layout = Architecture(pair), LAYOUTS[pair]
+    blocks = [stacked.stack(architecture.target_block().state_dict() for _ in range(4)) for _ in range(2)]
+    units = to_units(blocks[1], layout)
+    moved = units.take(torch.stack([torch.randperm(units.edges.shape[1]) for _ in range(4)]))
+    if layout.kernels == 2:
+        scale = torch.exp(torch.randn(4, units.edges.shape[1]))
+        both = torch.stack([scale, 1 / scale], dim=-1)[:, :, None, :, None]
+        moved = Units(moved.edges * both, moved.unit * scale[..., None], moved.channel)
+    symmetric = write(moved, layout)
+    torch.testing.assert_close(aligned_mse(blocks[1], symmetric, layout), torch.zeros(4), atol=1e-6, rtol=0)
+    expected = aligned_mse(blocks[0], blocks[1], layout)
+    torch.testing.assert_close(aligned_mse(blocks[0], symmetric, layout), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("units", [3, 6])
+def test_best_order_is_the_best(units: int) -> None:
+    cost = torch.rand(5, units, units, generator=torch.Generator().manual_seed(0))
+    found = cost.gather(2, best_order(cost)[..., None]).sum((1, 2))
+    every = [cost[:, torch.arange(units), torch.tensor(order)].sum(1) for order in itertools.permutations(range(units))]
+    torch.testing.assert_close(found, torch.stack(every).min(0).values)
+
+
+def test_kl() -> None:
+    logits = torch.randn(2, 5, 10)
+    torch.testing.assert_close(kl(logits + 3, logits), torch.zeros(2), atol=1e-6, rtol=0)
+    assert (kl(-logits, logits) > 0).all()
+
+
+@pytest.mark.parametrize("term", ["block_output", "head_input", "kl", "cross_entropy"])
+def test_every_functional_term_prefers_the_source(dataset: Dataset, term: str) -> None:
+    architecture = Architecture("basic_to_biased", NetworkConfig(target_hidden=6))
+    zoo = untrained_zoo(architecture, MemberCounts(train=8, selection=2, test=3))
+    images = as_float(dataset.train.images[:8])
+    surroundings = Surroundings(readable(zoo), stem_activations(readable(zoo), images), architecture)
+    labels = surroundings.wanted_logits.mean(0).argmax(1)
+    loss = TranslationLoss(LossConfig(weight_mse=0, **{term: 1}), architecture)
+    perfect = loss(fold_batch_norm(zoo.part("source")), zoo.parameters, zoo.part("target"), images, labels)
+    twice = {name: 2 * value for name, value in zoo.part("target").items()}
+    assert float(perfect) < float(loss(twice, zoo.parameters, zoo.part("target"), images, labels))
+
+
+def test_schedule() -> None:
+    config = LossConfig(weight_mse=1, block_output=2, kl=3, structure_until=0.5, logits_from=0.75)
+    loss = TranslationLoss(config, Architecture("basic_to_simple"))
+    assert loss.weights(0) == {"weight_mse": 1, "block_output": 2}
+    assert loss.weights(0.25) == {"weight_mse": 0.5, "block_output": 2}
+    assert loss.weights(0.6) == {"block_output": 2}
+    assert loss.weights(0.75) == {"block_output": 2, "kl": 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight_mse": 0}, "at least one loss weight must be above 0"),
+        ({"structure_until": 0.5}, "no loss is left after structure_until=0.5"),
+        ({"weight_mse": 0, "kl": 1, "logits_from": 0.5}, "some steps before logits_from=0.5 have no loss"),
+        ({"kl": 1, "structure_until": 0.3, "logits_from": 0.5}, "some steps before logits_from=0.5 have no loss"),
+    ],
+)
+def test_a_step_without_loss_is_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LossConfig(**fields)

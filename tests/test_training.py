@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from kt_ray.config import TrialConfig, validate
 from kt_ray.data import Dataset
-from kt_ray.errors import CheckpointError, ZooError
+from kt_ray.errors import CheckpointError, ConfigError, ZooError
 from kt_ray.training import TranslatorTraining, learning_rate
 from kt_ray.zoo.members import Zoo
 
@@ -25,7 +28,7 @@ def config(**fields: object) -> TrialConfig:
             "noise": {"std": 0.01, "sides": "both"},
         },
         "loss": {"weight_mse": 1, "block_output": 1, "images": 4},
-        "training": {"epochs": 4, "batch_size": 4, "steps_per_epoch": 2},
+        "training": {"epochs": 4, "batch_size": 4, "steps_per_epoch": 2, "ema": 0.9},
     }
     return validate(TrialConfig, content | fields)
 
@@ -99,3 +102,72 @@ def test_learning_rate() -> None:
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[-1] < 0.001
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
+    """All augmentations, all terms, refinement and EMA in one step leave finite numbers."""
+    everything = config(
+        translator={
+            "family": "axial_transformer",
+            "axial_transformer": {"width": 8, "depth": 1, "heads": 2},
+            "context": "network",
+            "refinement": {"steps": 2, "probes": 2, "width": 8},
+        },
+        loss={
+            "weight_mse": 1, "normalised_mse": 1, "aligned_mse": 1, "block_output": 1, "head_input": 1, "kl": 1,
+            "cross_entropy": 1, "images": 4, "structure_until": 0.5, "logits_from": 0.2,
+        },
+        augmentation={
+            "mask": {"probability": 0.1}, "kernel_mask": {"probability": 0.1}, "noise": {"std": 0.1, "relative": True},
+            "channel_permutation": True, "hidden_permutation": True, "rescale": 0.1, "swap_units": 0.1, "vary": 0.01,
+            "mixup": 0.2,
+        },
+    )  # fmt: skip
+    training = TranslatorTraining(everything, random_zoo, dataset)
+    while not training.finished:
+        assert math.isfinite(training.run_epoch()["loss"])
+
+
+def test_flips_need_no_other_image(random_zoo: Zoo, dataset: Dataset) -> None:
+    flipped = config(augmentation={"flips": True, "transposes": True}, loss={"weight_mse": 0, "kl": 1, "images": 4})
+    assert math.isfinite(TranslatorTraining(flipped, random_zoo, dataset).run_epoch()["loss"])
+
+
+def test_what_excludes_each_other_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"refinement.steps must be 0"):
+        config(translator={"refinement": {"steps": 1}}, augmentation={"flips": True})
+    with pytest.raises(ConfigError, match="make source blocks that have no target"):
+        config(loss={}, augmentation={"swap_units": 0.1})
+
+
+def test_snapshots_are_samples_where_no_target_is_needed(random_zoo: Zoo, dataset: Dataset) -> None:
+    has_target = pa.array([row % 2 == 0 for row in range(len(random_zoo))])
+    column = random_zoo.index.column_names.index("has_target")
+    zoo = replace(random_zoo, index=random_zoo.index.set_column(column, "has_target", has_target))
+
+    def members(**fields: object) -> int:
+        return len(TranslatorTraining(config(**fields), zoo, dataset).members["head.linear.bias"])
+
+    whole, half = len(zoo.where("train", with_target=False)), len(zoo.where("train"))
+    assert members() == whole
+    assert members(augmentation={"snapshots": False}) == half < whole
+    assert members(loss={}, augmentation={}) == half
+
+
+def test_averaged_weights_are_what_is_evaluated(random_zoo: Zoo, dataset: Dataset) -> None:
+    training = TranslatorTraining(config(), random_zoo, dataset)
+    before = {name: value.clone() for name, value in training.translator.state_dict().items()}
+    training.run_epoch()
+    for name, average in training.translator.named_parameters():
+        now = dict(training.model.named_parameters())[name]
+        if not torch.equal(now, before[name]):
+            assert torch.linalg.norm(average - now) < torch.linalg.norm(before[name] - now)
+            assert not torch.equal(average, now)
+
+
+def test_patience_ends_a_trial_that_gets_no_better(random_zoo: Zoo, dataset: Dataset) -> None:
+    stuck = config(training={"epochs": 9, "steps_per_epoch": 1, "batch_size": 2, "learning_rate": 1e-12, "patience": 2})
+    training = TranslatorTraining(stuck, random_zoo, dataset)
+    while not training.finished:
+        training.run_epoch()
+    assert training.epoch == 3
