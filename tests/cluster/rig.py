@@ -73,6 +73,10 @@ class Rig:
             "MLFLOW_TRACKING_USERNAME": self.tracking.user,
             "MLFLOW_TRACKING_PASSWORD": self.tracking.password,
             "OMP_NUM_THREADS": "1",
+            # A node that is silent for a quarter of a minute is given up (Ray's own: over a minute).
+            "RAY_health_check_period_ms": "3000",
+            "RAY_health_check_timeout_ms": "4000",
+            "RAY_health_check_failure_threshold": "4",
         }
 
     def token_only(self) -> dict[str, str]:
@@ -116,21 +120,34 @@ class Rig:
 
     def submit(self, name: str) -> str:
         """`kt-ray submit` on the client's host; the job's id."""
-        overrides = [f"name={name}", f"zoo.name={name}", f"project={name}", f"model_name={name}"]
-        done = self.client.run([sys.executable, "-c", SUBMIT, str(STUDY), self.address, *overrides], self.token_only())
+        done = self.client.run(self._submission(name, "--detach"), self.token_only())
         assert done.returncode == 0, done.stderr + done.stdout
-        job = done.stdout.strip().splitlines()[-1]
+        job = str(self.jobs()[0]["id"])
         self.tell(f"job {job} submitted from the client")
         return job
 
+    def submit_and_follow(self, name: str) -> subprocess.CompletedProcess[str]:
+        """`kt-ray submit` on the client's host, to the job's end."""
+        self.tell(f"study {name} is submitted again and followed")
+        done = self.client.run(self._submission(name), self.token_only(), timeout=900)
+        self.tell("the job has ended", exit_status=done.returncode)
+        return done
+
+    def _submission(self, name: str, *more: str) -> list[str]:
+        overrides = [f"name={name}", f"zoo.name={name}", f"project={name}", f"model_name={name}"]
+        options = [option for override in overrides for option in ("--set", override)]
+        return [*KT_RAY, "submit", str(STUDY), "--address", self.address, *options, *more]
+
     def jobs(self) -> list[dict[str, Any]]:
-        """The jobs that the head remembers, the newest first."""
-        done = self.client.run([sys.executable, "-c", LIST, self.address], self.token_only())
+        """`kt-ray jobs list` on the client's host, the newest first."""
+        done = self.client.run(
+            [*KT_RAY, "jobs", "list", "--address", self.address, "--format", "json"], self.token_only()
+        )
         return list(json.loads(done.stdout)) if done.returncode == 0 else []
 
     def logs(self, job: str) -> str:
         """What the job printed."""
-        return self.client.run([sys.executable, "-c", LOGS, job, self.address], self.token_only()).stdout
+        return self.client.run([*KT_RAY, "jobs", "logs", job, "--address", self.address], self.token_only()).stdout
 
     def status(self, job: str) -> str:
         """The job's status; empty where the head does not answer."""
@@ -159,23 +176,7 @@ class Rig:
         return [name for name, host in found.items() if any(title in program for program in host.programs().values())]
 
 
-SUBMIT = """
-import sys
-from pathlib import Path
-from kt_ray import jobs
-file, address, *overrides = sys.argv[1:]
-print(jobs.submit(Path(file), address, overrides=overrides))
-"""
-LOGS = """
-import sys
-from kt_ray import jobs
-print(jobs.logs(*sys.argv[1:]))
-"""
-LIST = """
-import json, sys
-from kt_ray import jobs
-print(json.dumps([job.to_dict() for job in jobs.jobs(sys.argv[1])]))
-"""
+KT_RAY = [sys.executable, "-m", "kt_ray"]
 NODES = """
 import json, os, sys, urllib.request
 ask = urllib.request.Request(sys.argv[1] + "/nodes?view=summary",
@@ -183,14 +184,6 @@ ask = urllib.request.Request(sys.argv[1] + "/nodes?view=summary",
 summary = json.load(urllib.request.urlopen(ask, timeout=5))["data"]["summary"]
 print(sum(node["raylet"].get("state") == "ALIVE" for node in summary))
 """
-
-
-def until_end(rig: Rig, job: str, seconds: float) -> str:
-    """Wait for the job's end; its status."""
-    wait_for(f"job {job} ends", lambda: rig.status(job) in ("SUCCEEDED", "FAILED", "STOPPED"), seconds)
-    status = rig.status(job)
-    rig.tell(f"job {job} ended", status=status)
-    return status
 
 
 def calm(rig: Rig, name: str) -> dict[str, Any]:
@@ -209,41 +202,54 @@ def calm(rig: Rig, name: str) -> dict[str, Any]:
     return {"seconds": round(took, 1), "zoo_actors_on": sorted(trainers), "trials_on": sorted(trials)}
 
 
-def storm(rig: Rig, name: str) -> dict[str, Any]:
+def storm(rig: Rig, name: str, members: int, trials: int) -> dict[str, Any]:
     """The same study with everything in its way."""
     began = time.monotonic()
     job = rig.submit(name)
-    wait_for("the first members", lambda: 0 < rig.members(name) < 28, 240)
-    lose(rig, "worker1", f"{rig.members(name)} of 28 members are built")
-    wait_for("the first trials", lambda: rig.finished(name) >= 1, 400)
-    lose(rig, "worker2", f"{rig.finished(name)} of 8 trials are complete")
-    wait_for("more trials", lambda: rig.finished(name) >= 2, 240)
+    wait_for("the first members", lambda: 0 < rig.members(name) < members, 240)
+    lose(rig, "worker1", f"{rig.members(name)} of {members} members are built")
+    wait_for("a first trial", lambda: rig.finished(name) >= 1, 400)
+    lose(rig, "worker2", f"{rig.finished(name)} of {trials} trials are complete")
+    wait_for("a second trial", lambda: rig.finished(name) >= 2, 240)
     rig.hosts["worker1"].cut()
     rig.tell("the cable of worker1 is out")
-    time.sleep(45)  # longer than Ray's health check bears
+    dead = wait_for("Ray gives worker1 up", lambda: rig.nodes() == 2, 120)
     rig.hosts["worker1"].mend()
-    rig.tell("the cable of worker1 is back", nodes=rig.nodes())
-    rig.tracking.restart(away=5)
-    rig.tell("MLflow was killed and is back")
+    rig.tell(f"Ray gave worker1 up after {dead:.0f} s; its cable is back")
+    rig.tracking.kill()
+    rig.tell("MLflow is dead")
+    done = rig.finished(name)
+    wait_for("a trial without MLflow", lambda: rig.finished(name) > done, 240)
+    rig.tell(f"{rig.finished(name)} of {trials} trials are complete, without MLflow")
     rig.database.restart(away=3)
     rig.tell("PostgreSQL was restarted")
-    time.sleep(5)
-    if rig.status(job) not in ("PENDING", "RUNNING"):
-        rig.tell("the job did not outlive that; it is submitted again", status=rig.status(job))
+    done = rig.finished(name)
+    if moved_on(rig, job, name, done):
+        rig.tell("the job outlived that")
+    else:
+        rig.tell("the job did not outlive that; it is submitted again once MLflow is back", status=rig.status(job))
+        rig.tracking.start()
         job = rig.submit(name)
-    wait_for("more trials", lambda: rig.finished(name) >= 4, 300)
-    at = rig.finished(name)
+        wait_for("another trial", lambda: rig.finished(name) > done, 240)
     rig.head.unplug()
-    rig.tell(f"the head is dead; {at} of 8 trials are complete")
-    for name_, host in rig.hosts.items():
+    rig.tell(f"the head is dead; {rig.finished(name)} of {trials} trials are complete")
+    for worker, host in rig.hosts.items():
         host.unplug()
-        rig.hosts[name_] = rig.network.host(name_)
+        rig.hosts[worker] = rig.network.host(worker)
+    rig.tracking.start()
+    rig.tell("MLflow is back")
     rig.head = rig.network.host("head")
     rig.start_cluster()
-    job = rig.submit(name)
-    status = until_end(rig, job, 600)
-    check(status == "SUCCEEDED", f"job {job} succeeds", rig, rig.logs(job))
+    ended = rig.submit_and_follow(name)
+    check(ended.returncode == 0, "the job succeeds, and so does `kt-ray submit`", rig, ended.stdout + ended.stderr)
     return {"seconds": round(time.monotonic() - began, 1)}
+
+
+def moved_on(rig: Rig, job: str, name: str, done: int) -> bool:
+    """Whether another trial completes before the job ends."""
+    over = ("SUCCEEDED", "FAILED", "STOPPED")
+    wait_for("another trial, or the job's end", lambda: rig.finished(name) > done or rig.status(job) in over, 300)
+    return rig.status(job) not in over
 
 
 def lose(rig: Rig, name: str, when: str) -> None:
@@ -349,7 +355,8 @@ def main() -> int:
                 results["calm"] = calm(rig, "calm")
                 check(results["calm"]["zoo_actors_on"] == list(WORKERS), "zoo actors ran on both workers only", rig)
                 check(results["calm"]["trials_on"] == list(WORKERS), "trials ran where their resource is", rig)
-                results["storm"] = storm(rig, "storm")
+                members = sum(config.zoo.members.model_dump().values())
+                results["storm"] = storm(rig, "storm", members, config.search.trials)
                 results["found"] = compare(rig, config)
             except (AssertionError, TimeoutError, subprocess.SubprocessError) as error:
                 failure = f"{type(error).__name__}: {error}"

@@ -133,11 +133,9 @@ class Tracking:
         probe = [sys.executable, "-c", f"import urllib.request as u; u.urlopen('{self.uri}/health', timeout=5)"]
         wait_for("MLflow answers", lambda: host.run(probe).returncode == 0, 180)
 
-    def restart(self, away: float) -> None:
-        """Kill, and start again after `away` seconds."""
+    def kill(self) -> None:
+        """Kill it and its workers."""
         self.database.host.kill("mlflow")
-        time.sleep(away)
-        self.start()
 
 
 @dataclass
