@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -58,17 +60,27 @@ class Objective(Frozen):
 
 
 class SamplerConfig(Frozen):
-    """An Optuna sampler by name, with its options as Optuna names them."""
+    """An Optuna sampler by name, with its options as Optuna names them. `grid` takes every point once."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid"] = "tpe"
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class PrunerConfig(Frozen):
-    """An Optuna pruner by name, with its options as Optuna names them."""
+    """An Optuna pruner by name, with its options as Optuna names them. `patient` wraps the one in `pruner`.
 
-    name: Literal["none", "median"] = "median"
+    Optuna prunes only studies of one objective.
+    """
+
+    name: Literal["none", "median", "percentile", "successive_halving", "hyperband", "wilcoxon", "patient"] = "median"
     options: dict[str, Any] = Field(default_factory=dict)
+    pruner: PrunerConfig | None = Field(None, description="what `patient` wraps; none: it prunes by patience alone")
+
+    @model_validator(mode="after")
+    def _only_patient_wraps(self) -> PrunerConfig:
+        if self.pruner is not None and self.name != "patient":
+            raise ValueError(f"only `patient` wraps another pruner, got one in {self.name}")
+        return self
 
 
 class TrialResources(Frozen):
@@ -77,6 +89,38 @@ class TrialResources(Frozen):
     cpus: PositiveFloat = 1.0
     gpus: float = Field(0.0, ge=0)
     resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
+    label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
+
+
+CONSTRAINT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
+
+
+class Constraint(Frozen):
+    """A bound on a reported metric, written `parameters <= 1e6`."""
+
+    metric: str
+    sign: Literal["<=", ">="]
+    bound: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = CONSTRAINT.fullmatch(value)
+        try:
+            return {"metric": match[1], "sign": match[2], "bound": float(match[3])}  # type: ignore[index]
+        except (TypeError, ValueError):
+            raise ValueError(f"expected a bound such as `parameters <= 1e6`, got {value!r}") from None
+
+    def excess(self, metrics: Mapping[str, float]) -> float:
+        """By how much `metrics` break the bound: above 0 if they do. A metric that is missing breaks it."""
+        value = metrics.get(self.metric, math.nan)
+        excess = value - self.bound if self.sign == "<=" else self.bound - value
+        return math.inf if math.isnan(excess) else excess
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.sign} {self.bound:g}"
 
 
 class SearchConfig(Frozen):
@@ -84,10 +128,18 @@ class SearchConfig(Frozen):
 
     trials: PositiveInt = Field(20, description="trials to finish (complete or pruned)")
     hours: PositiveFloat | None = Field(None, description="stop asking for trials after so many hours of one run")
+    device_hours: PositiveFloat | None = Field(
+        None, description="stop asking for trials once the study's have used so many GPU-hours (CPU-hours without GPU)"
+    )
     seed: int = Field(0, ge=0)
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     objectives: tuple[Objective, ...] = (Objective(),)
+    constraints: tuple[Constraint, ...] = Field((), description="trials outside are steered away from, and never best")
+    tolerance: float = Field(
+        0.0, ge=0, description="of several objectives: so close to the best first one, the next decides the champion"
+    )
+    points: tuple[dict[str, Choice], ...] = Field((), description="points of the space to try first; may be partial")
     concurrency: PositiveInt | None = Field(None, description="trials at once; what the cluster bears if unset")
     resources: TrialResources = TrialResources()
     retries: int = Field(2, ge=0, description="tries again of a trial that died with its node or worker")
@@ -97,7 +149,20 @@ class SearchConfig(Frozen):
     def _some_objective(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if not value:
             raise ValueError("at least one objective is needed")
+        if len({objective.metric for objective in value}) < len(value):
+            raise ValueError("each objective needs a metric of its own")
         return value
+
+    @model_validator(mode="after")
+    def _sampler_fits(self) -> SearchConfig:
+        if len(self.objectives) > 1 and self.sampler.name == "cmaes":
+            raise ValueError("cmaes takes one objective; use nsga2, tpe or gp for several")
+        if self.constraints and self.sampler.name not in CONSTRAINED:
+            raise ValueError(f"{self.sampler.name} knows no constraints; use one of {', '.join(CONSTRAINED)}")
+        return self
+
+
+CONSTRAINED = ("tpe", "gp", "nsga2", "nsga3", "random", "grid")  # the last two sample on regardless
 
 
 class RayConfig(Frozen):

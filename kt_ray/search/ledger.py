@@ -116,10 +116,23 @@ class Ledger:
 
     def _lacks(self) -> bool:
         """Whether the study needs a trial that nothing runs."""
-        hours = self._search.hours
+        return self._done + len(self._live) < self._total and self.limit is None
+
+    @property
+    def limit(self) -> str | None:
+        """What keeps the search from starting more trials though the study lacks some: a budget, or the grid's end."""
+        hours, device_hours = self._search.hours, self._search.device_hours
         if hours is not None and time.monotonic() - self._began > 3600 * hours:
-            return False
-        return self._done + len(self._live) < self._total
+            return f"search.hours={hours:g} are used up"
+        if device_hours is not None and self._device_hours() >= device_hours:
+            return f"search.device_hours={device_hours:g} are used up"
+        if self._exhausted:
+            return "every point of the grid is tried"
+        return None
+
+    def _device_hours(self) -> float:
+        seconds = self._seconds + sum(live.seconds for live in self._live.values())
+        return self._devices * seconds / 3600
 
     def start(self, tune_id: str) -> dict[str, Any] | None:
         """Ask the study for a trial. Returns what its worker needs, or None while there is nothing to start."""
@@ -128,6 +141,7 @@ class Ledger:
         try:
             while self._lacks():
                 candidate = self._study.ask()
+                self._exhausted = self._study.exhausted
                 run = self._tracker.trial_run(
                     self._study_run,
                     self._study.config.name,
@@ -160,12 +174,13 @@ class Ledger:
         if report.failure is not None:
             live.failure, live.infrastructure = report.failure, report.infrastructure
             return False
-        live.metrics, live.seconds, live.finished = report.metrics, report.seconds, report.finished
+        live.metrics = report.metrics | {"trial_seconds": report.seconds}
+        live.seconds, live.finished = report.seconds, report.finished
         try:
             if report.epoch > live.candidate.step:
-                self._study.values(report.metrics)
-                self._tracker.log(live.run, report.metrics, report.epoch)
-                live.pruned = self._study.report(live.candidate, report.epoch, report.metrics) and not report.finished
+                self._study.values(live.metrics)
+                self._tracker.log(live.run, live.metrics, report.epoch)
+                live.pruned = self._study.report(live.candidate, report.epoch, live.metrics) and not report.finished
                 self._losses_in_a_row = 0
                 self._tell_progress()
         except ValueError as error:
@@ -268,12 +283,12 @@ class Ledger:
         self._done = self._pruned + sum(trial.state is TrialState.COMPLETE for trial in last)
         self._seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last)
         self._best = self._study.best()
+        self._exhausted = self._study.exhausted
 
     def progress(self) -> SearchProgress:
         """Where the search stands."""
         done_now = self._done - self._finished_before
         elapsed = time.monotonic() - self._began
-        seconds = self._seconds + sum(live.seconds for live in self._live.values())
         return SearchProgress(
             done=self._done - self._pruned,
             running=len(self._live),
@@ -283,7 +298,7 @@ class Ledger:
             best_value=self._best.values[0] if self._best else None,
             best_params=dict(self._best.params) if self._best else {},
             eta_seconds=elapsed / done_now * max(self._total - self._done, 0) if done_now else None,
-            device_hours=self._devices * seconds / 3600,
+            device_hours=self._device_hours(),
         )
 
     def _tell_progress(self) -> None:

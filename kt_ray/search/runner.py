@@ -19,18 +19,24 @@ from ray import tune
 
 from kt_ray.config import StudyConfig, TrialConfig, TrialResources
 from kt_ray.data import Dataset
+from kt_ray.errors import ConfigError, StudyError
 from kt_ray.ray_cluster import fitting
+from kt_ray.search.changes import check_space, check_unchanged, searched_with
 from kt_ray.search.ledger import Ledger, Tracking
+from kt_ray.search.lock import Lease, driving
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.pruning import PruningScheduler
 from kt_ray.search.searcher import StudySearcher
 from kt_ray.search.session import TRANSLATOR, Training, TrainingFactory
 from kt_ray.search.sharing import pack
-from kt_ray.search.storage import open_storage
+from kt_ray.search.space import point_problems, problems
+from kt_ray.search.storage import enduring_storage
 from kt_ray.search.study import SearchStudy, lineage_of
 from kt_ray.search.trial import TranslatorTrial
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo
+
+logger = logging.getLogger(__name__)
 
 # Ray Tune without loggers, snapshots, output or signal handlers of its own.
 TUNE_SETTINGS = {
@@ -49,13 +55,15 @@ TUNE_SETTINGS = {
 class SearchResult:
     """How a search ended.
 
-    `stopped` says why it ended before the study had what it lacks; None where it has it. `translator` is the file of
-    the best complete trial's translator.
+    `stopped` names the signal that ended it, `limit` the budget or grid that kept it from having all its trials.
+    `translator` is the file of the champion's translator; with several objectives or constraints, see
+    `kt_ray.search.study.chosen` for the rule that names the champion.
     """
 
     name: str
     trials: int
     stopped: str | None
+    limit: str | None
     best_trial: int | None
     best_value: float | None
     best_params: dict[str, Any]
@@ -79,40 +87,58 @@ def run_search(
     tracker: Tracking,
     on_progress: Callable[[SearchProgress], None] | None = None,
     *,
+    accept_changes: bool = False,
     make_training: TrainingFactory = train_translator,
 ) -> SearchResult:
     """Run the trials that the study of `config` still lacks, on the Ray cluster that is connected.
 
-    SIGINT and SIGTERM end it in order; a second one at once. Raises StudyError, ResourceError or TrackingError.
+    SIGINT and SIGTERM end it in order; a second one at once. Raises StudyError where another driver lives, or where
+    zoo, dataset or base trial are not those of the study's trials (unless `accept_changes`); ResourceError where no
+    node can hold a trial; TrackingError.
     """
-    study = SearchStudy(config, open_storage(workspace.study_storage))
-    study.recover("its driver died")
-    resources = config.search.resources
-    study_run = tracker.study_run(config.name, _study_params(config, zoo), {"kt_ray.zoo_fingerprint": zoo.fingerprint})
-    ledger = Ledger(
-        study,
-        tracker,
-        study_run,
-        Path(workspace.checkpoints(config.name)),
-        total=config.search.trials,
-        concurrency=_concurrency(config),
-        devices=resources.gpus or resources.cpus,
-        on_progress=on_progress,
-    )
-    if not ledger.over:
-        with _stopping_on_signals(ledger):
-            _execute(ledger, config, workspace, zoo, dataset, make_training)
+    faults = problems(config.space, config.trial) + point_problems(config.search.points, config.space)
+    if faults:
+        raise ConfigError(faults)
+    study = SearchStudy(config, enduring_storage(workspace.study_storage))
+    with driving(study.optuna) as lease:
+        for change in check_unchanged(study.optuna, searched_with(config, zoo, dataset), accept=accept_changes):
+            logger.warning("study %s, changed: %s", config.name, change)
+        check_space(config, study.trials())
+        resources = config.search.resources
+        devices = resources.gpus or resources.cpus
+        study.describe(devices)
+        study.recover("its driver died")
+        study.enqueue(config.search.points)
+        run = tracker.study_run(config.name, _study_params(config, zoo), {"kt_ray.zoo_fingerprint": zoo.fingerprint})
+        ledger = Ledger(
+            study,
+            tracker,
+            run,
+            Path(workspace.checkpoints(config.name)),
+            total=config.search.trials,
+            concurrency=_concurrency(config),
+            devices=devices,
+            on_progress=on_progress,
+        )
+        if not ledger.over:
+            with _stopping_on_signals(ledger):
+                _execute(ledger, lease, config, workspace, zoo, dataset, make_training)
+        return _result(study, ledger, run)
+
+
+def _result(study: SearchStudy, ledger: Ledger, run: str) -> SearchResult:
     best = study.best()
     translator = ledger.directory(lineage_of(best)) / TRANSLATOR if best else None
     return SearchResult(
-        name=config.name,
-        trials=config.search.trials,
+        name=study.config.name,
+        trials=study.config.search.trials,
         stopped=ledger.stopped,
+        limit=ledger.limit,
         best_trial=lineage_of(best) if best else None,
         best_value=best.values[0] if best else None,
         best_params=dict(best.params) if best else {},
         translator=translator if translator and translator.is_file() else None,
-        study_run=study_run,
+        study_run=run,
         progress=ledger.progress(),
     )
 
@@ -136,16 +162,23 @@ def _demand(resources: TrialResources) -> dict[str, float]:
 
 def _concurrency(config: StudyConfig) -> int:
     """Trials at once: what the cluster bears, or what is asked for. Raises ResourceError where none fits."""
-    bears = fitting(_demand(config.search.resources))
+    bears = fitting(_demand(config.search.resources), config.search.resources.label_selector)
     return min(config.search.concurrency or bears, bears)
 
 
 def _execute(
-    ledger: Ledger, config: StudyConfig, workspace: Workspace, zoo: Zoo, dataset: Dataset, make: TrainingFactory
+    ledger: Ledger,
+    lease: Lease,
+    config: StudyConfig,
+    workspace: Workspace,
+    zoo: Zoo,
+    dataset: Dataset,
+    make: TrainingFactory,
 ) -> None:
     """Run Ray Tune until the ledger is over. Raises what the study or MLflow raised on the way."""
     resources = config.search.resources
     demand = {name: amount for name, amount in _demand(resources).items() if amount > 0}
+    labels = resources.label_selector
     trainable = tune.with_resources(
         tune.with_parameters(
             TranslatorTrial,
@@ -155,7 +188,7 @@ def _execute(
             device="cuda" if resources.gpus else "cpu",
             threads=max(1, int(resources.cpus)),
         ),
-        tune.PlacementGroupFactory([demand]),
+        tune.PlacementGroupFactory([demand], bundle_label_selector=[labels] if labels else None),
     )
     scratch = Path(tempfile.mkdtemp(prefix=".tune-", dir=workspace.root))
     try:
@@ -171,7 +204,7 @@ def _execute(
                 run_config=tune.RunConfig(
                     name=config.name,
                     storage_path=str(scratch),
-                    stop=_Halt(ledger),
+                    stop=_Halt(ledger, lease),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                     verbose=0,
                 ),
@@ -179,21 +212,27 @@ def _execute(
             tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        ledger.interrupt(ledger.stopped or "the search ended early")
+        if lease.lost is None:
+            ledger.interrupt(ledger.stopped or "the search ended early")
     if ledger.fault is not None:
         raise ledger.fault
 
 
 class _Halt(tune.Stopper):
-    """Stops Ray Tune when the ledger is halted. Trials stop by the scheduler."""
+    """Stops Ray Tune when the ledger is halted or another driver has taken over. Trials stop by the scheduler."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, lease: Lease) -> None:
         self._ledger = ledger
+        self._lease = lease
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never: the scheduler decides."""
         return False
 
     def stop_all(self) -> bool:
+        """Whether everything is to end."""
+        if self._lease.lost is not None and self._ledger.fault is None:
+            self._ledger.fault = StudyError(f"this driver was taken for dead; the study went to {self._lease.lost}")
         return self._ledger.halted
 
 

@@ -6,9 +6,9 @@ import itertools
 import math
 import random
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -17,6 +17,9 @@ from kt_ray.config import Distribution, TrialConfig, set_path
 from kt_ray.config.base import explain
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    import optuna
 
 Distributions = Mapping[str, Distribution]
 PROBES = 200  # random points that `problems` tries on the base configuration
@@ -109,6 +112,19 @@ def to_optuna(space: Distributions, base: TrialConfig | None = None) -> Space:
     return Space({path: space[path] for path in _ordered(space)}, known)
 
 
+def to_distribution(distribution: Distribution) -> optuna.distributions.BaseDistribution:
+    """`distribution` as Optuna's own."""
+    from optuna import distributions
+
+    if distribution.categorical is not None:
+        return distributions.CategoricalDistribution(distribution.categorical)
+    if distribution.int_range is not None:
+        whole = int(distribution.step or 1)
+        return distributions.IntDistribution(*distribution.int_range, log=distribution.log, step=whole)
+    assert distribution.float_range is not None
+    return distributions.FloatDistribution(*distribution.float_range, log=distribution.log, step=distribution.step)
+
+
 def apply(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
     """`base` with dotted `values` set, validated again. Raises ConfigError with all faults."""
     content = base.model_dump()
@@ -165,6 +181,31 @@ def problems(space: Distributions, base: TrialConfig) -> list[str]:
     if found:
         return found
     return _joint_problems(callable_space, base)
+
+
+def point_problems(points: Sequence[Mapping[str, Any]], space: Distributions) -> list[str]:
+    """What is wrong with points to try first: paths that are not searched, values outside the space."""
+    found = []
+    for point in points:
+        for path, value in point.items():
+            if path not in space:
+                found.append(f"search.points: {path} is not searched; the space has {', '.join(space) or 'no path'}")
+            elif not contains(space[path], value):
+                found.append(f"search.points: {path}={value!r} lies outside the space")
+    return found
+
+
+def contains(distribution: Distribution, value: Any) -> bool:
+    """Whether `value` can be drawn from `distribution`."""
+    if distribution.categorical is not None:
+        return any(value == choice and type(value) is type(choice) for choice in distribution.categorical)
+    low, high = distribution.float_range or distribution.int_range or (0, 0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        return False
+    if distribution.int_range is not None and value != int(value):
+        return False
+    step = distribution.step or (1 if distribution.int_range is not None else None)
+    return step is None or abs((value - low) / step - round((value - low) / step)) < 1e-9
 
 
 def _path_problems(path: str, distribution: Distribution, base: TrialConfig) -> list[str]:

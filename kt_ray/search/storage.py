@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 
 from kt_ray.errors import StudyError
 
+logger = logging.getLogger(__name__)
+
 JOURNAL = "journal://"
+PATIENCE = 600.0  # seconds that a search waits for a database that is away
 TRIES = 10  # at making the tables, which another process may be making too
 
 
@@ -27,13 +33,18 @@ def open_storage(url: str, *, create: bool = True) -> BaseStorage:
         try:
             return _open(url, path)
         except Exception as error:  # SQLAlchemy, database drivers and the operating system each raise their own
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = first_line(error)
             if attempt + 1 == TRIES or not any(
                 word in reason for word in ("already exists", "locked", "UNIQUE", "unique")
             ):
                 raise StudyError(f"the study storage {shown(url)} cannot be opened: {reason}") from None
             time.sleep(0.2)
     raise AssertionError
+
+
+def enduring_storage(url: str) -> BaseStorage:
+    """The storage at `url` for a search: once it is open, calls wait for a database that is away for a while."""
+    return cast(BaseStorage, Enduring(open_storage(url), url))
 
 
 def study_names(url: str) -> list[str]:
@@ -69,3 +80,41 @@ def _open(url: str, path: Path | None) -> BaseStorage:
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     # `get_storage` puts the cache in front that keeps asking fast with thousands of trials.
     return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=options))
+
+
+class Enduring:
+    """A storage whose calls outlast an absence of the database: tried again with growing pauses for `PATIENCE`.
+
+    An Optuna study takes it for the storage itself. Raises StudyError where the database stays away.
+    """
+
+    def __init__(self, storage: BaseStorage, url: str) -> None:
+        self._storage = storage
+        self._url = url
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._storage, name)
+        if not callable(attribute):
+            return attribute
+
+        @functools.wraps(attribute)
+        def enduring(*args: Any, **kwargs: Any) -> Any:
+            deadline = time.monotonic() + PATIENCE
+            pause = 0.5
+            while True:
+                try:
+                    return attribute(*args, **kwargs)
+                except (optuna.exceptions.StorageInternalError, OSError) as error:
+                    reason = first_line(error.__cause__ or error)
+                    if time.monotonic() > deadline:
+                        raise StudyError(f"the study storage {shown(self._url)} stays away: {reason}") from None
+                    logger.warning("the study storage does not answer (%s); trying again in %.0f s", reason, pause)
+                    time.sleep(pause)
+                    pause = min(2 * pause, 30)
+
+        return enduring
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

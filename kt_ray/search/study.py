@@ -8,6 +8,8 @@ parameters takes its place; both belong to one *lineage*, named by the number of
 from __future__ import annotations
 
 import math
+import random
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +18,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.config import StudyConfig
+from kt_ray.config.study import Constraint
 from kt_ray.errors import StudyError
-from kt_ray.search.samplers import build_pruner, build_sampler, trial_seed
+from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler
 from kt_ray.search.space import to_optuna
 
+SEARCH = "search"  # user attribute of the study: what reading it needs to know of its configuration
+
 # User attributes of a trial.
-ORDINAL = "ordinal"  # how many lineages were sampled before this one; set once all values are drawn
+GRID = "grid"  # which point of the grid it is
 METRICS = "metrics"  # the last report
 STEP = "step"  # the epoch of the last report
 SECONDS = "seconds"  # time its workers spent on it
@@ -71,6 +76,31 @@ def lineages(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
     return last
 
 
+def broken(trial: FrozenTrial, constraints: Iterable[Constraint]) -> list[Constraint]:
+    """The constraints that a finished trial breaks."""
+    metrics = trial.user_attrs.get(METRICS, {})
+    return [constraint for constraint in constraints if constraint.excess(metrics) > 0]
+
+
+def chosen(study: optuna.Study) -> FrozenTrial | None:
+    """The champion of a study: of its complete trials within the constraints, the best by the first objective.
+
+    Of several objectives, the next one decides among those within `tolerance` of the best, and so on; of equals, the
+    earlier one wins.
+    """
+    search = study.user_attrs.get(SEARCH, {})
+    constraints = [Constraint.model_validate(text) for text in search.get("constraints", [])]
+    last = lineages(study.get_trials(deepcopy=False))
+    left = [trial for _, trial in sorted(last.items()) if trial.state is TrialState.COMPLETE]
+    left = [trial for trial in left if not broken(trial, constraints)]
+    for index, direction in enumerate(study.directions):
+        sign = 1 if direction is optuna.study.StudyDirection.MAXIMIZE else -1
+        slack = search.get("tolerance", 0.0) if index + 1 < len(study.directions) else 0.0
+        best = max((sign * trial.values[index] for trial in left), default=math.nan)
+        left = [trial for trial in left if sign * trial.values[index] >= best - slack]
+    return left[0] if left else None
+
+
 class SearchStudy:
     """An Optuna study opened to search: asks for trials, hears reports, decides on pruning, tells ends."""
 
@@ -93,6 +123,45 @@ class SearchStudy:
                 "an objective cannot change: give the study another `name`"
             )
         self.space = to_optuna(config.space, config.trial)
+        self._grid = self._grid_points() if config.search.sampler.name == "grid" else None
+
+    def describe(self, devices: float) -> None:
+        """Leave in the study what readers of it need to know. `devices` is how many a trial holds."""
+        search = self.config.search
+        content = {
+            "metrics": [objective.metric for objective in self.objectives],
+            "constraints": [str(constraint) for constraint in search.constraints],
+            "tolerance": search.tolerance,
+            "trials": search.trials,
+            "devices": devices,
+            "device": "GPU" if search.resources.gpus else "CPU",
+        }
+        if self.optuna.user_attrs.get(SEARCH) != content:
+            self.optuna.set_user_attr(SEARCH, content)
+        if self.optuna.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.optuna.set_metric_names([objective.metric for objective in self.objectives])
+
+    def enqueue(self, points: Iterable[Mapping[str, Any]]) -> None:
+        """Try `points` before anything is drawn; those the study has already are left out."""
+        for point in points:
+            self.optuna.enqueue_trial(dict(point), skip_if_exists=True)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a grid has no point left, and nothing waits."""
+        if self._grid is None:
+            return False
+        trials = self.trials()
+        taken = {trial.user_attrs.get(GRID) for trial in trials}
+        return len(taken - {None}) >= len(self._grid) and not any(trial.state is TrialState.WAITING for trial in trials)
+
+    def _grid_points(self) -> list[dict[str, Any]]:
+        """Every point of the space, in an order that the seed decides."""
+        points = list(self.space.points())
+        random.Random(self.config.search.seed).shuffle(points)
+        return points
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial as the storage has it."""
@@ -107,10 +176,8 @@ class SearchStudy:
         return sum(trial.state in FINISHED for trial in self.lineages().values())
 
     def best(self) -> FrozenTrial | None:
-        """The complete trial with the best first objective, if there is one."""
-        complete = [trial for trial in self.lineages().values() if trial.state is TrialState.COMPLETE]
-        sign = 1 if self.objectives[0].direction == "maximize" else -1
-        return max(complete, key=lambda trial: sign * trial.values[0], default=None)
+        """The champion of the study, if a trial is complete."""
+        return chosen(self.optuna)
 
     def last_metrics(self, candidate: Candidate) -> dict[str, float]:
         """What a trial asked again had reported last: its objective."""
@@ -126,9 +193,18 @@ class SearchStudy:
 
     def ask(self) -> Candidate:
         """The next trial to run: one that waits to be asked again, else one newly drawn."""
-        drawn = sum(ORDINAL in trial.user_attrs and not retries_of(trial) for trial in self.trials())
-        # A fresh sampler, seeded by the trial's place in the study: no generator's state has to outlive the driver.
-        self.optuna.sampler = build_sampler(self.config.search.sampler, trial_seed(self.config.search.seed, drawn))
+        trials = self.trials()
+        drawn = sum(ORDINAL in trial.user_attrs and not retries_of(trial) for trial in trials)
+        waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
+        if waiting is None and self._grid is not None:
+            taken = {trial.user_attrs.get(GRID) for trial in trials}
+            index = next(index for index in range(len(self._grid)) if index not in taken)
+            self.optuna.enqueue_trial(self._grid[index], user_attrs={GRID: index})
+        if waiting is not None and ORDINAL in waiting.user_attrs:
+            # Its values are drawn already: no sampler is to take it for a further one.
+            self.optuna.sampler = optuna.samplers.RandomSampler(seed=0)
+        else:
+            self.optuna.sampler = build_sampler(self.config.search.sampler, self.config.search.seed, drawn)
         trial = self.optuna.ask()
         values = self.space(trial)
         frozen = self._frozen(trial.number)
@@ -173,6 +249,9 @@ class SearchStudy:
         """Tell the study how a trial ended that trained to its end or was pruned."""
         candidate.trial.set_user_attr(METRICS, dict(metrics))
         candidate.trial.set_user_attr(SECONDS, seconds)
+        for constraint in self.config.search.constraints:
+            if f"constraints:{constraint}" not in self._frozen(candidate.number).system_attrs:
+                candidate.trial.set_constraint(str(constraint), min(constraint.excess(metrics), 1e30))
         if pruned:
             self.optuna.tell(candidate.trial.number, state=TrialState.PRUNED)
         else:
