@@ -16,7 +16,7 @@ from kt_ray.translators.axial_transformer import RANK_CODE, AxialLayer, EdgeOutp
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, write
 
-FIRST_RATE, LAST_RATE = 0.018, 0.01  # of Adam's first and last step before training; weights are about 0.2
+FIRST_RATE, LAST_RATE = 0.015, 0.008  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
 SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
@@ -25,8 +25,10 @@ class Refiner(nn.Module):
     """Steps on target units, each from its error on the probes and the gradient of that, and all the source's units.
 
     Before training a step is Adam's; its rates are learned for each kind of weight, and to it comes what an axial
-    layer over the target's and source's tokens [B, K + H, C, width] adds, at first nothing. Tokens are carried from
-    step to step. The error is that of the input of the head's ReLU plus that of the logits, each over its variance.
+    layer over the target's and source's tokens [B, K + H, C, width] adds, at first nothing. The layer is the same at
+    every step; tokens are carried from step to step. The error is that of the input of the head's ReLU plus that of
+    the logits, each over its variance. In training only some of the steps, drawn anew each time, pass gradients on
+    to the probes: the second derivatives are what training costs.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -35,14 +37,15 @@ class Refiner(nn.Module):
         self.architecture = architecture
         self.layout = LAYOUTS[architecture.pair]
         width, steps = options.width, options.steps
+        self.followed = options.followed
         values = self.layout.kernels * self.layout.values + len(self.layout.unit) + len(self.layout.channel)
         drawn = strokes(options.probes, architecture.image_shape)
         self.probes = nn.Parameter(torch.logit(drawn.clamp(0.02, 0.98)) / SHARPNESS)
         self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)
-        self.seen = nn.ModuleList(nn.Linear(2 * values + 3, width) for _ in range(steps))
-        self.layers = nn.ModuleList(AxialLayer(width, options.heads, 0.0) for _ in range(steps))
-        self.written = nn.ModuleList(EdgeOutput(width, self.layout, silent=True) for _ in range(steps))
+        self.seen = nn.Linear(2 * values + 3 + RANK_CODE, width)
+        self.layer = AxialLayer(width, options.heads, 0.0)
+        self.written = EdgeOutput(width, self.layout, silent=True)
         rates = torch.linspace(FIRST_RATE, LAST_RATE, steps).log()
         self.log_rates = nn.Parameter(rates[:, None].repeat(1, self.layout.kernels + 2))
 
@@ -53,15 +56,18 @@ class Refiner(nn.Module):
         known = self.source(source.tokens())
         count = units.edges.shape[1]
         tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
-        adam = Adam()
-        for step, layer in enumerate(self.layers):
-            gradient, errors = self._gradient(units, surroundings)
+        adam, steps = Adam(), len(self.log_rates)
+        times = rank_code(steps, known)
+        followed = torch.randperm(steps)[: self.followed].tolist() if self.training else []
+        for step in range(steps):
+            gradient, errors = self._gradient(units, surroundings, step in followed)
             direction = Units(*adam(gradient))
-            errors = errors[:, None, None].expand(*tokens.shape[:3], -1)
-            seen = torch.cat([units.tokens(), direction.tokens(), errors], dim=-1)
-            mixed = layer(torch.cat([tokens + self.seen[step](seen), known], dim=1))
+            facts = torch.cat([errors, times[step].expand(len(errors), -1)], dim=1)
+            facts = facts[:, None, None].expand(*tokens.shape[:3], -1)
+            seen = self.seen(torch.cat([units.tokens(), direction.tokens(), facts], dim=-1))
+            mixed = self.layer(torch.cat([tokens + seen, known], dim=1))
             tokens, known = mixed[:, :count], mixed[:, count:]
-            change: Units = self.written[step](tokens)
+            change: Units = self.written(tokens)
             rates = self.log_rates[step].exp()
             units = Units(
                 units.edges + rates[:-2, None] * (change.edges - direction.edges),
@@ -70,11 +76,14 @@ class Refiner(nn.Module):
             )
         return units
 
-    def _gradient(self, units: Units, surroundings: Surroundings) -> tuple[list[Tensor], Tensor]:
-        """The gradient on the probes for each part of the units; logs of both errors and of its size, [B, 3]."""
+    def _gradient(self, units: Units, surroundings: Surroundings, followed: bool) -> tuple[list[Tensor], Tensor]:
+        """The gradient on the probes for each part of the units; logs of both errors and of its size, [B, 3].
+
+        Gradients of what comes later pass through it where it is `followed`.
+        """
         parts = [units.edges, units.unit, units.channel]
         with torch.enable_grad():
-            if not self.training:
+            if not followed:
                 parts = [part.detach() for part in parts]
             parts = [part if part.requires_grad else part.requires_grad_() for part in parts]
             features = surroundings.features(surroundings.outputs(write(Units(*parts), self.layout)))
@@ -84,11 +93,11 @@ class Refiner(nn.Module):
             ]
             used = [part for part in parts if part.numel()]
             total = torch.stack(errors).sum()
-            found = iter(torch.autograd.grad(total, used, create_graph=self.training, retain_graph=self.training))
+            found = iter(torch.autograd.grad(total, used, create_graph=followed, retain_graph=self.training))
         gradient = [next(found) if part.numel() else part for part in parts]
         size = gradient[0].flatten(1).square().mean(1).add(1e-12).sqrt()
         logs = torch.stack([*errors, size], dim=1).clamp_min(1e-8).log()
-        return gradient, 0.2 * (logs if self.training else logs.detach())
+        return gradient, 0.2 * (logs if followed else logs.detach())
 
 
 class Adam:
@@ -126,7 +135,7 @@ def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator 
     drawn = torch.arange(3) < torch.randint(1, 4, (count, channels, 1), generator=generator)
     pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
     distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
-    radius = 0.04 * min(height, width)
+    radius = 0.03 * min(height, width)
     light = 1.3 * torch.exp(-distance / (2 * radius**2)) * drawn.repeat_interleave(len(along), 2)[..., None]
     return light.amax(2).clamp(0, 1).reshape(count, channels, height, width)
 
