@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from kt_ray.config import ActorConfig, PairName, RecipeConfig, ZooConfig
 from kt_ray.data import Dataset
-from kt_ray.errors import ZooError
+from kt_ray.errors import ResourceError, ZooError
 from kt_ray.networks import Architecture
 from kt_ray.ray_cluster import fitting
+from kt_ray.zoo.batching import Buffer, batches_of, bytes_of
 from kt_ray.zoo.members import Member, Zoo, members_of
+from kt_ray.zoo.probe import Candidate, ProbeMemory, candidates, choose, device_name, measure
 from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.training import train_members
+from kt_ray.zoo.training import Plan, train_members
 
 logger = logging.getLogger(__name__)
 
 TRIES = 4  # of one batch of members, each time on an actor that died
+WATCH_SECONDS = 2.0  # between looks for new nodes
+PATIENCE_SECONDS = 60.0  # without any node that could hold an actor
+PROBE_IMAGES = 512
 Trained = tuple[dict[str, npt.NDArray[np.float32]], pa.Table]
+OnProgress = Callable[["BuildProgress"], None]
 
 
 @dataclass(frozen=True)
@@ -49,112 +55,230 @@ class BuildProgress:
 class Trainer:
     """Trains batches of members on its share of a node."""
 
-    def __init__(self, recipe: RecipeConfig, architecture: Architecture, dataset: Dataset) -> None:
+    def __init__(self, recipe: RecipeConfig, architecture: Architecture, dataset: Dataset, gpus: float) -> None:
         torch.set_num_threads(1)
-        self.recipe = recipe
-        self.architecture = architecture
-        self.dataset = dataset
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.recipe, self.architecture, self.dataset = recipe, architecture, dataset
+        self.device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
+        if self.device == "cuda" and gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus)
 
-    def train(self, members: Sequence[Member]) -> Trained:
+    def ready(self) -> str:
+        """The device, once the actor has started."""
+        return self.device
+
+    def device_name(self) -> str:
+        """What the device is."""
+        return device_name(self.device)
+
+    def measure(self, candidate: Candidate, phase: str) -> float:
+        """Seconds of one member's step."""
+        images = self.dataset.train.take(slice(0, PROBE_IMAGES)).to(self.device)
+        return measure(candidate, phase, self.architecture, images, self.recipe)
+
+    def train(self, members: Sequence[Member], plan: Plan) -> Trained:
         """A stack of NumPy arrays (read by the driver without a copy) and its index."""
-        parameters, rows = train_members(members, self.recipe, self.architecture, self.dataset, self.device)
+        parameters, rows = train_members(members, self.recipe, self.architecture, self.dataset, self.device, plan)
         return {name: value.numpy() for name, value in parameters.items()}, rows
 
 
 def build_zoo(
-    config: ZooConfig,
-    pair: PairName,
-    dataset: Dataset,
-    store: ZooStore,
-    on_progress: Callable[[BuildProgress], None] | None = None,
+    config: ZooConfig, pair: PairName, dataset: Dataset, store: ZooStore, on_progress: OnProgress | None = None
 ) -> Zoo:
     """Train what the zoo at `store` lacks, add it, and return the whole zoo. Ray must be initialised.
 
-    Damaged shards are trained again. Work of an actor that dies is given to another; raises ZooError where a
-    batch fails again and again or cannot be written, ResourceError where no node can hold an actor.
+    Damage is mended: what the index lost or a damaged shard held is trained again. Work of an actor that dies is
+    given to another, and nodes that join get work. Raises ZooError where a batch fails again and again or cannot
+    be written, ResourceError where no node can hold an actor.
     """
     architecture = Architecture(pair, config.network, dataset.image_shape, dataset.classes)
     store.create(config, pair, dataset)
-    damaged = store.damaged()
-    if damaged:
-        for fault in damaged.values():
-            logger.warning("%s; its members are trained again", fault)
-        store.discard(set(damaged))
+    for fault in store.mend():
+        logger.warning("%s; its members are trained again", fault)
     wanted = members_of(config.seed, config.members)
     present = store.present()
     missing = [member for member in wanted if member.id not in present]
     if missing:
-        _train(config, architecture, dataset, store, missing, len(wanted), on_progress)
+        _Build(config, architecture, dataset, store, missing, len(wanted), on_progress).run()
     return store.read()
 
 
-def _train(
-    config: ZooConfig,
-    architecture: Architecture,
-    dataset: Dataset,
-    store: ZooStore,
-    missing: list[Member],
-    total: int,
-    on_progress: Callable[[BuildProgress], None] | None,
-) -> None:
-    actors = config.actors
-    demand = {"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}
-    room = fitting({name: amount for name, amount in demand.items() if amount}, actors.label_selector)
-    batches = deque(_batches(missing, actors.members_at_once, min(room, actors.count or room)))
-    workers = min(room, actors.count or room, len(batches))
-    data = ray.put(Dataset(dataset.config, dataset.train, dataset.selection, dataset.selection, dataset.fingerprint))
+class _Build:
+    """One build: actors starting, idle and running, and the batches left."""
 
-    def start() -> Any:
-        return _actor_class(actors).remote(config.recipe, architecture, data)
+    def __init__(
+        self, config: ZooConfig, architecture: Architecture, dataset: Dataset, store: ZooStore,
+        missing: list[Member], total: int, on_progress: OnProgress | None,
+    ) -> None:  # fmt: skip
+        self.config, self.architecture, self.store = config, architecture, store
+        self.on_progress, self.total, self.missing = on_progress, total, missing
+        actors = config.actors
+        demand = {"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}
+        self.demand = {name: amount for name, amount in demand.items() if amount}
+        room = self._room()
+        self.batches = deque(batches_of(missing, actors.members_at_once, room))
+        self.in_flight = _most_in_flight(architecture, config)
+        self.actor_class = _actor_class(actors)
+        slim = dataclasses.replace(dataset, test=dataset.test.take(slice(0, 0)))  # actors see no test image
+        self.dataset = ray.put(slim)
+        self.starting: dict[Any, Any] = {}
+        self.idle: list[Any] = []
+        self.running: dict[Any, tuple[Any, list[Member]]] = {}
+        self.tries: dict[str, int] = {}
+        self.buffer = Buffer(store)
+        self.began, self.done, self.accuracies = time.monotonic(), 0, list[float]()
+        self.last_look = self.last_room = self.began
 
-    began, done, accuracies = time.monotonic(), 0, [0.0, 0.0]
-    idle = [start() for _ in range(workers)]
-    running: dict[Any, tuple[Any, list[Member]]] = {}
-    tries: dict[str, int] = {}
-    try:
-        while batches or running:
-            while batches and idle:
-                actor, batch = idle.pop(), batches.popleft()
-                running[actor.train.remote(batch)] = (actor, batch)
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            actor, batch = running.pop(finished)
-            try:
-                arrays, rows = ray.get(finished)
-            except RayActorError as error:
-                tries[batch[0].id] = tries.get(batch[0].id, 0) + 1
-                if tries[batch[0].id] >= TRIES:
-                    raise ZooError(
-                        f"{TRIES} actors died training {batch[0].id} and {len(batch) - 1} more ({_reason(error)}); "
-                        "their memory may not do: lower zoo.actors.members_at_once"
-                    ) from None
-                logger.warning("a zoo actor died (%s); %s goes to another", _reason(error), batch[0].id)
-                batches.append(batch)
-                idle.append(start())
+    def run(self) -> None:
+        """Train until nothing is missing. Actors are gone afterwards, and what was trained is in the store."""
+        try:
+            self._recruit()
+            plan = self._plan()
+            while self.batches or self.running:
+                while self.batches and self.idle and len(self.running) < self.in_flight:
+                    actor, batch = self.idle.pop(), self.batches.popleft()
+                    self.running[actor.train.remote(batch, plan)] = (actor, batch)
+                self._wait()
+                if time.monotonic() - self.last_look > WATCH_SECONDS:
+                    self.last_look = time.monotonic()
+                    self._recruit()
+        finally:
+            crew = [*self.starting.values(), *self.idle, *(actor for actor, _ in self.running.values())]
+            for actor in crew:
+                ray.kill(actor)
+            self.buffer.flush()
+
+    def _room(self) -> int:
+        """How many actors the cluster bears and the configuration wants."""
+        count = self.config.actors.count
+        room = fitting(self.demand, self.config.actors.label_selector)
+        return min(room, count or room)
+
+    def _crew(self) -> int:
+        return len(self.starting) + len(self.idle) + len(self.running)
+
+    def _recruit(self) -> None:
+        """Start actors for work that none has, as far as nodes go; they may have joined or left."""
+        try:
+            room = self._room()
+            self.last_room = time.monotonic()
+        except ResourceError:
+            if time.monotonic() - self.last_room > PATIENCE_SECONDS:
+                raise
+            return
+        wanted = min(room, len(self.batches) + len(self.running), self.in_flight)
+        for _ in range(wanted - self._crew()):
+            gpus = self.config.actors.gpus
+            actor = self.actor_class.remote(self.config.recipe, self.architecture, self.dataset, gpus)
+            self.starting[actor.ready.remote()] = actor
+
+    def _wait(self) -> None:
+        """Take in what has finished, or started, within `WATCH_SECONDS`."""
+        pending = [*self.running, *self.starting]
+        if not pending:
+            time.sleep(WATCH_SECONDS)
+            return
+        finished, _ = ray.wait(pending, num_returns=1, timeout=WATCH_SECONDS)
+        for reference in finished:
+            if reference in self.starting:
+                actor = self.starting.pop(reference)
+                try:
+                    ray.get(reference)
+                    self.idle.append(actor)
+                except RayActorError as error:
+                    self._failed_start(error)
                 continue
+            actor, batch = self.running.pop(reference)
+            try:
+                arrays, rows = ray.get(reference)
             except RayTaskError as error:
-                raise ZooError(f"training {batch[0].id} failed: {error.cause}") from error
-            idle.append(actor)
-            store.add({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, rows)
-            done += len(batch)
-            final = rows.filter(rows["has_target"])["source_accuracy"]
-            accuracies = [accuracies[0] + (pc.sum(final).as_py() or 0.0), accuracies[1] + len(final)]
-            if on_progress:
-                seconds = time.monotonic() - began
-                on_progress(
-                    BuildProgress(
-                        members=total,
-                        done=total - len(missing) + done,
-                        seconds=seconds,
-                        members_per_hour=done / seconds * 3600,
-                        eta_seconds=(len(missing) - done) * seconds / done,
-                        mean_accuracy=accuracies[0] / accuracies[1],
-                        actors=workers,
-                    )
-                )
-    finally:
-        for actor in idle + [actor for actor, _ in running.values()]:
-            ray.kill(actor)
+                raise ZooError(f"training {batch[0].id} failed: {error.cause!r}") from error
+            except RayError as error:
+                ray.kill(actor)
+                self._lost(batch, error)
+                continue
+            self.idle.append(actor)
+            self._take(batch, arrays, rows)
+
+    def _take(self, batch: list[Member], arrays: dict[str, npt.NDArray[np.float32]], rows: pa.Table) -> None:
+        last = not self.batches and not self.running
+        # A copy, because the arrays lie in the object store, which is to be free again.
+        self.buffer.add({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, rows)
+        if last:
+            self.buffer.flush()
+        self.done += len(batch)
+        self.accuracies += rows.filter(rows["has_target"])["source_accuracy"].to_pylist()
+        if self.on_progress is None:
+            return
+        seconds = time.monotonic() - self.began
+        left = len(self.missing) - self.done
+        known = [accuracy for accuracy in self.accuracies if not math.isnan(accuracy)]
+        self.on_progress(
+            BuildProgress(
+                members=self.total,
+                done=self.total - left,
+                seconds=seconds,
+                members_per_hour=self.done / seconds * 3600,
+                eta_seconds=left * seconds / self.done,
+                mean_accuracy=sum(known) / len(known) if known else None,
+                actors=len(self.idle) + len(self.running),
+            )
+        )
+
+    def _lost(self, batch: list[Member], error: RayError) -> None:
+        """Put the batch of a dead actor back."""
+        self.tries[batch[0].id] = self.tries.get(batch[0].id, 0) + 1
+        if self.tries[batch[0].id] >= TRIES:
+            raise ZooError(
+                f"{TRIES} actors died training {batch[0].id} and {len(batch) - 1} more ({_reason(error)}); "
+                "their memory may not do: lower zoo.actors.members_at_once"
+            )
+        logger.warning("a zoo actor died (%s); its members, from %s, go to another", _reason(error), batch[0].id)
+        self.batches.appendleft(batch)
+        self._recruit()
+
+    def _failed_start(self, error: RayError) -> None:
+        self.tries["start"] = self.tries.get("start", 0) + 1
+        if self.tries["start"] >= TRIES:
+            raise ZooError(f"{TRIES} zoo actors died while they started ({_reason(error)}); see Ray's logs")
+        self._recruit()
+
+    def _plan(self) -> Plan:
+        """The fastest plan for the actors' device, from memory or measured by the first actor that has started."""
+        while not self.idle:
+            self._wait()
+            self._recruit()
+        memory, recipe = ProbeMemory(self.store.uri), self.config.recipe
+        at_once = self.config.actors.members_at_once
+        try:
+            actor = self.idle[0]
+            device, name = ray.get([actor.ready.remote(), actor.device_name.remote()])
+        except RayActorError as error:
+            self.idle.pop(0)
+            self._failed_start(error)
+            return self._plan()
+        key = memory.key(self.architecture, recipe, at_once, name)
+        plan = memory.recall(key)
+        if plan is None:
+            plan = choose({phase: self._measure(phase, device, at_once) for phase in ("source", "target")})
+            memory.keep(key, plan)
+        return plan
+
+    def _measure(self, phase: str, device: str, at_once: int) -> dict[Candidate, float]:
+        """Seconds of each candidate that runs; one that crashes its actor or runs out of memory is out."""
+        seconds = {}
+        for candidate in candidates(self.architecture, device, phase, at_once):
+            while not self.idle:
+                self._wait()
+                self._recruit()
+            try:
+                seconds[candidate] = ray.get(self.idle[0].measure.remote(candidate, phase))
+            except RayTaskError as error:
+                logger.warning("%s cannot train the %s phase here: %s", candidate, phase, _reason(error))
+            except RayActorError as error:
+                logger.warning("%s crashed in the %s phase here: %s", candidate, phase, _reason(error))
+                self.idle.pop(0)
+                self._recruit()
+        return seconds
 
 
 def _actor_class(actors: ActorConfig) -> Any:
@@ -166,14 +290,13 @@ def _actor_class(actors: ActorConfig) -> Any:
     return ray.remote(**options)(Trainer)
 
 
-def _batches(members: list[Member], at_once: int, workers: int) -> list[list[Member]]:
-    """`members` in order, at most `at_once` together, evenly, and in enough batches for all `workers`."""
-    count = max(-(-len(members) // at_once), min(workers, len(members)))
-    rounds = -(-count // workers)
-    count = min(rounds * workers, len(members))
-    edges = [round(i * len(members) / count) for i in range(count + 1)]
-    return [members[low:high] for low, high in pairwise(edges)]
+def _most_in_flight(architecture: Architecture, config: ZooConfig) -> int:
+    """Batches whose results fit into half of the smallest node's object store, so that none is spilled to disk."""
+    stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    rows = config.actors.members_at_once * (1 + len(config.recipe.snapshots))
+    return max(1, int(min(stores) / 2 / (rows * bytes_of(architecture))))
 
 
-def _reason(error: RayError) -> str:
-    return str(error).strip().splitlines()[0]
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -44,6 +44,17 @@ class Files:
         infos = self.filesystem.get_file_info([self.path(name) for name in names]) if names else []
         return sum(info.size or 0 for info in infos)
 
+    def names(self) -> list[str]:
+        """Names of the files, sorted."""
+        selector = fs.FileSelector(self.root, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector) if info.is_file)
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left beside its place; call it under the lock. Local files only."""
+        for name in self.names() if self.local else []:
+            if name.startswith((".shard-", ".index")) and name.endswith(".tmp"):
+                self._remove(self.path(name))
+
     def read(self, name: str, missing: str | None = None) -> bytes:
         """The content of `name`. Raises FileNotFoundError, or ZooError with the text `missing` if given."""
         try:

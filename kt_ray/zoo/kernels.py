@@ -107,7 +107,7 @@ def moments(y, eps):
         of_row = np.float32(0)
         for k in range(len(values)):
             of_row += values[k]
-        total += of_row
+        total += float(of_row)
     mean = np.float32(total / y.size)
     squares = 0.0
     for h in range(height):
@@ -115,7 +115,7 @@ def moments(y, eps):
         of_row = np.float32(0)
         for k in range(len(values)):
             of_row += (values[k] - mean) * (values[k] - mean)
-        squares += of_row
+        squares += float(of_row)
     variance = squares / y.size
     return mean, np.float32(1 / np.sqrt(variance + eps)), np.float32(variance)
 
@@ -140,8 +140,8 @@ def norm_sums(g, y, mean, inverse):
         for k in range(len(gradient)):
             of_row += gradient[k]
             weighted_row += gradient[k] * (value[k] - mean)
-        total += of_row
-        weighted += weighted_row
+        total += float(of_row)
+        weighted += float(weighted_row)
     return np.float32(total), np.float32(weighted * inverse)
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
@@ -26,36 +24,15 @@ from kt_ray.config import NetworkConfig, PairName, RecipeConfig, Split, ZooConfi
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import Architecture, State
+from kt_ray.zoo import shards
 from kt_ray.zoo.files import Files
+from kt_ray.zoo.info import ZooInfo, describe
 from kt_ray.zoo.members import Zoo
 
 SCHEMA_VERSION = 1
 DEFINITION = "zoo.json"
 INDEX = "index.parquet"
-SHARD = re.compile(r"shard-[0-9a-f]{16}\.safetensors")
 COLUMNS = {"id", "split", "epoch", "has_target", "shard", "row", "sha256"}
-
-
-@dataclass(frozen=True)
-class ZooInfo:
-    """What lies in a zoo store, as plain numbers."""
-
-    uri: str
-    pair: str
-    dataset: str
-    dataset_fingerprint: str
-    seed: int
-    recipe: dict[str, Any]
-    members: dict[str, int]
-    rows: int
-    shards: int
-    bytes: int
-    source_accuracy: float | None
-    target_accuracy: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 class ZooStore:
@@ -90,6 +67,7 @@ class ZooStore:
             self.files.write(DEFINITION, json.dumps(wanted | {"versions": versions}, indent=1).encode())
             return
         present = self.definition()
+        present["recipe"] = recipe_of(present).model_dump(mode="json")  # a zoo may be older than a field of the recipe
         for key, value in wanted.items():
             if present.get(key) != value:
                 raise ZooError(
@@ -130,11 +108,11 @@ class ZooStore:
             if lacking:
                 raise ZooError(f"{self.files.path(INDEX)} has no column {', '.join(sorted(lacking))}; build again")
             for shard in table["shard"].unique().to_pylist():
-                if not SHARD.fullmatch(str(shard)):  # never a path to elsewhere
+                if not shards.NAME.fullmatch(str(shard)):  # never a path to elsewhere
                     raise ZooError(f"{self.files.path(INDEX)} names {shard!r}, which is no shard of this zoo")
             return table
         except FileNotFoundError:
-            return pa.table({"id": pa.array([], pa.string()), "shard": pa.array([], pa.string())})
+            return shards.EMPTY
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ZooError(
@@ -153,24 +131,49 @@ class ZooStore:
             chosen = torch.from_numpy(pc.indices_nonzero(new).to_numpy().astype("int64"))
             if not len(chosen):
                 return
-            content = safetensors.torch.save({name: value[chosen].contiguous() for name, value in parameters.items()})
-            digest = hashlib.sha256(content).hexdigest()
-            shard = f"shard-{digest[:16]}.safetensors"
-            rows = (
-                rows.take(pa.array(chosen.numpy()))
-                .append_column("shard", pa.array([shard] * len(chosen)))
-                .append_column("row", pa.array(range(len(chosen)), pa.int32()))
-                .append_column("sha256", pa.array([digest] * len(chosen)))
-            )
+            stack = {name: value[chosen] for name, value in parameters.items()}
+            shard, content, rows = shards.pack(stack, rows.take(pa.array(chosen.numpy())))
             self.files.write(shard, content)
             index = rows if index.num_rows == 0 else pa.concat_tables([index, rows], promote_options="default")
             self._write_index(index)
 
-    def discard(self, shards: set[str]) -> None:
-        """Take the rows of `shards` out of the index; their members are missing then, and are trained again."""
+    def discard(self, names: set[str]) -> None:
+        """Take the rows of the shards `names` out of the index; a build trains their members again."""
         with self.files.lock():
             index = self.index()
-            self._write_index(index.filter(pc.invert(pc.is_in(index["shard"], value_set=pa.array(sorted(shards))))))
+            self._write_index(index.filter(pc.invert(pc.is_in(index["shard"], value_set=pa.array(sorted(names))))))
+
+    def mend(self) -> list[str]:
+        """Bring the zoo back to what is whole, and say what was damaged, one line each.
+
+        A damaged index is made anew from the shards, which carry their rows and are named by their hash; members of
+        damaged or missing shards are taken out of the index, so that a build trains them again.
+        """
+        faults = []
+        with self.files.lock():
+            self.files.sweep()
+            try:
+                self.index()
+            except ZooError as error:
+                faults.append(f"{error}; made anew from the shards")
+                self._write_index(self._index_of_shards())
+        damaged = self.damaged()
+        if damaged:
+            self.discard(set(damaged))
+        return faults + list(damaged.values())
+
+    def _index_of_shards(self) -> pa.Table:
+        """The index that the shards' own rows make; shards that are not what their name says are left out."""
+        tables: list[pa.Table] = []
+        seen: set[str] = set()
+        for shard in self.files.names():
+            if not shards.NAME.fullmatch(shard):
+                continue
+            rows = shards.rows_of(shard, self.files.read(shard))
+            if rows is not None and not seen.intersection(rows["id"].to_pylist()):
+                seen.update(rows["id"].to_pylist())
+                tables.append(rows)
+        return pa.concat_tables(tables, promote_options="default") if tables else shards.EMPTY
 
     def read(self, split: Split | None = None) -> Zoo:
         """The zoo, or its `split`, in the order of ids and epochs. Raises ZooError where a shard is damaged."""
@@ -179,9 +182,37 @@ class ZooStore:
             index = index.filter(pc.equal(index["split"], split))
         if index.num_rows == 0:
             raise ZooError(f"the zoo at {self.uri} has no members{f' in {split}' if split else ''}; build it first")
-        index = index.sort_by([("shard", "ascending"), ("row", "ascending")])
-        stacks: list[State] = []
-        for shard, digest, rows in _shards(index):
+        order = pc.sort_indices(index, sort_keys=[("id", "ascending"), ("epoch", "ascending")])
+        place = np.empty(len(order), np.int64)  # of each row of the index in the zoo
+        place[order.to_numpy()] = np.arange(len(order))
+        parameters: State = {}
+        for stack, rows in self._checked(index):
+            if not parameters:  # filled shard by shard, so that a zoo costs its bytes and one shard more
+                parameters = {name: value.new_empty(len(place), *value.shape[1:]) for name, value in stack.items()}
+            goal = torch.from_numpy(place[rows])
+            for name, value in stack.items():
+                parameters[name][goal] = value
+        return Zoo(
+            architecture_of(definition),
+            parameters,
+            index.drop_columns(shards.PLACE).take(order),
+            _fingerprint(definition, index),
+            definition["dataset_fingerprint"],
+        )
+
+    def stream(self, split: Split | None = None) -> Iterator[Zoo]:
+        """The zoo shard by shard, each checked, in the order of the index; for zoos too large to hold twice."""
+        definition, index = self.definition(), self.index()
+        if split is not None and index.num_rows:
+            index = index.filter(pc.equal(index["split"], split))
+        architecture, fingerprint = architecture_of(definition), _fingerprint(definition, index)
+        for stack, rows in self._checked(index):
+            part = index.take(pa.array(rows)).drop_columns(shards.PLACE)
+            yield Zoo(architecture, stack, part, fingerprint, definition["dataset_fingerprint"])
+
+    def _checked(self, index: pa.Table) -> Iterator[tuple[State, shards.Rows]]:
+        """The rows of each shard that `index` names, and which rows of `index` they are. Checks every hash."""
+        for shard, digest, members, rows in shards.shards_of(index):
             content = self.files.read(shard, missing=f"{shard} is in the index of {self.uri}, but is missing")
             if hashlib.sha256(content).hexdigest() != digest:
                 raise ZooError(
@@ -190,24 +221,16 @@ class ZooStore:
                 )
             try:
                 stack = safetensors.torch.load(content)
-                stacks.append({name: value[rows] for name, value in stack.items()})
-            except (safetensors.SafetensorError, IndexError) as error:
+                whole = len(rows) == len(next(iter(stack.values()))) and bool((rows == np.arange(len(rows))).all())
+                chosen = torch.from_numpy(rows)
+                yield stack if whole else {name: value[chosen] for name, value in stack.items()}, members
+            except (safetensors.SafetensorError, IndexError, StopIteration) as error:
                 raise ZooError(f"{self.files.path(shard)} does not hold what the index says ({error})") from None
-        parameters = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
-        order = pc.sort_indices(index, sort_keys=[("id", "ascending"), ("epoch", "ascending")])
-        zoo = Zoo(
-            architecture_of(definition),
-            parameters,
-            index.drop_columns(["shard", "row", "sha256"]),
-            _fingerprint(definition, index),
-            definition["dataset_fingerprint"],
-        )
-        return zoo.take(torch.from_numpy(order.to_numpy().astype("int64")))
 
     def damaged(self) -> dict[str, str]:
         """The shards that are missing, cut off or altered, with what is wrong."""
         faults = {}
-        for shard, digest, _ in _shards(self.index()):
+        for shard, digest, _, _ in shards.shards_of(self.index()):
             try:
                 content = self.files.read(shard)
             except FileNotFoundError:
@@ -228,27 +251,8 @@ class ZooStore:
     def info(self) -> ZooInfo:
         """Counts, bytes and accuracies. Raises ZooError where there is no zoo."""
         definition, index = self.definition(), self.index()
-        members: dict[str, int] = {}
-        means: dict[str, float | None] = {"source_accuracy": None, "target_accuracy": None}
-        if index.num_rows:
-            last = index.filter(index["has_target"])
-            counts = last["split"].value_counts().to_pylist()
-            members = {count["values"]: count["counts"] for count in counts}
-            means = {name: pc.mean(last[name].filter(pc.is_finite(last[name]))).as_py() for name in means}
-        shards = sorted(set(index["shard"].to_pylist()))
-        return ZooInfo(
-            uri=self.uri,
-            pair=definition["pair"],
-            dataset=definition["dataset"]["name"],
-            dataset_fingerprint=definition["dataset_fingerprint"],
-            seed=definition["seed"],
-            recipe=definition["recipe"],
-            members=members,
-            rows=index.num_rows,
-            shards=len(shards),
-            bytes=self.files.size(shards),
-            **means,
-        )
+        names = index["shard"].unique().to_pylist()
+        return describe(self.uri, definition, index, len(names), self.files.size(names))
 
     def _write_index(self, index: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -268,17 +272,6 @@ def architecture_of(definition: dict[str, Any]) -> Architecture:
 def recipe_of(definition: dict[str, Any]) -> RecipeConfig:
     """The recipe that `zoo.json` describes."""
     return RecipeConfig.model_validate(definition["recipe"])
-
-
-def _shards(index: pa.Table) -> Iterator[tuple[str, str, list[int]]]:
-    """Name, SHA-256 and wanted rows of each shard, in the order of the index."""
-    wanted: dict[tuple[str, str], list[int]] = {}
-    if index.num_rows:
-        columns = (index[name].to_pylist() for name in ("shard", "sha256", "row"))
-        for shard, digest, row in zip(*columns, strict=True):
-            wanted.setdefault((shard, digest), []).append(row)
-    for (shard, digest), rows in wanted.items():
-        yield shard, digest, rows
 
 
 def _fingerprint(definition: dict[str, Any], index: pa.Table) -> str:

@@ -7,6 +7,7 @@ depend on the members trained beside it: not at all with the implementation "fus
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,10 +83,10 @@ Row = dict[str, str | int | float | bool]
 
 
 def index_schema(recipe: RecipeConfig) -> pa.Schema:
-    """Columns of a zoo's index; one for each hyper-parameter that the recipe varies."""
+    """Columns of a zoo's index, one for each hyper-parameter that varies; `seconds` is what training a member took."""
     base = {
         "id": pa.string(), "seed": pa.int64(), "split": pa.string(), "epoch": pa.int32(), "has_target": pa.bool_(),
-        "source_accuracy": pa.float64(), "target_accuracy": pa.float64(),
+        "source_accuracy": pa.float64(), "target_accuracy": pa.float64(), "seconds": pa.float64(),
     }  # fmt: skip
     return pa.schema(base | {name: pa.float64() for name in ranges_of(recipe)})
 
@@ -104,6 +105,7 @@ def _train_chunk(
     jobs: list[Job], architecture: Architecture, training: LabelledImages, selection: LabelledImages, plan: Plan
 ) -> dict[str, list[tuple[State, Row]]]:
     """Rows of each member by its id."""
+    began = time.perf_counter()
     members, recipes = [job[0] for job in jobs], [job[1] for job in jobs]
     recipe, device = recipes[0], training.images.device
     options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
@@ -148,6 +150,7 @@ def _train_chunk(
         targets = {name: value.cpu() for name, value in block.copy().items()}
         target_accuracy = target.accuracy(block.state, selection)
 
+    seconds = (time.perf_counter() - began) / len(jobs)
     results: dict[str, list[tuple[State, Row]]] = {}
     for i, (member, _, drawn) in enumerate(jobs):
         for epoch, state in kept.items():
@@ -158,6 +161,7 @@ def _train_chunk(
                 "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch, "has_target": has_target,
                 "source_accuracy": float(accuracies[epoch][i]),
                 "target_accuracy": float(target_accuracy[i]) if epoch == last else math.nan,
+                "seconds": seconds if epoch == last else 0.0,
                 **drawn,
             }  # fmt: skip
             results.setdefault(member.id, []).append((tensors, entry))

@@ -8,7 +8,7 @@ import torch
 from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
-from kt_ray.zoo.actors import BuildProgress, _batches, build_zoo
+from kt_ray.zoo.actors import BuildProgress, build_zoo
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.store import ZooStore
 
@@ -47,11 +47,3 @@ def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) ->
     config = CONFIG.model_copy(update={"actors": ActorConfig(resources={"tpu": 1})})
     with pytest.raises(ResourceError, match=r"no node has .*tpu=1"):
         build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
-
-
-def test_batches_are_even_and_enough_for_all_actors() -> None:
-    members = members_of(0, MemberCounts(train=11, selection=1, test=1))
-    assert [len(batch) for batch in _batches(members, 8, 2)] == [6, 7]
-    assert [len(batch) for batch in _batches(members, 4, 2)] == [3, 3, 4, 3]
-    assert [len(batch) for batch in _batches(members[:1], 8, 2)] == [1]
-    assert [member for batch in _batches(members, 3, 2) for member in batch] == members

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -94,6 +97,82 @@ def test_a_truncated_index_is_named(store: ZooStore) -> None:
     assert line.startswith(f"{index} is damaged (")
 
 
+def test_a_damaged_index_is_made_anew_from_the_shards(store: ZooStore, random_zoo: Zoo) -> None:
+    before = store.read()
+    index = Path(store.uri) / "index.parquet"
+    for damage in (index.read_bytes()[:-20], b""):
+        index.write_bytes(damage)
+        (Path(store.uri) / "shard-0123456789abcdef.safetensors").write_bytes(b"not what its name says")
+        (line,) = store.mend()
+        assert "index.parquet is damaged" in line
+        after = store.read()
+        assert after.index["id"].equals(before.index["id"])
+        assert after.index.schema == before.index.schema
+        assert all(torch.equal(after.parameters[name], before.parameters[name]) for name in before.parameters)
+    assert store.mend() == []
+
+
+def test_mending_takes_out_what_a_damaged_shard_held(store: ZooStore, random_zoo: Zoo) -> None:
+    lost, cut = shards(store)
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (Path(store.uri) / ".shard-1.safetensors.abc.tmp").write_bytes(b"left by a killed build")
+    assert len(store.mend()) == 2
+    assert store.present() == set()
+    assert not list(Path(store.uri).glob(".shard*"))
+
+
+def test_a_stream_is_the_zoo_in_parts(store: ZooStore) -> None:
+    whole = store.read()
+    parts = list(store.stream())
+    assert sorted(len(part) for part in parts) == [6, 7]
+    for part in parts:
+        rows = [whole.index["id"].to_pylist().index(member_id) for member_id in part.index["id"].to_pylist()]
+        assert all(torch.equal(part.parameters[name], whole.parameters[name][rows]) for name in whole.parameters)
+
+
+def test_a_full_disk_is_said_and_what_is_there_stays_whole(
+    store: ZooStore, random_zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLIMIT_FSIZE stands in for the small disk of the slow test: the write fails in the middle of a file."""
+    part = random_zoo.take(torch.arange(1))
+    more = part.index.set_column(0, "id", pa.array(["train-999999"]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(ZooError, match=r"shard-.* cannot be written \(File too large\); .* then run it again"):
+            store.add(part.parameters, more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert store.verify() == []
+    assert len(store.read()) == len(random_zoo)
+    assert not list(Path(store.uri).glob(".*tmp"))
+
+
+def test_two_writers_at_once_double_nothing(store: ZooStore, random_zoo: Zoo) -> None:
+    """Two processes add the same thirty members one by one, in opposite orders."""
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_add_thirty, args=(store.uri, backwards)) for backwards in (False, True)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    ids = store.index()["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == len(random_zoo) + 30
+    assert store.verify() == []
+
+
+def _add_thirty(uri: str, backwards: bool) -> None:
+    store = ZooStore(uri)
+    part = store.read("selection").take(torch.arange(1))
+    for number in reversed(range(30)) if backwards else range(30):
+        rows = part.index.set_column(0, "id", pa.array([f"train-{1000 + number:06d}"]))
+        store.add(part.parameters, rows)
+
+
 def test_another_recipe_pair_or_dataset_is_refused(store: ZooStore, dataset: Dataset) -> None:
     store.create(CONFIG, "basic_to_simple", dataset)
     with pytest.raises(ZooError, match='has pair="basic_to_simple", but "basic_to_mlp" was asked for; choose another'):
@@ -123,6 +202,7 @@ def test_info_counts(store: ZooStore) -> None:
     assert info.members == {"train": 8, "selection": 2, "test": 3}
     assert info.bytes == sum(path.stat().st_size for path in shards(store))
     assert info.target_accuracy is None  # of untrained networks
+    assert (info.brief, info.device_hours, sum(info.source_histogram)) == (0, 0.0, 0)
     assert json.loads(json.dumps(info.to_dict()))["rows"] == 13
 
 
