@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run install test check lint types test-gpu clean
+.PHONY: run install test check lint types test-gpu test-cluster clean
 
 run: $(VENV)/installed
 	$(BIN)/kt-ray run search_spaces/quickstart.yaml
@@ -36,6 +36,10 @@ check: lint types $(if $(TESTED),,test)
 
 test-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m gpu
+
+# As root: five hosts in network namespaces, PostgreSQL, MLflow, a Ray cluster; a study undisturbed and disturbed.
+test-cluster: $(VENV)/installed-dev
+	$(BIN)/python tests/cluster/rig.py --results tests/cluster/results.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -246,3 +246,28 @@ def test_the_wheel_will_hold_every_recipe() -> None:
     assert "kt_ray.cluster = **/*" in f"kt_ray.cluster = {options['options.package_data']['kt_ray.cluster']}"
     assert "kt_ray.cluster = cluster" in options["options"]["package_dir"]
     assert "kt_ray.cluster" in options["options"]["packages"].split()
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every `kt-ray …` that the pages and recipes tell people to type, as words."""
+    found = []
+    for file in [*CLUSTER.rglob("README.md"), CLUSTER / "slurm" / "study.sbatch"]:
+        for line in re.findall(
+            r"(?:^    |&& |`|entrypoint: exec |exec )(kt-ray [a-z][^`\n&|#']*)", file.read_text(), re.M
+        ):
+            found.append((f"{file.parent.name}: {line.strip()}", line.split()[1:]))
+    return found
+
+
+@pytest.mark.parametrize("words", [words for _, words in commands()], ids=[name for name, _ in commands()])
+def test_the_commands_that_people_are_told_exist(words: list[str]) -> None:
+    import typer
+
+    from kt_ray.cli import app
+
+    command: Any = typer.main.get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert not getattr(command, "commands", None), f"no such command: {words}"
+    assert {word for word in words if word.startswith("-")} <= known
