@@ -18,6 +18,7 @@ from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, write
 
 FIRST_RATE, LAST_RATE = 0.015, 0.008  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
+CHANGE = 0.1  # of the layer's output beside Adam's direction, whose entries are about 1
 SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
 
@@ -70,9 +71,9 @@ class Refiner(nn.Module):
             change: Units = self.written(tokens)
             rates = self.log_rates[step].exp()
             units = Units(
-                units.edges + rates[:-2, None] * (change.edges - direction.edges),
-                units.unit + rates[-2] * (change.unit - direction.unit),
-                units.channel + rates[-1] * (change.channel - direction.channel),
+                units.edges + rates[:-2, None] * (CHANGE * change.edges - direction.edges),
+                units.unit + rates[-2] * (CHANGE * change.unit - direction.unit),
+                units.channel + rates[-1] * (CHANGE * change.channel - direction.channel),
             )
         return units
 

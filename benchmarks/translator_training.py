@@ -1,0 +1,195 @@
+"""Training the paper's mixer: this project's loop against a plain one, in samples a second.
+
+The plain loop trains as the paper did: every sample is two `.pth` files, read by `torch.load` in a DataLoader, and
+their kernels are masked, given noise and stacked one sample at a time. Ours indexes stacked tensors. Both train the
+same network by the same loss and optimiser on the same (untrained) members. Rounds alternate; a figure is the median.
+
+    python benchmarks/translator_training.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from distillation_report import write
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from kt_ray.config import DatasetConfig, MemberCounts, TrialConfig, validate
+from kt_ray.data import load_dataset
+from kt_ray.losses import weight_mse
+from kt_ray.networks import Architecture, State
+from kt_ray.training import TranslatorTraining
+from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.untrained import untrained_zoo
+
+MASK, NOISE = 0.1, 0.01
+
+
+def trial(size: str, batch: int, steps: int) -> TrialConfig:
+    """The paper's translator, loss and augmentation."""
+    content = {
+        "translator": {"family": "mixer", "batch_norm": "dropped", "output": "direct", "mixer": {"size": size}},
+        "augmentation": {
+            "mask": {"probability": MASK, "sides": "both"},
+            "noise": {"std": NOISE, "sides": "both"},
+        },
+        "training": {
+            "epochs": 1_000, "steps_per_epoch": steps, "batch_size": batch, "optimizer": "adam", "schedule": "constant",
+        },
+    }  # fmt: skip
+    return validate(TrialConfig, content)
+
+
+class Pairs(TorchDataset[tuple[State, State]]):
+    """A sample is a source and a target block, each a file of its own, as in the paper's published code."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.directory, self.count = directory, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[State, State]:
+        source, target = (
+            torch.load(self.directory / kind / f"{index}.pth", weights_only=True) for kind in ("inputs", "labels")
+        )
+        return corrupted(source), corrupted(target)
+
+
+def corrupted(block: State) -> State:
+    """Masked, and with noise."""
+    changed = {}
+    for name, value in block.items():
+        changed[name] = value
+        if value.ndim > 1:
+            changed[name] = value * (torch.rand_like(value) >= MASK) + NOISE * torch.randn_like(value)
+    return changed
+
+
+def write_pairs(zoo: Zoo, directory: Path) -> None:
+    """One file a block."""
+    for kind, part in (("inputs", "source"), ("labels", "target")):
+        (directory / kind).mkdir()
+        stack = zoo.part(part)
+        for row in range(len(zoo)):
+            torch.save({name: value[row].clone() for name, value in stack.items()}, directory / kind / f"{row}.pth")
+
+
+def plain_steps(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[State, State]], steps: int
+) -> None:
+    """`steps` of the plain loop."""
+    for _ in range(steps):
+        source, target = next(batches)
+        step(model, optimizer, source, target)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, source: State, target: State) -> None:
+    """Forward, loss, backward, update."""
+    loss = weight_mse(model(source), target).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def forever(loader: DataLoader[tuple[State, State]]) -> Iterator[tuple[State, State]]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def seconds(work: object) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    work()  # type: ignore[operator]
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--members", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=4, help="steps a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=0, help="processes of the plain loop's DataLoader")
+    parser.add_argument("--sizes", nargs="+", default=["paper", "tiny"], help="mixer presets")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    architecture = Architecture("basic_to_simple")
+    dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=500, selection_images=500))
+    zoo = untrained_zoo(architecture, MemberCounts(train=arguments.members, selection=8, test=1))
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(zoo.where("train"), Path(folder))
+        for size in arguments.sizes:
+            results[size] = measure(size, zoo, dataset, Path(folder), arguments)
+    paper = results[arguments.sizes[0]]
+    headline = {"speedup": paper["speedup"], "model_time_share": paper["model_time_share"]}
+    columns = ("ours_samples_per_second", "plain_samples_per_second", "speedup")
+    shares = ("model_time_share", "plain_model_time_share", "evaluation_share")
+    rows = "\n".join(
+        f"| {size} | {' | '.join(f'{row[name]:.1f}' for name in columns)} "
+        f"| {' | '.join(f'{row[name]:.3f}' for name in shares)} |"
+        for size, row in results.items()
+    )
+    table = (
+        "| mixer | ours, samples/s | plain loop | speedup | share of time in the model | the plain loop's "
+        "| evaluation's share of 100 steps and a report |\n"
+        f"|---|---|---|---|---|---|---|\n{rows}"
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    stacks = sum(value.numel() * value.element_size() for value in zoo.parameters.values()) / len(zoo) / 2**10
+    write("translator_training", headline, results | {"peak_gib": peak, "kib_a_member": stacks}, [0], table)
+    print(table)
+
+
+def measure(size: str, zoo: Zoo, dataset: object, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Both loops with the mixer of `size`."""
+    training = TranslatorTraining(trial(size, arguments.batch, arguments.steps), zoo, dataset)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(
+        Pairs(folder, len(zoo.where("train"))), arguments.batch, shuffle=True, num_workers=arguments.workers
+    )
+    batches = forever(loader)
+    model, optimizer = training.model, training.optimizer
+    source = {name: value[: arguments.batch] for name, value in zoo.part("source").items()}
+    target = {name: value[: arguments.batch] for name, value in zoo.part("target").items()}
+
+    def alone() -> None:
+        for _ in range(arguments.steps):
+            step(model, optimizer, source, target)
+
+    times: dict[str, list[float]] = {"ours": [], "plain": [], "model": [], "evaluation": []}
+    model.train()
+    alone()  # warm
+    for _ in range(arguments.rounds):
+        model.train()
+        times["ours"].append(seconds(lambda: training._train(generator)))
+        times["plain"].append(seconds(lambda: plain_steps(model, optimizer, batches, arguments.steps)))
+        times["model"].append(seconds(alone))
+        times["evaluation"].append(seconds(training.select))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    samples = arguments.batch * arguments.steps
+    hundred = 100 / arguments.steps * median["ours"]
+    return {
+        "ours_samples_per_second": samples / median["ours"],
+        "plain_samples_per_second": samples / median["plain"],
+        "speedup": median["plain"] / median["ours"],
+        "model_time_share": min(1.0, median["model"] / median["ours"]),
+        "plain_model_time_share": min(1.0, median["model"] / median["plain"]),
+        "evaluation_share": median["evaluation"] / (hundred + median["evaluation"]),
+    }
+
+
+if __name__ == "__main__":
+    main()
