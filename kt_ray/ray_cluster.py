@@ -34,6 +34,7 @@ def connected(config: RayConfig) -> Iterator[None]:
         else:
             with _loopback_only():
                 ray.init(
+                    address="local",  # unset, Ray would join whatever cluster runs on this machine
                     num_cpus=config.cpus,
                     num_gpus=config.gpus,
                     include_dashboard=False,
