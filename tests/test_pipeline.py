@@ -151,7 +151,7 @@ def test_evaluate_a_champion_on_selection_members(finished_workspace: Path, tmp_
     }
 
 
-def wait_until_searching(process: subprocess.Popen[str], workspace: Path, seconds: float = 240) -> None:
+def wait_until_searching(process: subprocess.Popen[str], workspace: Path, seconds: float = 400) -> None:
     """Until a trial ended and another runs."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
