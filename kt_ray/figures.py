@@ -13,9 +13,9 @@ SHOWN = ("trained target", "translated", "pruned block")
 
 
 def save_figures(evaluation: Evaluation, directory: Path) -> list[Path]:
-    """Write `accuracies.png`, `members.png` and `confusion.png` into `directory`; returns their paths."""
+    """Write `accuracy.png`, `members.png` and `confusion.png` into `directory`; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    figures = {"accuracies": accuracies(evaluation), "members": members(evaluation), "confusion": confusion(evaluation)}
+    figures = {"accuracy": accuracies(evaluation), "members": members(evaluation), "confusion": confusion(evaluation)}
     paths = []
     for name, figure in figures.items():
         paths.append(directory / f"{name}.png")

@@ -34,7 +34,11 @@ def open_zoo(name: str, root: Path | None) -> ZooStore:
 
 
 def translator_file(model: str, root: Path | None) -> Path:
-    """The translator at `model`: a file, or a `models:/…` URI in the workspace's registry."""
+    """The translator at `model`: a file, `pretrained:NAME`, or a `models:/…` URI in the workspace's registry."""
+    if model.startswith("pretrained:"):
+        from kt_ray.translators.pretrained import pretrained_path
+
+        return pretrained_path(model)
     if not model.startswith("models:/"):
         return Path(model)
     from kt_ray.tracking.registry import load_champion_path
@@ -69,15 +73,14 @@ def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool)
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
-    """The evaluation as `evaluation.json`, `evaluation.md` and `accuracy.png` in `directory`, made if missing."""
-    from kt_ray.tracking.figures import accuracy_histogram
+    """The evaluation as `evaluation.json`, `evaluation.md` and figures in `directory`, made if missing."""
+    from kt_ray.figures import save_figures
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "evaluation.json").write_text(json.dumps(evaluation.to_dict(), indent=1), encoding="utf-8")
         (directory / "evaluation.md").write_text(evaluation.to_markdown(), encoding="utf-8")
-        accuracies = {row.name: row.accuracies for row in evaluation.rows}
-        accuracy_histogram(accuracies).savefig(directory / "accuracy.png")
+        save_figures(evaluation, directory)
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror}; name another --output") from None
 

@@ -16,7 +16,7 @@ def test_figures(random_zoo: Zoo, dataset: Dataset, tmp_path: Path) -> None:
     translator = build_translator(TranslatorConfig(mixer=MixerOptions(size="tiny")), random_zoo.architecture)
     evaluation = evaluate(translator, random_zoo, dataset, images="selection")
     paths = save_figures(evaluation, tmp_path / "figures")
-    assert [path.name for path in paths] == ["accuracies.png", "members.png", "confusion.png"]
+    assert [path.name for path in paths] == ["accuracy.png", "members.png", "confusion.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     heights = [sum(bar.get_height() for bar in container) for container in accuracies(evaluation).axes[0].containers]
     assert heights == [evaluation.member_count] * 3

@@ -1,0 +1,27 @@
+"""What ships loads, translates and says what it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from kt_ray.errors import CheckpointError
+from kt_ray.networks import Architecture
+from kt_ray.translators.checkpoint import load_translator
+from kt_ray.translators.pretrained import DIRECTORY, pretrained_names, pretrained_path
+from kt_ray.zoo.members import Zoo
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_shipped_translators_load_and_have_a_card(random_zoo: Zoo, name: str) -> None:
+    loaded = load_translator(pretrained_path(f"pretrained:{name}"))
+    assert loaded.architecture == Architecture(loaded.architecture.pair)
+    blocks = loaded.translator(loaded.translator.read(random_zoo.parameters))
+    expected = loaded.architecture.target_block().state_dict()
+    assert {key: value.shape[1:] for key, value in blocks.items()} == {k: v.shape for k, v in expected.items()}
+    assert (DIRECTORY / f"{name}.md").read_text().startswith("#")
+    assert pretrained_path(name).stat().st_size < 5 * 2**20
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(CheckpointError, match="no translator 'other' ships with kt_ray; there are"):
+        pretrained_path("pretrained:other")
