@@ -148,6 +148,8 @@ def test_evaluate_a_champion_on_selection_members(finished_workspace: Path, tmp_
         "evaluation.json",
         "evaluation.md",
         "accuracy.png",
+        "members.png",
+        "confusion.png",
     }
 
 

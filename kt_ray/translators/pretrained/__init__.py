@@ -16,7 +16,7 @@ def pretrained_names() -> list[str]:
 
 
 def pretrained_path(model: str) -> Path:
-    """The file of the shipped translator `model`, written `pretrained:NAME`. Raises CheckpointError if there is none."""
+    """The file of the translator `model`, written `pretrained:NAME`. Raises CheckpointError if none ships so named."""
     name = model.removeprefix(PREFIX)
     if name not in pretrained_names():
         raise CheckpointError(
