@@ -127,7 +127,8 @@ class ProbeMemory:
     """Plans found before, in `probe.json` in the directory that holds the zoos."""
 
     def __init__(self, zoo_uri: str) -> None:
-        self.files = Files(zoo_uri.rstrip("/").rpartition("/")[0] or "/")
+        path, mark, query = zoo_uri.partition("?")
+        self.files = Files((path.rstrip("/").rpartition("/")[0] or "/") + mark + query)
 
     @staticmethod
     def key(architecture: Architecture, recipe: RecipeConfig, at_once: int, device: str) -> str:

@@ -75,6 +75,10 @@ class ZooStore:
                     f"{_short(value, present.get(key))} was asked for; choose another zoo.name"
                 )
 
+    def copy_definition(self, other: ZooStore) -> None:
+        """Make this an empty zoo like `other`."""
+        self.files.write(DEFINITION, json.dumps(other.definition(), indent=1).encode())
+
     def definition(self) -> dict[str, Any]:
         """The content of `zoo.json`. Raises ZooError where it is missing or not readable."""
         try:

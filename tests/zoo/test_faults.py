@@ -1,0 +1,224 @@
+"""What a build outlives, on Ray clusters of several nodes: it ends with the same zoo as one left in peace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
+from kt_ray.data import Dataset
+from kt_ray.errors import ResourceError, ZooError
+from kt_ray.networks import Architecture
+from kt_ray.zoo import actors
+from kt_ray.zoo.actors import BuildProgress, build_zoo
+from kt_ray.zoo.members import Zoo, members_of
+from kt_ray.zoo.store import ZooStore
+from kt_ray.zoo.training import train_members
+
+PHASE = PhaseConfig(epochs=1, batch_size=128)
+CONFIG = ZooConfig(
+    members=MemberCounts(train=10, selection=1, test=1),
+    recipe=RecipeConfig(source=PHASE, target=PHASE),
+    actors=ActorConfig(members_at_once=1, resources={"zoo": 1}),
+)
+IMAGES = DatasetConfig(name="mnist5k", train_images=512, selection_images=128)
+TOLERANCE = 5e-3
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that holds no actor; tests add nodes with the resource `zoo`."""
+    if ray.is_initialized():
+        ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1"})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def add_node(cluster: Cluster, zoo: int = 0, **options: Any) -> Any:
+    """A node with two CPUs and `zoo` of the resource that actors ask for."""
+    node = cluster.add_node(num_cpus=2, resources={"zoo": zoo} if zoo else {}, node_ip_address="127.0.0.1", **options)
+    cluster.wait_for_nodes()
+    return node
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Dataset) -> Zoo:
+    """Every member of CONFIG, trained here."""
+    members = sorted(members_of(CONFIG.seed, CONFIG.members), key=lambda member: member.id)
+    architecture = Architecture("basic_to_simple")
+    parameters, index = train_members(members, CONFIG.recipe, architecture, dataset)
+    return Zoo(architecture, parameters, index, "", dataset.fingerprint)
+
+
+def assert_same(zoo: Zoo, undisturbed: Zoo) -> None:
+    """No member missing, doubled or different."""
+    assert zoo.index["id"].to_pylist() == undisturbed.index["id"].to_pylist()
+    for name, value in undisturbed.parameters.items():
+        torch.testing.assert_close(zoo.parameters[name], value, atol=TOLERANCE, rtol=0)
+
+
+def once(action: Callable[[BuildProgress], None], at: int) -> Callable[[BuildProgress], None]:
+    """`action` when `at` members are done, one time."""
+    did: list[bool] = []
+
+    def on_progress(progress: BuildProgress) -> None:
+        if progress.done >= at and not did:
+            did.append(True)
+            action(progress)
+
+    return on_progress
+
+
+def test_an_actor_killed_a_node_removed_and_a_node_added(
+    cluster: Cluster, dataset: Dataset, undisturbed: Zoo, tmp_path: Path
+) -> None:
+    first = add_node(cluster, zoo=2)
+    store, crews = ZooStore(str(tmp_path / "zoo")), list[int]()
+    nodes = [first]
+
+    def disturb(progress: BuildProgress) -> None:
+        crews.append(progress.actors)
+        if progress.done == 2:
+            _kill_a_trainer(first)
+        elif progress.done == 4:
+            nodes.append(add_node(cluster, zoo=2))
+        elif progress.done == 8:
+            cluster.remove_node(nodes[0], allow_graceful=False)
+
+    try:
+        assert_same(build_zoo(CONFIG, "basic_to_simple", dataset, store, disturb), undisturbed)
+    finally:
+        cluster.remove_node(nodes[-1])
+    assert store.verify() == []
+    assert len(crews) == 12
+
+
+def _kill_a_trainer(node: Any) -> None:
+    """kill -9 for the process of one actor that is training on `node`."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    trainers = [pid for pid in children if b"ray::Trainer.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(trainers[0]), signal.SIGKILL)
+
+
+def test_a_demand_that_leaves_with_its_node_is_an_error(
+    cluster: Cluster, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "PATIENCE_SECONDS", 5.0)
+    node = add_node(cluster, zoo=1)
+    leave = once(lambda _: cluster.remove_node(node, allow_graceful=False), 2)
+    store = ZooStore(str(tmp_path / "zoo"))
+    with pytest.raises(ResourceError, match=r"no node has CPU=1, zoo=1; the cluster's nodes have: .*CPU"):
+        build_zoo(CONFIG, "basic_to_simple", dataset, store, leave)
+    assert len(store.present()) >= 2  # what was trained is kept
+
+
+def test_gpus_are_shared_and_custom_resources_and_labels_place_actors(
+    cluster: Cluster, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Logical GPUs: a quarter each puts four actors on one GPU, and none on a node without."""
+    node = add_node(cluster, num_gpus=1, labels={"kind": "spot"})
+    try:
+        config = CONFIG.model_copy(
+            update={"actors": ActorConfig(cpus=0.5, gpus=0.25, members_at_once=1, label_selector={"kind": "spot"})}
+        )
+        crews = list[int]()
+        build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")), lambda p: crews.append(p.actors))
+        assert max(crews) == 4
+        for bad in ({"gpus": 2.0}, {"gpus": 0.25, "label_selector": {"kind": "none"}}):
+            refused = config.model_copy(update={"actors": ActorConfig(**bad)})
+            with pytest.raises(ResourceError, match=r"no node has .*; ask for less"):
+                build_zoo(refused, "basic_to_simple", dataset, ZooStore(str(tmp_path / "refused")))
+    finally:
+        cluster.remove_node(node)
+
+
+DRIVER = """
+import sys, warnings
+from kt_ray.config import RayConfig
+from kt_ray.data import load_dataset
+from kt_ray.ray_cluster import connected
+from kt_ray.zoo.actors import build_zoo
+from kt_ray.zoo.store import ZooStore
+sys.path.insert(0, sys.argv[2])
+from test_faults import CONFIG, IMAGES
+config = CONFIG.model_copy(update={"actors": CONFIG.actors.model_copy(update={"resources": {}, "count": 2})})
+with connected(RayConfig(cpus=2)):
+    dataset, store = load_dataset(IMAGES), ZooStore(sys.argv[1])
+    build_zoo(config, "basic_to_simple", dataset, store, lambda progress: print(progress.done, flush=True))
+"""
+
+
+def drive(uri: str) -> subprocess.Popen[str]:
+    """A driver of its own, with a Ray of its own, that prints how many members are done."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    arguments = [sys.executable, "-c", DRIVER, uri, str(Path(__file__).parent)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+
+
+def wait_for(driver: subprocess.Popen[str], done: int) -> None:
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if int(line) >= done:
+            return
+    raise AssertionError(f"the driver ended before {done} members were done")
+
+
+def test_a_driver_killed_terminated_and_two_at_once(undisturbed: Zoo, tmp_path: Path) -> None:
+    """kill -9, then SIGTERM, then two drivers beside each other on what is left."""
+    uri = str(tmp_path / "zoo")
+    for number, done in ((signal.SIGKILL, 2), (signal.SIGTERM, 2)):
+        driver = drive(uri)
+        wait_for(driver, done)
+        driver.send_signal(number)
+        assert driver.wait(60) != 0
+        assert ZooStore(uri).verify() == []
+    together = [drive(uri), drive(uri)]
+    assert [driver.wait(240) for driver in together] == [0, 0]
+    store = ZooStore(uri)
+    assert_same(store.read(), undisturbed)
+    assert store.verify() == []
+    assert not list(Path(uri).glob(".*tmp"))
+
+
+def add_each(store: ZooStore, rows: list[Zoo]) -> None:
+    for row in rows:
+        store.add(row.parameters, row.index)
+
+
+def test_a_full_disk_is_an_error_and_the_build_goes_on_with_space(dataset: Dataset, undisturbed: Zoo) -> None:
+    """A small tmpfs; skipped where this user may not mount one."""
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a tmpfs needs more rights than these")
+        try:
+            store = ZooStore(f"{folder}/zoo")
+            store.create(CONFIG, "basic_to_simple", dataset)
+            rows = [undisturbed.take(torch.tensor([row])) for row in range(len(undisturbed))]
+            with pytest.raises(ZooError, match=r"cannot be written \(No space left on device\); free some space"):
+                add_each(store, rows)
+            assert store.verify() == []
+            present = store.present()
+            assert 0 < len(present) < len(rows)
+            subprocess.run(["mount", "-o", "remount,size=10m", folder], check=True)
+            add_each(store, rows)
+            assert_same(store.read(), undisturbed)
+        finally:
+            subprocess.run(["umount", folder], check=False)
