@@ -17,13 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.config import PrunerConfig, SamplerConfig
 from kt_ray.errors import ConfigError
+from kt_ray.search.cmaes import SafeCmaEsSampler
 
 ORDINAL = "ordinal"  # user attribute of a trial: how many lineages were drawn before its own; set once it is drawn
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": samplers.TPESampler,
     "gp": samplers.GPSampler,
-    "cmaes": samplers.CmaEsSampler,
+    "cmaes": SafeCmaEsSampler,
     "nsga2": samplers.NSGAIISampler,
     "nsga3": samplers.NSGAIIISampler,
     "qmc": samplers.QMCSampler,
