@@ -70,7 +70,6 @@ class RefinementOptions(Frozen):
 
     steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
     probes: PositiveInt = Field(48, description="learned images")
-    followed: PositiveInt = Field(4, description="steps that a training step differentiates through")
     width: PositiveInt = 32
     heads: PositiveInt = 4
 

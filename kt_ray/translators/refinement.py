@@ -28,8 +28,7 @@ class Refiner(nn.Module):
     Before training a step is Adam's; its rates are learned for each kind of weight, and to it comes what an axial
     layer over the target's and source's tokens [B, K + H, C, width] adds, at first nothing. The layer is the same at
     every step; tokens are carried from step to step. The error is that of the input of the head's ReLU plus that of
-    the logits, each over its variance. In training only some of the steps, drawn anew each time, pass gradients on
-    to the probes: the second derivatives are what training costs.
+    the logits, each over its variance.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -38,7 +37,6 @@ class Refiner(nn.Module):
         self.architecture = architecture
         self.layout = LAYOUTS[architecture.pair]
         width, steps = options.width, options.steps
-        self.followed = options.followed
         values = self.layout.kernels * self.layout.values + len(self.layout.unit) + len(self.layout.channel)
         drawn = strokes(options.probes, architecture.image_shape)
         self.probes = nn.Parameter(torch.logit(drawn.clamp(0.02, 0.98)) / SHARPNESS)
@@ -59,9 +57,8 @@ class Refiner(nn.Module):
         tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
         adam, steps = Adam(), len(self.log_rates)
         times = rank_code(steps, known)
-        followed = torch.randperm(steps)[: self.followed].tolist() if self.training else []
         for step in range(steps):
-            gradient, errors = self._gradient(units, surroundings, step in followed)
+            gradient, errors = self._gradient(units, surroundings)
             direction = Units(*adam(gradient))
             facts = torch.cat([errors, times[step].expand(len(errors), -1)], dim=1)
             facts = facts[:, None, None].expand(*tokens.shape[:3], -1)
@@ -77,14 +74,11 @@ class Refiner(nn.Module):
             )
         return units
 
-    def _gradient(self, units: Units, surroundings: Surroundings, followed: bool) -> tuple[list[Tensor], Tensor]:
-        """The gradient on the probes for each part of the units; logs of both errors and of its size, [B, 3].
-
-        Gradients of what comes later pass through it where it is `followed`.
-        """
+    def _gradient(self, units: Units, surroundings: Surroundings) -> tuple[list[Tensor], Tensor]:
+        """The gradient on the probes for each part of the units; logs of both errors and of its size, [B, 3]."""
         parts = [units.edges, units.unit, units.channel]
         with torch.enable_grad():
-            if not followed:
+            if not self.training:
                 parts = [part.detach() for part in parts]
             parts = [part if part.requires_grad else part.requires_grad_() for part in parts]
             features = surroundings.features(surroundings.outputs(write(Units(*parts), self.layout)))
@@ -94,11 +88,11 @@ class Refiner(nn.Module):
             ]
             used = [part for part in parts if part.numel()]
             total = torch.stack(errors).sum()
-            found = iter(torch.autograd.grad(total, used, create_graph=followed, retain_graph=self.training))
+            found = iter(torch.autograd.grad(total, used, create_graph=self.training, retain_graph=self.training))
         gradient = [next(found) if part.numel() else part for part in parts]
         size = gradient[0].flatten(1).square().mean(1).add(1e-12).sqrt()
         logs = torch.stack([*errors, size], dim=1).clamp_min(1e-8).log()
-        return gradient, 0.2 * (logs if followed else logs.detach())
+        return gradient, 0.2 * (logs if self.training else logs.detach())
 
 
 class Adam:
