@@ -210,7 +210,7 @@ def storm(rig: Rig, name: str, members: int, trials: int) -> dict[str, Any]:
     lose(rig, "worker1", f"{rig.members(name)} of {members} members are built")
     wait_for("a first trial", lambda: rig.finished(name) >= 1, 400)
     lose(rig, "worker2", f"{rig.finished(name)} of {trials} trials are complete")
-    wait_for("a second trial", lambda: rig.finished(name) >= 2, 240)
+    wait_for("a second trial, and all nodes", lambda: rig.finished(name) >= 2 and rig.nodes() == 3, 240)
     rig.hosts["worker1"].cut()
     rig.tell("the cable of worker1 is out")
     dead = wait_for("Ray gives worker1 up", lambda: rig.nodes() == 2, 120)
