@@ -63,4 +63,5 @@ class Biases(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         (hidden, unit), (channels, channel) = self.shapes
         first, second = self.linear(pooled).split([hidden * unit, channels * channel], dim=1)
-        return first.reshape(len(pooled), hidden, unit), second.reshape(len(pooled), channels, channel)
+        batch = pooled.shape[0]  # `len` would fix the batch of an exported translator
+        return first.reshape(batch, hidden, unit), second.reshape(batch, channels, channel)

@@ -53,7 +53,8 @@ class Units:
 
 def take(values: Tensor, units: Tensor) -> Tensor:
     """`values` [B, H, …] of the hidden units at `units`, int64 [B, n]: [B, n, …]."""
-    return values[torch.arange(len(units), device=units.device)[:, None], units]
+    rows = torch.arange(units.shape[0], device=units.device)  # `len` would fix the batch of an exported translator
+    return values[rows[:, None], units]
 
 
 @dataclass(frozen=True)
