@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 
 import ray
 
@@ -48,9 +51,27 @@ def connected(config: RayConfig) -> Iterator[None]:
             "ray.address and RAY_ADDRESS unset to start one here"
         ) from None
     try:
-        yield
+        with _sigterm_as_interrupt():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends what runs inside as Ctrl-C does. Ray's own handler, set by `ray.init`, would abort the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -225,6 +225,10 @@ class _Halt(tune.Stopper):
         self._ledger = ledger
         self._lease = lease
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune pickles its stopper, and nobody reads that back."""
+        return {}
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never: the scheduler decides."""
         return False
