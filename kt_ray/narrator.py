@@ -38,6 +38,8 @@ class Narrator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.settle()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.say("interrupted; nothing is lost: the same command goes on from here")
 
     def say(self, text: str = "") -> None:
         """A line that stays."""

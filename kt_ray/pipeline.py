@@ -163,7 +163,7 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
         zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress)
     except BaseException as error:
         if run_id is not None:
-            tracker.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            tracker.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     narrator.settle()
     if run_id is not None:

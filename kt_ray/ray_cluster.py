@@ -51,23 +51,23 @@ def connected(config: RayConfig) -> Iterator[None]:
             "ray.address and RAY_ADDRESS unset to start one here"
         ) from None
     try:
-        with _sigterm_as_interrupt():
+        with _ending_on_sigterm():
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends what runs inside as Ctrl-C does. Ray's own handler, set by `ray.init`, would abort the process."""
+def _ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs inside in order, with status 143. Ray's own handler, set by `ray.init`, would abort it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import Annotated
 
@@ -40,7 +39,7 @@ def _common(
 
 
 def main() -> None:
-    """Run the command. A KTError is told in a line, with exit status 2; Ctrl-C ends with 130, SIGTERM with 143."""
+    """Run the command. A KTError is told in a line, with exit status 2."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # worker processes of one thread each; see README, limits
     try:
         app()
@@ -49,6 +48,3 @@ def main() -> None:
             raise
         complain(error)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        typer.echo("kt-ray: interrupted; nothing is lost, the same command goes on", err=True)
-        sys.exit(128 + (signal.SIGTERM if interrupt.args else signal.SIGINT))
