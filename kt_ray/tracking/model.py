@@ -108,8 +108,17 @@ def _export(directory: Path, translator: nn.Module, example: State, model: Any) 
             serialization_format="pt2",
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", "numpy"],
         )
+        _check(directory, rows, outputs)
     except Exception as error:  # torch.export raises whatever its tracer meets; the safetensors file stands beside it
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     finally:
         translator.train(was_training)
     return None
+
+
+def _check(directory: Path, rows: Tensor, outputs: Tensor) -> None:
+    """Raises ValueError where the exported graph gives something else, or takes only as many blocks as its example."""
+    exported = torch.export.load(directory / "data" / "model.pt2").module()
+    again = exported(torch.cat([rows, rows[:1]]))
+    if not torch.allclose(again, torch.cat([outputs, outputs[:1]]), rtol=1e-3, atol=1e-5):
+        raise ValueError("the exported graph gives other blocks than the translator")

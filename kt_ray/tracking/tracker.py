@@ -96,7 +96,7 @@ class Tracker:
             "kt_ray.lineage": str(lineage),
             "mlflow.parentRunId": study_run_id,
         }
-        return self._run(f"{study} trial {lineage}", identity, params, tags)
+        return self._run(f"trial {lineage}", identity, params, tags)
 
     def _run(self, name: str, identity: dict[str, str], params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
         """The run's id, or while the store is away a reference that stands for it."""

@@ -67,7 +67,7 @@ def seen(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_trials_are_folded_under_their_study(seen: Seen) -> None:
     text = seen.pages.runs("digits")
-    assert all(f"digits trial {lineage}" in text for lineage in range(TRIALS))
+    assert all(f"trial {lineage}" in text for lineage in range(TRIALS))
 
 
 def test_a_trial_has_charts_of_its_metrics(seen: Seen) -> None:
@@ -84,7 +84,7 @@ def test_the_champion_is_registered_with_its_comparison(seen: Seen) -> None:
     assert "@ champion" in seen.pages.model("kt-translator")
     text = seen.pages.version("kt-translator", 1)
     assert seen.comparison in text
-    assert "digits trial 2" in text
+    assert "trial 2" in text
     assert "Inputs (1)" in text
 
 

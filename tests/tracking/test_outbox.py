@@ -64,14 +64,14 @@ def test_what_a_server_missed_is_sent_later_in_order_once(
     assert (tracker.waiting, outbox.exists()) == (0, False)
 
     found = runs(tracker)
-    assert sorted(found) == ["s", "s trial 0", "s trial 1", "s trial 2"]
+    assert sorted(found) == ["s", "trial 0", "trial 1", "trial 2"]
     assert {name: run.info.status for name, run in found.items()} == {
-        "s": "RUNNING", "s trial 0": "KILLED", "s trial 1": "FINISHED", "s trial 2": "FINISHED",
+        "s": "RUNNING", "trial 0": "KILLED", "trial 1": "FINISHED", "trial 2": "FINISHED",
     }  # fmt: skip
     assert history(tracker, first, "loss") == [(1, 1.0), (2, 0.5)]
     assert history(tracker, tracker.run_id(second), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
-    assert found["s trial 1"].data.tags["mlflow.parentRunId"] == study
-    assert found["s trial 1"].info.end_time < tracker.client.get_run(third).info.end_time
+    assert found["trial 1"].data.tags["mlflow.parentRunId"] == study
+    assert found["trial 1"].info.end_time < tracker.client.get_run(third).info.end_time
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("kt_ray")]
     assert len(messages) == 2, messages
     assert f"what it lacks waits in {outbox} and is sent later" in messages[0]
@@ -86,7 +86,7 @@ def test_a_study_that_begins_while_the_server_is_away(tracker: Tracker, gate: Ga
     gate.open()
     tracker.arrived()
     found = runs(tracker)
-    assert found["s trial 0"].data.tags["mlflow.parentRunId"] == found["s"].info.run_id == tracker.run_id(study)
+    assert found["trial 0"].data.tags["mlflow.parentRunId"] == found["s"].info.run_id == tracker.run_id(study)
 
 
 def test_a_later_process_sends_what_a_killed_one_left(tracker: Tracker, gate: Gate, outbox: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_answer_that_got_lost_doubles_nothing(tracker: Tracker, gate: Gate) -
     trial = one_trial(tracker, study, 0)
     tracker.arrived()
     assert len(lost) == 3
-    assert sorted(runs(tracker)) == ["s", "s trial 0"]
+    assert sorted(runs(tracker)) == ["s", "trial 0"]
     assert len(tracker.client.search_runs([tracker.experiment_id])) == 2
     assert history(tracker, tracker.run_id(trial), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
 
@@ -146,8 +146,8 @@ def test_references_survive_a_half_sent_outbox(tracker: Tracker, gate: Gate, out
     gate.swallow = lambda request: False
     later = Tracker(gate.address, tracker.experiment, None, outbox)
     found = runs(later)
-    assert history(later, found["s trial 0"].info.run_id, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
-    assert found["s trial 0"].info.status == "FINISHED"
+    assert history(later, found["trial 0"].info.run_id, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    assert found["trial 0"].info.status == "FINISHED"
 
 
 def test_files_need_a_server_that_answers(tracker: Tracker, gate: Gate, outbox: Path, tmp_path: Path) -> None:

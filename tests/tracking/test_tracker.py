@@ -34,7 +34,7 @@ def test_a_study_and_its_trials_are_parent_and_children(tracker: Tracker) -> Non
     assert run.data.tags["mlflow.parentRunId"] == study
     assert run.data.params == {"translator.mixer.depth": "4"}
     assert run.data.metrics == {"loss": 0.4, "accuracy_mean": 0.9}
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "quickstart trial 3")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "trial 3")
     assert run.data.tags["version.torch"]
 
 
