@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kt_ray.config import DatasetConfig, Split, StorageConfig, StudyConfig, validate
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.evaluation import Evaluation, evaluate
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.store import ZooStore
+
+if TYPE_CHECKING:
+    from kt_ray.tracking.registry import RegisteredTranslator
+    from kt_ray.tracking.tracker import Tracker
 
 
 def open_workspace(config: StudyConfig, root: Path | None) -> Workspace:
@@ -44,6 +49,21 @@ def translator_file(model: str, root: Path | None) -> Path:
     from kt_ray.tracking.registry import load_champion_path
 
     return load_champion_path(Workspace.open(root).tracking_uri, model)
+
+
+def open_tracker(root: Path | None, project: str) -> Tracker:
+    """MLflow's experiment `project` in the workspace's store."""
+    from kt_ray.tracking.tracker import Tracker
+
+    workspace = Workspace.open(root)
+    return Tracker(workspace.tracking_uri, project, workspace.artifact_root)
+
+
+def registered(root: Path | None, project: str, name: str) -> list[RegisteredTranslator]:
+    """The versions of the registered model `name`."""
+    from kt_ray.tracking.registry import champions
+
+    return champions(open_tracker(root, project), name)
 
 
 def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool) -> Evaluation:
@@ -83,6 +103,21 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
         save_figures(evaluation, directory)
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror}; name another --output") from None
+
+
+def study_report(workspace: Workspace, study: str, output: Path | None = None) -> Path:
+    """The report of a study as one HTML page at `output`, else in the study's directory; returns where it lies.
+
+    Raises StudyError where there is no such study.
+    """
+    from kt_ray.search.summary import load_study, summarise
+    from kt_ray.tracking.report import write_report
+
+    found = load_study(workspace.study_storage, study)
+    conclusion = workspace.study_directory(study) / "conclusion.json"
+    evaluation = json.loads(conclusion.read_text(encoding="utf-8"))["evaluation"] if conclusion.is_file() else None
+    facts = {name: value for name, value in summarise(found).row().items() if value is not None}
+    return write_report(output or workspace.study_directory(study) / "report.html", found, evaluation, facts)
 
 
 def study_config(study: str, root: Path | None) -> StudyConfig:

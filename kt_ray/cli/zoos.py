@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from kt_ray.cli.options import File, Format, Set, WorkspaceRoot, Zoo
@@ -53,3 +56,55 @@ def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
         say("next: `kt-ray zoo build FILE` with the study file of this zoo trains what is damaged again")
         raise typer.Exit(1)
     say(f"zoo {name}: every shard is whole")
+
+
+@zoo.command()
+def merge(
+    into: Zoo,
+    sources: Annotated[list[str], typer.Argument(metavar="ZOO…", help="Zoos of the same pair, recipe and dataset.")],
+    workspace: WorkspaceRoot = None,
+) -> None:
+    """Add the members of other zoos to the first, which is made if there is none."""
+    from kt_ray.lookup import open_zoo
+    from kt_ray.workspace import Workspace
+    from kt_ray.zoo.merging import merge_zoos
+    from kt_ray.zoo.store import ZooStore
+
+    goal = ZooStore(into if "/" in into else Workspace.open(workspace).zoo(into))
+    added = merge_zoos([open_zoo(name, workspace) for name in sources], goal)
+    say(f"added {added} members to {goal.uri}")
+
+
+@zoo.command("export")
+def export_(
+    name: Zoo,
+    folder: Annotated[Path, typer.Argument(help="Where inputs/, labels/, begin/, … go.")],
+    workspace: WorkspaceRoot = None,
+) -> None:
+    """Write a zoo in the layout of the paper's code, a .pth file a part of a member."""
+    from kt_ray.lookup import open_zoo
+    from kt_ray.zoo.formats import export_zoo
+
+    counts = export_zoo(open_zoo(name, workspace).read(), folder)
+    say("\n".join(f"{folder / part}: {count} files" for part, count in counts.items()))
+
+
+@zoo.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A folder in the layout of the paper's code.")],
+    file: File,
+    overrides: Set = None,
+    workspace: WorkspaceRoot = None,
+) -> None:
+    """Add networks in the paper's layout to the zoo that a study file names."""
+    from kt_ray.data import load_dataset
+    from kt_ray.lookup import open_workspace
+    from kt_ray.spaces import locate
+    from kt_ray.validation import read_study
+    from kt_ray.zoo.formats import import_zoo
+    from kt_ray.zoo.store import ZooStore
+
+    config = read_study(locate(file), overrides or ())
+    store = ZooStore(open_workspace(config, workspace).zoo(config.zoo.name))
+    count = import_zoo(folder, store, config.zoo, config.pair, load_dataset(config.dataset))
+    say(f"added {count} members to {store.uri}")

@@ -1,0 +1,65 @@
+"""`kt-ray pareto|importance|export|report`: what a study's trials say together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kt_ray.cli.options import Format, Study, WorkspaceRoot
+from kt_ray.cli.output import say, show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    for command in (pareto, importance, export, report):
+        app.command()(command)
+
+
+def pareto(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
+    """List the trials that no other beats in every objective."""
+    from kt_ray.search.summary import pareto_rows
+    from kt_ray.workspace import Workspace
+
+    rows = pareto_rows(Workspace.open(workspace).study_storage, study)
+    show(rows, rows, format_, f"Pareto front of {study}")
+
+
+def importance(
+    study: Study,
+    objective: Annotated[int, typer.Option(min=0, help="Which objective, counted from 0.")] = 0,
+    workspace: WorkspaceRoot = None,
+    format_: Format = "table",
+) -> None:
+    """Show how much of the objective's variance each parameter explains."""
+    from kt_ray.search.summary import importance_rows
+    from kt_ray.workspace import Workspace
+
+    rows = importance_rows(Workspace.open(workspace).study_storage, study, objective)
+    show(rows, rows, format_, f"importance in {study}")
+
+
+def export(
+    study: Study,
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .csv, .parquet or .json.")],
+    workspace: WorkspaceRoot = None,
+) -> None:
+    """Write the trials of a study as a table."""
+    from kt_ray.search.summary import export_trials
+    from kt_ray.workspace import Workspace
+
+    count = export_trials(Workspace.open(workspace).study_storage, study, output)
+    say(f"wrote {count} trials to {output}")
+
+
+def report(
+    study: Study,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="In the study's directory if unset.")] = None,
+    workspace: WorkspaceRoot = None,
+) -> None:
+    """Write one self-contained HTML page of a study."""
+    from kt_ray.lookup import study_report
+    from kt_ray.workspace import Workspace
+
+    say(f"wrote {study_report(Workspace.open(workspace), study, output)}")
