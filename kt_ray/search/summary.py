@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,15 +15,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.errors import StudyError
-from kt_ray.search.storage import open_storage, shown
-from kt_ray.search.study import REASON, SECONDS, STEP, lineages
+from kt_ray.search.lock import holder_of
+from kt_ray.search.storage import open_storage, shown, study_names
+from kt_ray.search.study import REASON, SEARCH, SECONDS, STEP, chosen, lineage_of, lineages, retries_of
 
 
 @dataclass(frozen=True)
 class StudySummary:
-    """Counts of trials by state, and the best complete one. `trial_hours` is the time of workers on trials."""
+    """Counts of trials by state, the champion, and what it all cost.
+
+    `trials` is how many were asked for last. `device_hours` are hours of GPUs, or of CPUs for trials without a GPU, as
+    `device` says. `driver` is who searches now, if anybody does.
+    """
 
     name: str
+    trials: int | None
     complete: int
     pruned: int
     failed: int
@@ -28,7 +38,9 @@ class StudySummary:
     best_trial: int | None
     best_value: float | None
     best_params: dict[str, Any]
-    trial_hours: float
+    device_hours: float
+    device: str
+    driver: str | None
     last_change: datetime | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,7 +57,7 @@ class StudySummary:
 
 def load_study(url: str, name: str) -> optuna.Study:
     """The study `name` in the storage at `url`. Raises StudyError, naming what there is, where it is missing."""
-    storage = open_storage(url)
+    storage = open_storage(url, create=False)
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -57,65 +69,141 @@ def summarise(study: optuna.Study) -> StudySummary:
     """Count the lineages of `study` by the state of their last trial."""
     last = lineages(study.get_trials(deepcopy=False))
     counts = {state: sum(trial.state is state for trial in last.values()) for state in TrialState}
-    best = best_lineage(study, last)
+    best = chosen(study)
+    search = study.user_attrs.get(SEARCH, {})
+    holder = holder_of(study)
+    seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last.values())
     changes = [trial.datetime_complete or trial.datetime_start for trial in last.values()]
     return StudySummary(
         name=study.study_name,
+        trials=search.get("trials"),
         complete=counts[TrialState.COMPLETE],
         pruned=counts[TrialState.PRUNED],
         failed=counts[TrialState.FAIL],
         running=counts[TrialState.RUNNING],
         waiting=counts[TrialState.WAITING],
-        best_trial=best,
-        best_value=last[best].values[0] if best is not None else None,
-        best_params=dict(last[best].params) if best is not None else {},
-        trial_hours=sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last.values()) / 3600,
+        best_trial=lineage_of(best) if best else None,
+        best_value=best.values[0] if best else None,
+        best_params=dict(best.params) if best else {},
+        device_hours=seconds * search.get("devices", 1.0) / 3600,
+        device=search.get("device", "CPU"),
+        driver=None if holder is None or holder.gone() else str(holder),
         last_change=max((change for change in changes if change is not None), default=None),
     )
 
 
 def summaries(url: str, name: str | None = None) -> list[StudySummary]:
     """Every study in the storage at `url`, or the one called `name`."""
-    names = [name] if name is not None else sorted(optuna.get_all_study_names(open_storage(url)))
+    names = [name] if name is not None else study_names(url)
     return [summarise(load_study(url, entry)) for entry in names]
 
 
 def trial_rows(url: str, name: str) -> list[dict[str, Any]]:
-    """One row a trial (a lineage): number, state, value, epochs, seconds, reason of a failure, parameters."""
-    last = lineages(load_study(url, name).get_trials(deepcopy=False))
-    paths = sorted({path for trial in last.values() for path in trial.params})
-    return [
-        {
-            "trial": lineage,
-            "state": trial.state.name,
-            "value": _value(trial),
-            "epochs": trial.user_attrs.get(STEP, trial.last_step),
-            "seconds": trial.user_attrs.get(SECONDS),
-            "reason": trial.user_attrs.get(REASON),
-        }
-        | {path: trial.params.get(path) for path in paths}
-        for lineage, trial in sorted(last.items())
-    ]
+    """One row a trial (a lineage): number, state, objectives, epochs, tries, device-hours, reason, parameters."""
+    study = load_study(url, name)
+    last = lineages(study.get_trials(deepcopy=False))
+    return [row(study, lineage, trial, _paths(last.values())) for lineage, trial in sorted(last.items())]
+
+
+def row(study: optuna.Study, lineage: int, trial: FrozenTrial, paths: Sequence[str]) -> dict[str, Any]:
+    """A trial as a row of a table; `paths` are the parameters it shows."""
+    search = study.user_attrs.get(SEARCH, {})
+    names = search.get("metrics", [])
+    values = _values(trial)
+    objectives = dict(zip(names[1:], values[1:], strict=False)) if values else {}
+    seconds = trial.user_attrs.get(SECONDS)
+    return {
+        "trial": lineage,
+        "state": trial.state.name,
+        "value": values[0] if values else None,
+        **{name: objectives.get(name) for name in names[1:]},
+        "epochs": trial.user_attrs.get(STEP, trial.last_step),
+        "tries": 1 + len(retries_of(trial)),
+        "seconds": seconds,
+        "device_hours": None if seconds is None else seconds * search.get("devices", 1.0) / 3600,
+        "reason": trial.user_attrs.get(REASON) if trial.state is TrialState.FAIL else None,
+        **{path: trial.params.get(path) for path in paths},
+    }
 
 
 def best_trial(url: str, name: str) -> dict[str, Any]:
-    """Number, value and parameters of the best complete trial. Raises StudyError where none is complete."""
+    """Number, value and parameters of the champion. Raises StudyError where no trial is complete."""
     study = load_study(url, name)
-    last = lineages(study.get_trials(deepcopy=False))
-    best = best_lineage(study, last)
+    best = chosen(study)
     if best is None:
         raise StudyError(f"no trial of {name} is complete yet; `kt-ray status {name}` shows how far it is")
-    return {"trial": best, "value": last[best].values[0], "params": dict(last[best].params)}
+    return {"trial": lineage_of(best), "value": best.values[0], "params": dict(best.params)}
 
 
-def best_lineage(study: optuna.Study, last: dict[int, FrozenTrial]) -> int | None:
-    """The complete lineage with the best first objective, if there is one."""
-    sign = 1 if study.directions[0] is StudyDirection.MAXIMIZE else -1
-    complete = [number for number, trial in last.items() if trial.state is TrialState.COMPLETE]
-    return max(complete, key=lambda number: sign * last[number].values[0], default=None)
+def pareto_rows(url: str, name: str) -> list[dict[str, Any]]:
+    """The trials within the constraints that no other beats in every objective, as rows; the best first one first."""
+    study = load_study(url, name)
+    front = [trial for trial in study.best_trials if trial.state is TrialState.COMPLETE]
+    if not front:
+        raise StudyError(f"no trial of {name} is complete yet; `kt-ray status {name}` shows how far it is")
+    rows = [row(study, lineage_of(trial), trial, _paths(front)) for trial in front]
+    falling = study.directions[0] is StudyDirection.MAXIMIZE
+    return sorted(rows, key=lambda entry: float(entry["value"]), reverse=falling)
 
 
-def _value(trial: FrozenTrial) -> float | None:
+def importance_rows(url: str, name: str, objective: int = 0) -> list[dict[str, Any]]:
+    """How much of an objective's variance each parameter explains (Optuna's default evaluator), most first.
+
+    Parameters that only some trials have are left out. Raises StudyError for fewer than two complete trials.
+    """
+    study = load_study(url, name)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < 2:
+        raise StudyError(f"importance needs two complete trials or more; {name} has {len(complete)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(
+            study,
+            target=lambda trial: trial.values[objective],
+            evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
+        )
+    return [{"parameter": path, "importance": float(value)} for path, value in found.items()]
+
+
+def export_trials(url: str, name: str, path: Path) -> int:
+    """Write the trials' rows to `path` as CSV, Parquet or JSON, by its suffix. Returns how many.
+
+    Raises StudyError for another suffix.
+    """
+    rows = trial_rows(url, name)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        return len(rows)
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    columns = list(rows[0]) if rows else []
+    table = pa.table({column: _column([entry[column] for entry in rows]) for column in columns})
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    elif path.suffix == ".csv":
+        csv.write_csv(table, path)
+    else:
+        raise StudyError(f"{path}: a study is exported as .csv, .parquet or .json, by the file's suffix")
+    return len(rows)
+
+
+def _column(values: list[Any]) -> Any:
+    """An Arrow array; of text where kinds are mixed, as in a path of several types."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else str(value) for value in values])
+
+
+def _paths(trials: Iterable[FrozenTrial]) -> list[str]:
+    return sorted({path for trial in trials for path in trial.params})
+
+
+def _values(trial: FrozenTrial) -> list[float]:
+    """The objectives' values; the last one reported for a trial that has no end."""
     if trial.values:
-        return float(trial.values[0])
-    return trial.intermediate_values[trial.last_step] if trial.last_step is not None else None
+        return [float(value) for value in trial.values]
+    return [trial.intermediate_values[trial.last_step]] if trial.last_step is not None else []
