@@ -18,7 +18,7 @@ from kt_ray.errors import TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PROBE_SECONDS = 5.0
+PROBE_SECONDS = 8.0  # until a store counts as away; a busy server may take seconds to answer
 
 # MLflow's own defaults wait four minutes for a server that is away; whoever sets these keeps their values.
 ENVIRONMENT = {

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -56,29 +56,42 @@ def mlflow_server(
         stop(server, patience=0.5)
 
 
+class Postgres:
+    """A PostgreSQL cluster of its own on loopback, without passwords; `uri` names its empty database."""
+
+    def __init__(self, directory: Path) -> None:
+        self.data, self.port = directory / "data", free_port()
+        self.uri = f"postgresql+psycopg://mlflow@127.0.0.1:{self.port}/mlflow"
+        self.data.mkdir(parents=True)
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
+            for path in (self.data, *list(self.data.parents)[:4]):
+                path.chmod(0o755)
+            shutil.chown(self.data, "postgres")
+        self._run("initdb", "-D", str(self.data), "-A", "trust", "-U", "mlflow", "--no-sync")
+        self.start()
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow", "mlflow")
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-D", str(self.data), "-w", "-l", str(self.data / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self.data), "-m", "immediate", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        command = [*user, str(POSTGRES[-1] / program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, timeout=60, cwd="/")
+
+
 @contextmanager
-def postgres_server(directory: Path) -> Iterator[str]:
-    """A PostgreSQL cluster of its own on loopback; the URL of an empty database."""
-    binaries, port = POSTGRES[-1], free_port()
-    as_postgres: Sequence[str] = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    data = directory / "data"
-    data.mkdir(parents=True)
-    if as_postgres:
-        for path in (data, *list(data.parents)[:4]):
-            path.chmod(0o755)
-        shutil.chown(data, "postgres")
-
-    def run(*command: str) -> None:
-        subprocess.run([*as_postgres, *command], check=True, capture_output=True, timeout=60, cwd="/")
-
-    options = f"-p {port} -k {data} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run(str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "mlflow", "--no-sync")
-    run(str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(data / "log"), "-o", options, "start")
+def postgres_server(directory: Path) -> Iterator[Postgres]:
+    """A PostgreSQL server in `directory`."""
+    server = Postgres(directory)
     try:
-        run(str(binaries / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow")
-        yield f"postgresql+psycopg://mlflow@127.0.0.1:{port}/mlflow"
+        yield server
     finally:
-        run(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+        server.stop()
 
 
 class Gate:

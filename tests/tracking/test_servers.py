@@ -12,7 +12,7 @@ from kt_ray.errors import TrackingError
 from kt_ray.networks import State
 from kt_ray.tracking.registry import champions, load_champion_path, register_champion
 from kt_ray.tracking.tracker import Input, Tracker
-from tests.tracking.servers import POSTGRES, mlflow_server, postgres_server
+from tests.tracking.servers import POSTGRES, Postgres, mlflow_server, postgres_server
 
 PASSWORD = "a long enough password"
 
@@ -55,11 +55,29 @@ def test_a_tracking_server(server: str, translator: nn.Module, example: State, t
 
 @pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed (Debian: apt-get install postgresql)")
 @pytest.mark.slow
-def test_postgresql(translator: nn.Module, example: State, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_postgresql(
+    translator: nn.Module, example: State, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'psycopg[binary]')")
     directory = tmp_path_factory.mktemp("postgres")
-    with postgres_server(directory / "server") as uri:
-        whole_path(uri, (directory / "artifacts").as_uri(), translator, example, directory)
+    with postgres_server(directory / "server") as server:
+        root = (directory / "artifacts").as_uri()
+        whole_path(server.uri, root, translator, example, directory)
+        away_for_a_while(server, Tracker(server.uri, "kt_ray", root), monkeypatch)
+
+
+def away_for_a_while(server: Postgres, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kt_ray.tracking.tracker.BACK_OFF", (0.0, 0.0))
+    study = tracker.study_run("t", {}, {})
+    server.stop()
+    trial = tracker.trial_run(study, "t", 0, {}, {})
+    tracker.log(trial, {"loss": 1.0}, 1)
+    assert tracker.waiting == 2
+    server.start()
+    tracker.log(trial, {"loss": 0.5}, 2)
+    assert tracker.waiting == 0
+    history = tracker.client.get_metric_history(tracker.run_id(trial), "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
 
 
 @pytest.mark.slow
