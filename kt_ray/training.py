@@ -168,8 +168,9 @@ class TranslatorTraining:
                 _, number, key = name.split(".")
                 state.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        for name, number in json.loads(metadata["state"]).items():
-            setattr(self, name, number)
+        given = json.loads(metadata["state"])
+        for name in self._state():
+            setattr(self, name, given[name])
 
     def _state(self) -> dict[str, float]:
         return {"epoch": self.epoch, "best": self.best, "stale": self.stale}

@@ -24,7 +24,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kt_ray.config import MemberCounts, SamplerConfig, StudyConfig, TranslatorConfig, ZooConfig, load_config
+from kt_ray.config import (
+    MemberCounts,
+    SamplerConfig,
+    StudyConfig,
+    TranslatorConfig,
+    TrialConfig,
+    ZooConfig,
+    load_config,
+)
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, KTError, StudyError, ZooError
 from kt_ray.networks import Architecture
@@ -32,6 +40,7 @@ from kt_ray.networks.checkpoint import read_state
 from kt_ray.search.samplers import build_sampler
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
+from kt_ray.training import TranslatorTraining
 from kt_ray.translators import build_translator
 from kt_ray.translators.checkpoint import load_translator, save_translator
 from kt_ray.zoo.members import Zoo
@@ -148,6 +157,17 @@ def test_a_translator_whose_description_lies(entry: str, value: str, tmp_path: P
     save_file(load_file(file), file, metadata | {entry: value})
     with pytest.raises(CheckpointError):
         load_translator(file)
+
+
+@pytest.mark.parametrize("kind", ["a pickle", "a torch archive", "a header beyond the end"])
+def test_a_hostile_checkpoint_of_a_trial(
+    kind: str, tmp_path: Path, canary: Path, random_zoo: Zoo, dataset: Dataset
+) -> None:
+    training = TranslatorTraining(TrialConfig(), random_zoo, dataset)
+    file = tmp_path / "training.safetensors"
+    file.write_bytes(SAFETENSORS[kind](canary))
+    with pytest.raises(CheckpointError):
+        training.load(file)
 
 
 @pytest.fixture
