@@ -128,19 +128,38 @@ def probe(uri: str) -> None:
         _probe_server(uri)
     elif parts.scheme == "sqlite":
         _probe_sqlite(uri)
-    elif parts.scheme.split("+")[0] in ("postgresql", "postgres", "mysql"):
-        port = parts.port or (3306 if parts.scheme.startswith("mysql") else 5432)
-        try:
-            socket.create_connection((parts.hostname or "localhost", port), timeout=PROBE_SECONDS).close()
-        except OSError as error:
-            raise StoreAway(
-                f"no database answers at {shown(uri)} ({error}); start it, or name another with storage.tracking"
-            ) from None
+    elif parts.scheme.split("+")[0] in ("postgresql", "mysql"):
+        _probe_database(uri)
     else:
         raise TrackingError(
             f"tracking URI {uri!r} is neither sqlite:///PATH, postgresql://… nor the http(s):// address of an MLflow "
             "server; set storage.tracking to one of these"
         )
+
+
+def _probe_database(uri: str) -> None:
+    """MLflow itself would try ten times, for more than a minute and a half."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(uri)
+    except (SQLAlchemyError, ModuleNotFoundError) as error:
+        raise TrackingError(
+            f"no driver for {shown(uri)} ({_first_line(error)}); pip install 'psycopg[binary]'"
+        ) from None
+    url = engine.url
+    port = url.port or (3306 if url.get_backend_name() == "mysql" else 5432)
+    try:
+        socket.create_connection((url.host or "localhost", port), timeout=PROBE_SECONDS).close()
+        engine.connect().close()
+    except (OSError, SQLAlchemyError) as error:
+        raise StoreAway(
+            f"no database answers at {shown(uri)} ({_first_line(error)}); start it, or name another with "
+            "storage.tracking"
+        ) from None
+    finally:
+        engine.dispose()
 
 
 def _probe_server(uri: str) -> None:

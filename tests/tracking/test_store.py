@@ -46,8 +46,15 @@ def test_a_server_that_never_answers() -> None:
 
 
 def test_a_database_server_that_is_away(closed_port: int) -> None:
-    message = refused(f"postgresql://mlflow:secret@127.0.0.1:{closed_port}/mlflow")
-    assert message.startswith(f"no database answers at postgresql://mlflow:***@127.0.0.1:{closed_port}/mlflow (")
+    pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'psycopg[binary]')")
+    message = refused(f"postgresql+psycopg://mlflow:secret@127.0.0.1:{closed_port}/mlflow")
+    address = f"postgresql+psycopg://mlflow:***@127.0.0.1:{closed_port}/mlflow"
+    assert message.startswith(f"no database answers at {address} ([Errno 111] Connection refused)")
+
+
+def test_a_driver_that_is_not_there() -> None:
+    message = refused("postgresql+nosuch://localhost/mlflow")
+    assert message.startswith("no driver for postgresql+nosuch://localhost/mlflow (")
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
