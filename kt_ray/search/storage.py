@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.exc import DBAPIError
 
 from kt_ray.errors import StudyError
 
@@ -104,7 +105,7 @@ class Enduring:
             while True:
                 try:
                     return attribute(*args, **kwargs)
-                except (optuna.exceptions.StorageInternalError, OSError) as error:
+                except (optuna.exceptions.StorageInternalError, DBAPIError, OSError) as error:
                     reason = first_line(error.__cause__ or error)
                     if time.monotonic() > deadline:
                         raise StudyError(f"the study storage {shown(self._url)} stays away: {reason}") from None

@@ -1,0 +1,130 @@
+"""Studies in SQLite, a journal file and PostgreSQL: searched by drivers that die, and while the database is away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+
+from kt_ray.errors import StudyError
+from kt_ray.search import storage as storages
+from kt_ray.search.storage import Enduring, enduring_storage, open_storage, shown, study_names
+from tests.search.stand_in import study_config
+from tests.search.test_study import SAMPLERS, driver, outcome, searched
+from tests.tracking.servers import POSTGRES, Postgres, postgres_server
+
+CONFIG = study_config(trials=5, sampler=SAMPLERS[0])
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    if not POSTGRES:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'psycopg[binary]')")
+    with postgres_server(tmp_path_factory.mktemp("postgres") / "server") as server:
+        yield server
+
+
+def check_searched_by_drivers_that_die(url: str) -> None:
+    """As in memory, though every driver opens the storage anew."""
+    whole = searched(CONFIG, InMemoryStorage())
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"^$"):
+            driver(CONFIG, open_storage(url), dies_after=7)
+    cut = driver(CONFIG, open_storage(url))
+    assert outcome(cut) == outcome(whole)
+    assert [trial.state for trial in cut.trials()].count(TrialState.FAIL) == 2
+    assert study_names(url) == ["s"]
+
+
+def test_sqlite(tmp_path: Path) -> None:
+    check_searched_by_drivers_that_die(f"sqlite:///{tmp_path}/optuna.db")
+
+
+def test_a_journal_file(tmp_path: Path) -> None:
+    check_searched_by_drivers_that_die(f"journal://{tmp_path}/deep/studies.log")
+
+
+def test_postgresql(postgres: Postgres) -> None:
+    check_searched_by_drivers_that_die(postgres.uri)
+
+
+def test_a_search_waits_for_a_database_that_is_away(postgres: Postgres) -> None:
+    storage = enduring_storage(postgres.uri)
+    config = CONFIG.model_copy(update={"name": "away"})
+    threads = [threading.Timer(0.4, postgres.stop), threading.Timer(2.5, postgres.start)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    while time.monotonic() - began < 4:  # some trials before, some across, some after the absence
+        config = config.model_copy(
+            update={"search": config.search.model_copy(update={"trials": config.search.trials + 1})}
+        )
+        study = driver(config, storage)
+    for thread in threads:
+        thread.join()
+    finished = [trial for trial in study.lineages().values() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(finished) == config.search.trials
+
+
+class Failing(InMemoryStorage):
+    """Fails its first calls as a database that is away does."""
+
+    failures = 0
+
+    def get_all_study_names(self) -> list[str]:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise optuna.exceptions.StorageInternalError("gone")
+        return ["s"]
+
+    def get_all_studies(self) -> list[optuna.study._frozen.FrozenStudy]:
+        raise ValueError("not the network")
+
+
+def test_calls_are_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    failing = Failing()
+    failing.failures = 1
+    enduring = Enduring(failing, "postgresql://me:secret@host/db")
+    assert enduring.get_all_study_names() == ["s"]
+    assert "the study storage does not answer (gone)" in caplog.text
+    monkeypatch.setattr(storages, "PATIENCE", 0.0)
+    failing.failures = 5
+    with pytest.raises(StudyError, match="the study storage postgresql://me@host/db stays away: gone"):
+        enduring.get_all_study_names()
+    with pytest.raises(ValueError, match="not the network"):
+        enduring.get_all_studies()
+
+
+def test_processes_that_open_a_new_storage_at_once_all_succeed(tmp_path: Path) -> None:
+    opened: list[BaseStorage] = []
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    threads = [threading.Thread(target=lambda: opened.append(open_storage(url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 4
+
+
+def test_reading_makes_no_storage(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    assert study_names(url) == []
+    with pytest.raises(StudyError, match=r"no studies yet: .*optuna\.db does not exist"):
+        open_storage(url, create=False)
+    assert not (tmp_path / "optuna.db").exists()
+
+
+def test_faults_are_one_line_without_the_password(tmp_path: Path) -> None:
+    assert shown("postgresql://me:secret@host/db") == "postgresql://me@host/db"
+    with pytest.raises(StudyError, match=r"^the study storage nonsense cannot be opened: .*$"):
+        open_storage("nonsense")
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="cannot be opened"):
+        open_storage(f"sqlite:///{tmp_path}/file/optuna.db")
