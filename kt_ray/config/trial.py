@@ -69,7 +69,8 @@ class RefinementOptions(Frozen):
     """
 
     steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
-    probes: PositiveInt = Field(48, description="learned images")
+    probes: PositiveInt = Field(24, description="learned images in a set")
+    probe_sets: PositiveInt = Field(8, description="sets of them, which the steps take in turn")
     width: PositiveInt = 32
     heads: PositiveInt = 4
 

@@ -28,7 +28,7 @@ class Refiner(nn.Module):
     Before training a step is Adam's; its rates are learned for each kind of weight, and to it comes what an axial
     layer over the target's and source's tokens [B, K + H, C, width] adds, at first nothing. The layer is the same at
     every step; tokens are carried from step to step. The error is that of the input of the head's ReLU plus that of
-    the logits, each over its variance.
+    the logits, each over its variance, on one set of the probes after the other.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -38,7 +38,8 @@ class Refiner(nn.Module):
         self.layout = LAYOUTS[architecture.pair]
         width, steps = options.width, options.steps
         values = self.layout.kernels * self.layout.values + len(self.layout.unit) + len(self.layout.channel)
-        drawn = strokes(options.probes, architecture.image_shape)
+        self.sets = options.probe_sets
+        drawn = strokes(options.probes * options.probe_sets, architecture.image_shape)
         self.probes = nn.Parameter(torch.logit(drawn.clamp(0.02, 0.98)) / SHARPNESS)
         self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)
@@ -51,14 +52,17 @@ class Refiner(nn.Module):
     def forward(self, units: Units, source: Units, members: State) -> Units:
         """`units` refined; `source` as the family read it; `members` is the source block with `stem.` and `head.`."""
         probes = torch.sigmoid(SHARPNESS * self.probes)
-        surroundings = Surroundings(members, stem_activations(members, probes), self.architecture)
+        sets = [
+            Surroundings(members, stem_activations(members, part), self.architecture)
+            for part in probes.chunk(self.sets)[: len(self.log_rates)]
+        ]
         known = self.source(source.tokens())
         count = units.edges.shape[1]
         tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
         adam, steps = Adam(), len(self.log_rates)
         times = rank_code(steps, known)
         for step in range(steps):
-            gradient, errors = self._gradient(units, surroundings)
+            gradient, errors = self._gradient(units, sets[step % len(sets)])
             direction = Units(*adam(gradient))
             facts = torch.cat([errors, times[step].expand(len(errors), -1)], dim=1)
             facts = facts[:, None, None].expand(*tokens.shape[:3], -1)
