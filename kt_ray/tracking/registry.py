@@ -58,6 +58,18 @@ class RegisteredTranslator:
         """Plain values for JSON."""
         return asdict(self)
 
+    def row(self) -> dict[str, Any]:
+        """A line of a table for people."""
+        return {
+            "version": self.version,
+            "champion": "champion" if self.champion else "",
+            "accuracy": f"{self.accuracy:.4f}",
+            "study": self.study,
+            "trial": self.trial,
+            "zoo": self.zoo_fingerprint,
+            "registered": self.registered,
+        }
+
 
 def register_champion(
     tracker: Tracker,
@@ -113,28 +125,31 @@ def register_champion(
         return ChampionResult(int(version.version), promoted, comparison, not_exported)
 
 
-def promote(tracker: Tracker, model_name: str, version: int, reason: str = "") -> RegisteredTranslator:
-    """Make `version` champion because a person says so; the reason joins its description."""
-    client = tracker.client
-    known = {entry.version for entry in champions(tracker, model_name)}
+def promote(store: Tracker | str, model_name: str, version: int, reason: str = "") -> RegisteredTranslator:
+    """Make `version` champion because a person says so; the reason joins its description.
+
+    `store` is a tracker or a tracking URI.
+    """
+    client, uri = _reader(store)
+    known = {entry.version for entry in champions(store, model_name)}
     if version not in known:
         raise TrackingError(
             f"{model_name} has no version {version}; it has {', '.join(map(str, sorted(known))) or 'none'}"
         )
-    with reaching(tracker.uri):
+    with reaching(uri):
         present = _champion(client, model_name)
         before = f" in place of version {present.version}" if present else ""
         description = client.get_model_version(model_name, str(version)).description or ""
         note = f"Promoted by hand on {_utc(time.time()).date()}{before}{': ' + reason if reason else ''}."
         client.update_model_version(model_name, str(version), f"{description}\n{note}".strip())
         client.set_registered_model_alias(model_name, CHAMPION, str(version))
-    return next(entry for entry in champions(tracker, model_name) if entry.version == version)
+    return next(entry for entry in champions(store, model_name) if entry.version == version)
 
 
-def champions(tracker: Tracker, model_name: str) -> list[RegisteredTranslator]:
-    """Every registered version of `model_name`, newest first."""
-    client = tracker.client
-    with reaching(tracker.uri):
+def champions(store: Tracker | str, model_name: str) -> list[RegisteredTranslator]:
+    """Every registered version of `model_name`, newest first; `store` is a tracker or a tracking URI."""
+    client, uri = _reader(store)
+    with reaching(uri):
         present = _champion(client, model_name)
         versions = client.search_model_versions(f"name = '{model_name}'")
     entries = [
@@ -168,7 +183,7 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
                 "models:/kt-translator@champion"
             )
         return path
-    client = open_store(tracking_uri)
+    client = open_store(tracking_uri, make=False)
     with reaching(tracking_uri):
         from mlflow.artifacts import download_artifacts
 
@@ -186,6 +201,13 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
         target = tempfile.mkdtemp(prefix="kt-ray-")
         uri = f"{location.rstrip('/')}/{TRANSLATOR_FILE}"
         return Path(download_artifacts(uri, dst_path=target, tracking_uri=tracking_uri))
+
+
+def _reader(store: Tracker | str) -> tuple[MlflowClient, str]:
+    """The client of a store that is there already, and its URI."""
+    if isinstance(store, str):
+        return open_store(store, make=False), store
+    return store.client, store.uri
 
 
 def _resolve(client: MlflowClient, tracking_uri: str, model_uri: str) -> ModelVersion:

@@ -84,12 +84,14 @@ def _explained(code: str, reason: str, uri: str) -> TrackingError:
     return TrackingError(f"MLflow at {shown(uri)}: {reason}")
 
 
-def open_store(uri: str) -> MlflowClient:
-    """A client of the tracking store and registry at `uri`; a new database gets its tables.
+def open_store(uri: str, *, make: bool = True) -> MlflowClient:
+    """A client of the tracking store and registry at `uri`; with `make`, a new database gets its tables.
 
     Raises TrackingError within seconds where `uri` cannot be reached or is no store.
     """
     probe(uri)
+    if not make and _is_new(uri):
+        raise TrackingError(f"there is no MLflow database at {uri} yet; `kt-ray run` makes one")
     with quiet():
         from mlflow import MlflowClient
 
@@ -102,10 +104,14 @@ def open_store(uri: str) -> MlflowClient:
 def check_tracking(uri: str) -> None:
     """Raises TrackingError where `uri` has no MLflow store and none can be made there. Makes none."""
     probe(uri)
+    if not _is_new(uri):
+        open_store(uri)
+
+
+def _is_new(uri: str) -> bool:
+    """Whether `uri` is a SQLite database that is yet to be made."""
     path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and (not path.exists() or path.stat().st_size == 0):
-        return
-    open_store(uri)
+    return uri.startswith("sqlite:") and (not path.exists() or path.stat().st_size == 0)
 
 
 @contextmanager

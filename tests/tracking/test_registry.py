@@ -14,6 +14,7 @@ from kt_ray.errors import TrackingError
 from kt_ray.networks import State
 from kt_ray.tracking.model import CARD_FILE, TRANSLATOR_FILE, flat
 from kt_ray.tracking.registry import ChampionResult, champions, load_champion_path, promote, register_champion
+from kt_ray.tracking.store import check_tracking
 from kt_ray.tracking.tracker import Tracker
 
 NAME = "kt-translator"
@@ -55,7 +56,7 @@ def test_only_a_better_one_takes_its_place(register: Any, tracker: Tracker) -> N
     assert "does not beat version 1 (70.00%" in worse.comparison
     assert better.promoted
     assert "beats version 1 (70.00%" in better.comparison
-    entries = champions(tracker, NAME)
+    entries = champions(tracker.uri, NAME)
     assert [(entry.version, entry.champion) for entry in entries] == [(3, True), (2, False), (1, False)]
     assert not register(4, 0.8).promoted  # a draw changes nothing
 
@@ -75,7 +76,7 @@ def test_other_zoos_and_protocols_are_not_compared(register: Any, changed: dict[
 def test_the_same_file_is_registered_once(register: Any, tracker: Tracker) -> None:
     first, second = register(1, 0.7), register(1, 0.7)
     assert (second.version, second.promoted, second.comparison) == (1, True, first.comparison)
-    assert len(champions(tracker, NAME)) == 1
+    assert len(champions(tracker.uri, NAME)) == 1
 
 
 def test_the_model_loads_without_this_package(
@@ -124,12 +125,12 @@ def test_a_translator_that_cannot_be_exported_is_registered_by_its_file(register
 def test_promote_by_hand(register: Any, tracker: Tracker) -> None:
     register(1, 0.7)
     register(2, 0.6)
-    entry = promote(tracker, NAME, 2, "smaller")
+    entry = promote(tracker.uri, NAME, 2, "smaller")
     assert entry.champion
     assert entry.version == 2
     assert "in place of version 1: smaller." in entry.description
     with pytest.raises(TrackingError, match="kt-translator has no version 9; it has 1, 2"):
-        promote(tracker, NAME, 9)
+        promote(tracker.uri, NAME, 9)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +148,13 @@ def test_what_is_not_there_is_named(store_uri: str, uri: str, words: str) -> Non
 
 
 def test_champions_of_an_unknown_model(tracker: Tracker) -> None:
-    assert champions(tracker, "nobody") == []
+    assert champions(tracker.uri, "nobody") == []
+
+
+def test_reading_makes_no_database(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for read in (lambda: champions(uri, NAME), lambda: load_champion_path(uri, f"models:/{NAME}@champion")):
+        with pytest.raises(TrackingError, match=r"there is no MLflow database at .* yet; `kt-ray run` makes one"):
+            read()
+    check_tracking(uri)
+    assert not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ def whole_path(uri: str, artifact_root: str | None, translator: nn.Module, examp
             study="s", trial=1, run_id=trials[1], protocol="p",
         )  # fmt: skip
         assert (result.version, result.promoted, result.not_exported) == (1, True, None)
-    assert [entry.champion for entry in champions(later, "kt-translator")] == [True]
+    assert [entry.champion for entry in champions(uri, "kt-translator")] == [True]
     assert load_champion_path(uri, "models:/kt-translator@champion").read_bytes() == file.read_bytes()
 
 
