@@ -73,8 +73,10 @@ class Zoo:
         return self.take(rows)
 
     def take(self, rows: Tensor) -> Zoo:
-        """The rows `rows` (int64)."""
-        parameters = {name: value[rows] for name, value in self.parameters.items()}
+        """The rows `rows` (int64). Consecutive ones are views: a zoo that processes share stays one copy."""
+        consecutive = len(rows) > 0 and bool((rows.diff() == 1).all())
+        chosen = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
+        parameters = {name: value[chosen] for name, value in self.parameters.items()}
         return Zoo(
             self.architecture, parameters, self.index.take(pa.array(rows.numpy())), self.fingerprint,
             self.dataset_fingerprint,
