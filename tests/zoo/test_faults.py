@@ -43,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
     """A head that holds no actor; tests add nodes with the resource `zoo`."""
     if ray.is_initialized():
         ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1"})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
@@ -52,7 +52,7 @@ def cluster() -> Iterator[Cluster]:
 
 def add_node(cluster: Cluster, zoo: int = 0, **options: Any) -> Any:
     """A node with two CPUs and `zoo` of the resource that actors ask for."""
-    node = cluster.add_node(num_cpus=2, resources={"zoo": zoo} if zoo else {}, node_ip_address="127.0.0.1", **options)
+    node = cluster.add_node(num_cpus=2, resources={"zoo": zoo} if zoo else {}, **options)
     cluster.wait_for_nodes()
     return node
 
@@ -174,10 +174,16 @@ def drive(uri: str) -> subprocess.Popen[str]:
 
 def wait_for(driver: subprocess.Popen[str], done: int) -> None:
     assert driver.stdout is not None
-    for line in driver.stdout:
+    while line := driver.stdout.readline():
         if int(line) >= done:
             return
     raise AssertionError(f"the driver ended before {done} members were done")
+
+
+def end_of(driver: subprocess.Popen[str]) -> int:
+    """The exit status of a driver, which is read to its end."""
+    driver.communicate(timeout=240)
+    return driver.returncode
 
 
 def test_a_driver_killed_terminated_and_two_at_once(undisturbed: Zoo, tmp_path: Path) -> None:
@@ -187,10 +193,10 @@ def test_a_driver_killed_terminated_and_two_at_once(undisturbed: Zoo, tmp_path: 
         driver = drive(uri)
         wait_for(driver, done)
         driver.send_signal(number)
-        assert driver.wait(60) != 0
+        assert end_of(driver) != 0
         assert ZooStore(uri).verify() == []
     together = [drive(uri), drive(uri)]
-    assert [driver.wait(240) for driver in together] == [0, 0]
+    assert [end_of(driver) for driver in together] == [0, 0]
     store = ZooStore(uri)
     assert_same(store.read(), undisturbed)
     assert store.verify() == []
