@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -54,14 +56,14 @@ TRIALS_A_NODE = 3
 GPUS = 1000  # the projection's
 
 
-class SleepingTrainer:
+class SleepingTrainer(actors.Trainer):
     """In the place of the zoo's actor: members of untrained parameters after a while, and the node they come from."""
 
-    def __init__(self, recipe: Any, architecture: Architecture, dataset: Any) -> None:
-        self.architecture = architecture
-        self.node = ray.get_runtime_context().get_node_id()
+    def measure(self, candidate: Any, phase: str) -> float:
+        """Nothing is tried out."""
+        return 1.0
 
-    def train(self, members: Sequence[Member]) -> actors.Trained:
+    def train(self, members: Sequence[Member], plan: Any) -> actors.Trained:
         """As `kt_ray.zoo.actors.Trainer.train`."""
         time.sleep(BATCH_SECONDS)
         counts = {"train": 0, "selection": 0, "test": 0} | Counter(member.split for member in members)
@@ -70,14 +72,16 @@ class SleepingTrainer:
         for name in ("id", "seed", "split"):
             column = pa.array([getattr(member, name) for member in members], index.schema.field(name).type)
             index = index.set_column(index.schema.get_field_index(name), name, column)
-        index = index.append_column("node", pa.array([self.node] * len(members)))
+        node = ray.get_runtime_context().get_node_id()
+        index = index.append_column("node", pa.array([node] * len(members)))
         return {name: value.numpy() for name, value in zoo.parameters.items()}, index
 
 
 class SleepingTraining:
-    """In the place of a translator's training: epochs that sleep; leaves the name of its node in a file."""
+    """In the place of a translator's training: epochs that sleep; at its end a file in `seen` names its node."""
 
-    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
+    def __init__(self, seen: Path, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
+        self.seen = seen
         self.epoch = 0
         self.learning_rate = config.training.learning_rate
 
@@ -90,15 +94,17 @@ class SleepingTraining:
         """Sleep."""
         time.sleep(EPOCH_SECONDS)
         self.epoch += 1
+        if self.finished:
+            (self.seen / uuid.uuid4().hex).write_text(ray.get_runtime_context().get_node_id())
         return {"accuracy_mean": self.learning_rate * self.epoch, "loss": 0.0}
 
     def save(self, path: Path) -> None:
-        """Write how far it is, and where."""
-        path.write_text(json.dumps([self.epoch, ray.get_runtime_context().get_node_id()]))
+        """Write how far it is."""
+        path.write_text(str(self.epoch))
 
     def load(self, path: Path) -> None:
         """Read how far it was."""
-        self.epoch, _ = json.loads(path.read_text())
+        self.epoch = int(path.read_text())
 
 
 class NoTracking:
@@ -169,11 +175,14 @@ def measure_search(nodes: int, root: Path, dataset: Dataset) -> dict[str, Any]:
     )  # fmt: skip
     workspace = Workspace.open(root / "workspace")
     zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=2))
+    seen = root / "seen"
+    seen.mkdir()
     with Meter() as meter:
-        result = run_search(config, workspace, zoo, dataset, NoTracking(), make_training=SleepingTraining)
+        make = functools.partial(SleepingTraining, seen)
+        result = run_search(config, workspace, zoo, dataset, NoTracking(), make_training=make)
     assert result.stopped is None
-    states = sorted(Path(workspace.checkpoints("many")).rglob("training.safetensors"))
-    done = Counter(json.loads(state.read_text())[1] for state in states)
+    done = Counter(file.read_text() for file in seen.iterdir())
+    assert sum(done.values()) == trials
     return {
         "assignments": trials,
         "trials_a_node": share(done, nodes),
@@ -191,7 +200,9 @@ def measure(nodes: int) -> dict[str, Any]:
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=100, selection_images=50))
     began = time.monotonic()
     store = 80_000_000
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store, "include_dashboard": False}
+    )
     for _ in range(nodes):
         cluster.add_node(num_cpus=2, num_gpus=1, resources={"slot": 1}, object_store_memory=store, wait=False)
     cluster.wait_for_nodes()

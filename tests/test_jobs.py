@@ -209,3 +209,30 @@ def test_every_node_is_asked_for_versions_and_storages(head: str, study: Path, t
     assert set(found.nodes[0].versions) == {"python", "ray", "torch", "kt_ray"}
     assert [problem.split(": ")[1].split()[0] for problem in found.problems] == ["zoos", "study", "tracking"]
     assert not list((tmp_path / "w").glob(".kt-ray-probe*"))
+
+
+@pytest.mark.slow
+def test_a_real_study_ends_in_order_and_goes_on_as_another_job(head: str, tmp_path: Path) -> None:
+    import mlflow
+    import optuna
+
+    trials = 8
+    overrides = [f"search.trials={trials}", "trial.training.steps_per_epoch=20", "search.concurrency=1"]
+    study = Path(__file__).parent / "miniature.yaml"
+    job = jobs.submit(study, head, workspace=str(tmp_path), overrides=overrides, python=sys.executable)
+    while "search: trials" not in jobs.logs(job, head):
+        assert next(entry for entry in jobs.jobs(head) if entry.id == job).running, jobs.logs(job, head)
+        time.sleep(0.3)
+    jobs.stop(job, head)
+    assert "stopped by SIGTERM; nothing is lost" in jobs.logs(job, head)
+    ended = jobs.follow(jobs.resume(job, head), head, lambda text: None)
+    assert ended.exit_status == 0, jobs.logs(ended.id, head)
+    found = optuna.load_study(study_name="miniature", storage=f"sqlite:///{tmp_path / 'optuna.db'}").trials
+    ends = [trial.system_attrs.get("failed_trial", trial.number) for trial in found if trial.state.name != "FAIL"]
+    assert len(ends) == len(set(ends)) == trials
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("kt_ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    assert len(runs) == len({run.info.run_name for run in runs}) == 1 + 1 + trials  # zoo, study, trials
