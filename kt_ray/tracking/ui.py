@@ -15,7 +15,7 @@ from kt_ray.errors import TrackingError
 from kt_ray.tracking.store import ENVIRONMENT, open_store, probe
 from kt_ray.workspace import Workspace
 
-START_SECONDS = 120.0
+START_SECONDS = 240.0  # on a busy machine; seconds otherwise
 
 
 def serve(
@@ -28,6 +28,7 @@ def serve(
         announce(f"the tracking server has its own UI: {uri}")
         return 0
     server = start(uri, workspace.artifact_root, host, port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a server must not outlive the command
     try:
         announce(f"MLflow UI of {workspace.root}: http://{host}:{port}  (Ctrl-C ends it)")
         return server.wait()
@@ -51,28 +52,14 @@ def start(uri: str, artifact_root: str | None, host: str = "127.0.0.1", port: in
             raise TrackingError(
                 f"port {port} of {host} cannot be used ({error.strerror}); name another with --port"
             ) from None
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
-    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    command = [sys.executable, *f"-m mlflow server --host {host} --port {port} --workers 1".split()]
+    command += ["--backend-store-uri", uri, "--uvicorn-opts", "--log-level warning"]
     if artifact_root:
         command += ["--default-artifact-root", artifact_root]
     # Its own group: Ctrl-C reaches this program, which ends the server and its workers in order.
+    silent = subprocess.DEVNULL
     server = subprocess.Popen(
-        command,
-        env=ENVIRONMENT | os.environ,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        command, env=ENVIRONMENT | os.environ, start_new_session=True, stdout=silent, stderr=silent
     )
     address = "127.0.0.1" if host == "0.0.0.0" else host
     deadline = time.monotonic() + START_SECONDS
