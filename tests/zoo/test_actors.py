@@ -8,9 +8,12 @@ import torch
 from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
+from kt_ray.networks import Architecture
 from kt_ray.zoo.actors import BuildProgress, build_zoo
 from kt_ray.zoo.members import members_of
+from kt_ray.zoo.probe import ProbeMemory, device_name
 from kt_ray.zoo.store import ZooStore
+from kt_ray.zoo.training import Plan
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -41,6 +44,24 @@ def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset) -
     for name in zoo.parameters:
         torch.testing.assert_close(mended.parameters[name], zoo.parameters[name], atol=1e-3, rtol=0)
     assert store.verify() == []
+
+
+def test_one_and_three_actors_give_the_same_bits(tmp_path: Path, dataset: Dataset) -> None:
+    zoos = []
+    for actors in (ActorConfig(count=1, members_at_once=5), ActorConfig(count=3, cpus=0.5, members_at_once=1)):
+        store = ZooStore(str(tmp_path / f"{actors.count}" / "zoo"))
+        ProbeMemory(store.uri).keep(_key(actors), Plan())  # the same implementation for both
+        config = CONFIG.model_copy(update={"actors": actors})
+        zoos.append(build_zoo(config, "basic_to_simple", dataset, store))
+    one, three = zoos
+    assert all(torch.equal(one.parameters[name], three.parameters[name]) for name in one.parameters)
+    assert one.index.drop_columns(["seconds"]).equals(three.index.drop_columns(["seconds"]))
+    assert one.fingerprint == three.fingerprint
+
+
+def _key(actors: ActorConfig) -> str:
+    architecture = Architecture("basic_to_simple")
+    return ProbeMemory.key(architecture, CONFIG.recipe, actors.members_at_once, device_name("cpu"))
 
 
 def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) -> None:

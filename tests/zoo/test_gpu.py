@@ -1,0 +1,50 @@
+"""What only a CUDA device can show: `make test-gpu`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig
+from kt_ray.data import Dataset
+from kt_ray.networks import Architecture
+from kt_ray.zoo.members import members_of
+from kt_ray.zoo.probe import candidates, measure
+from kt_ray.zoo.training import Plan, train_members
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+ARCHITECTURE = Architecture("basic_to_simple")
+PHASE = PhaseConfig(epochs=1, batch_size=128)
+RECIPE = RecipeConfig(source=PHASE, target=PHASE, shift=1)
+MEMBERS = members_of(0, MemberCounts(train=4, selection=1, test=1))
+
+
+@pytest.mark.parametrize("implementation", ["grouped", "channels_last", "unfold", "vmap"])
+def test_members_are_those_of_the_cpu_within_rounding(dataset: Dataset, implementation: str) -> None:
+    expected, _ = train_members(MEMBERS, RECIPE, ARCHITECTURE, dataset)
+    plan = Plan(implementation, implementation, 3)  # type: ignore[arg-type]
+    found, _ = train_members(MEMBERS, RECIPE, ARCHITECTURE, dataset, "cuda", plan)
+    for name, value in expected.items():
+        assert found[name].device.type == "cpu"
+        torch.testing.assert_close(found[name], value, atol=5e-3, rtol=0)
+
+
+def test_no_step_waits_for_the_device(dataset: Dataset) -> None:
+    """Synchronising calls inside the step loop raise; those at its ends are few and allowed."""
+    train_members(MEMBERS[:1], RECIPE, ARCHITECTURE, dataset, "cuda", Plan("grouped", "grouped", 1))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="synchroniz") as few:
+            train_members(MEMBERS, RECIPE, ARCHITECTURE, dataset, "cuda", Plan("grouped", "grouped", 6))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(few) < 20 * len(MEMBERS)
+
+
+@pytest.mark.parametrize("phase", ["source", "target"])
+def test_every_candidate_can_be_measured(dataset: Dataset, phase: str) -> None:
+    for candidate in candidates(ARCHITECTURE, "cuda", phase, 8):
+        assert measure(candidate, phase, ARCHITECTURE, dataset.train.to("cuda"), RECIPE) > 0

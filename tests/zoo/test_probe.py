@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kt_ray.config import PhaseConfig, RecipeConfig
+from kt_ray.data import Dataset
+from kt_ray.errors import ZooError
+from kt_ray.networks import Architecture
+from kt_ray.zoo.probe import Candidate, ProbeMemory, candidates, choose, measure
+from kt_ray.zoo.training import Plan
+
+ARCHITECTURE = Architecture("basic_to_simple")
+RECIPE = RecipeConfig(source=PhaseConfig(batch_size=32), target=PhaseConfig(batch_size=32))
+
+
+@pytest.mark.parametrize("phase", ["source", "target"])
+def test_every_candidate_of_a_cpu_can_be_measured(dataset: Dataset, phase: str) -> None:
+    images = dataset.train.take(slice(0, 64))
+    for candidate in candidates(ARCHITECTURE, "cpu", phase, at_once=2):
+        assert 0 < measure(candidate, phase, ARCHITECTURE, images, RECIPE) < 60
+
+
+def test_only_what_covers_a_pair_is_a_candidate() -> None:
+    def names(pair: str, phase: str) -> set[str]:
+        return {found.implementation for found in candidates(Architecture(pair), "cpu", phase, 8)}  # type: ignore[arg-type]
+
+    assert "fused" in names("basic_to_attention", "source")
+    assert names("basic_to_attention", "target") == {"vmap", "loop"}
+    assert "grouped" in names("basic_to_mlp", "target")
+    assert "fused" not in names("basic_to_mlp", "target")
+
+
+def test_the_fastest_of_each_phase_is_chosen() -> None:
+    fused, grouped = Candidate("fused", 1), Candidate("grouped", 4)
+    plan = choose({"source": {fused: 1.0, grouped: 2.0}, "target": {fused: 0.5, grouped: 0.1}})
+    assert plan == Plan("fused", "grouped", 1)
+    assert choose({"source": {grouped: 2.0}, "target": {fused: 0.5}}).at_once == 4
+    with pytest.raises(ZooError, match="no implementation of the target phase runs on this device"):
+        choose({"source": {fused: 1.0}, "target": {}})
+
+
+def test_plans_are_remembered_beside_the_zoos(tmp_path: Path) -> None:
+    memory = ProbeMemory(str(tmp_path / "zoos" / "digits"))
+    key = memory.key(ARCHITECTURE, RECIPE, 8, "some processor")
+    assert memory.recall(key) is None
+    memory.keep(key, Plan("grouped", "loop", 3))
+    assert ProbeMemory(str(tmp_path / "zoos" / "other")).recall(key) == Plan("grouped", "loop", 3)
+    (tmp_path / "zoos" / "probe.json").write_text("damaged")
+    assert memory.recall(key) is None
+    memory.keep(key, Plan())
+    assert memory.recall(key) == Plan()
+
+
+def test_options_of_a_uri_reach_the_memory() -> None:
+    files = ProbeMemory("s3://bucket/zoos/digits?scheme=http&endpoint_override=127.0.0.1:9").files
+    assert files.uri == "s3://bucket/zoos?scheme=http&endpoint_override=127.0.0.1:9"
+    assert files.root == "bucket/zoos"
