@@ -1,0 +1,276 @@
+"""What a search costs beside its trials: this project's against Ray Tune with OptunaSearch and MLflow's callback.
+
+Trials train nothing. Both searches use the same space, TPE seed, concurrency and machine, each in processes and
+databases of its own, and alternate. Further: the driver's memory as trials pass, the time of one ask with many finished
+trials, and how many copies of a zoo lie in memory with one and with eight translators in training at once.
+
+    python benchmarks/search_overhead.py --trials 1000 --rounds 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import ray
+
+from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, TrialConfig
+from kt_ray.data import load_dataset
+from kt_ray.networks import Architecture
+from kt_ray.ray_cluster import connected
+from kt_ray.search.progress import SearchProgress
+from kt_ray.search.runner import run_search
+from kt_ray.search.sharing import pack, unpack
+from kt_ray.search.storage import open_storage
+from kt_ray.search.study import SearchStudy
+from kt_ray.tracking.tracker import Tracker
+from kt_ray.workspace import Workspace
+from kt_ray.zoo.untrained import untrained_zoo
+
+RESULTS = Path(__file__).parent / "results"
+EPOCHS = 3
+DATASET = DatasetConfig(name="mnist5k", train_images=200, selection_images=100)
+
+
+class Nothing:
+    """In the place of a translator's training: an accuracy that follows from the values, at once."""
+
+    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
+        self.config = config
+        self.epoch = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= EPOCHS
+
+    def run_epoch(self) -> dict[str, float]:
+        """Nothing."""
+        self.epoch += 1
+        return {"accuracy_mean": accuracy(self.config.training.learning_rate, self.epoch), "loss": 0.0}
+
+    def save(self, path: Path) -> None:
+        """Write how far it is."""
+        path.write_text(str(self.epoch))
+
+    def load(self, path: Path) -> None:
+        """Read how far it was."""
+        self.epoch = int(path.read_text())
+
+
+def accuracy(learning_rate: float, epoch: int) -> float:
+    """The same for both sides."""
+    return epoch / EPOCHS - learning_rate
+
+
+def config_of(trials: int) -> StudyConfig:
+    """A study of one value, without pruning: each trial reports every epoch on both sides."""
+    return StudyConfig.model_validate(
+        {
+            "name": "overhead",
+            "space": {"training.learning_rate": {"float": [1e-5, 1e-1], "log": True}},
+            "search": {"trials": trials, "concurrency": 2, "pruner": {"name": "none"}},
+        }
+    )
+
+
+def memory() -> float:
+    """Resident memory of this process in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def ours(root: Path, trials: int) -> dict[str, Any]:
+    """This project's search; memory of the driver at every tenth of it."""
+    workspace = Workspace.open(root)
+    tracker = Tracker(workspace.tracking_uri, "kt_ray", workspace.artifact_root)
+    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=4, selection=2, test=1))
+    resident: dict[int, float] = {}
+
+    def on_progress(progress: SearchProgress) -> None:
+        if progress.done % max(trials // 10, 1) == 0:
+            resident.setdefault(progress.done, memory())
+
+    with connected(RayConfig(cpus=2)):
+        began = time.monotonic()
+        run_search(
+            config_of(trials), workspace, zoo, load_dataset(DATASET), tracker, on_progress, make_training=Nothing
+        )
+        seconds = time.monotonic() - began
+    return {"seconds": seconds, "driver_mb": resident}
+
+
+def bare(root: Path, trials: int) -> dict[str, Any]:
+    """Ray Tune as its documentation has it: a function, OptunaSearch on SQLite, MLflow's callback; actors reused."""
+    import optuna
+    from ray import tune
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+    from ray.tune.search.optuna import OptunaSearch
+
+    root.mkdir(parents=True)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+
+    def train(config: dict[str, float]) -> None:
+        for epoch in range(1, EPOCHS + 1):
+            tune.report({"accuracy_mean": accuracy(config["learning_rate"], epoch), "loss": 0.0})
+
+    sampler = optuna.samplers.TPESampler(seed=0)
+    with connected(RayConfig(cpus=2)):
+        began = time.monotonic()
+        tune.Tuner(
+            train,
+            param_space={"learning_rate": tune.loguniform(1e-5, 1e-1)},
+            tune_config=tune.TuneConfig(
+                metric="accuracy_mean",
+                mode="max",
+                num_samples=trials,
+                max_concurrent_trials=2,
+                search_alg=OptunaSearch(
+                    sampler=sampler, storage=optuna.storages.RDBStorage(f"sqlite:///{root}/optuna.db")
+                ),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=str(root),
+                verbose=0,
+                callbacks=[MLflowLoggerCallback(tracking_uri=f"sqlite:///{root}/mlflow.db", experiment_name="bare")],
+            ),
+        ).fit()
+        seconds = time.monotonic() - began
+    return {"seconds": seconds, "driver_mb": {trials: memory()}}
+
+
+def time_asks(finished: int) -> dict[str, float]:
+    """Milliseconds of one ask, on SQLite, with few and with `finished` trials behind it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        study = SearchStudy(config_of(finished), open_storage(f"sqlite:///{scratch}/optuna.db"))
+        times = []
+        for _ in range(finished + 10):
+            began = time.perf_counter()
+            candidate = study.ask()
+            times.append(1000 * (time.perf_counter() - began))
+            value = accuracy(candidate.values["training.learning_rate"], EPOCHS)
+            study.end(candidate, {"accuracy_mean": value}, 0.0, pruned=False)
+    return {"after_20": statistics.median(times[15:25]), f"after_{finished}": statistics.median(times[-10:])}
+
+
+@ray.remote(num_cpus=0)
+class Holder:
+    """Holds a translator in training over the zoo, and says by how much its private memory grew."""
+
+    def hold(self, zoo: Any, dataset: Any) -> float:
+        """MB of private memory that the zoo and the training took, a fresh translator's own parameters apart."""
+        import torch
+
+        from kt_ray.training import TranslatorTraining
+
+        trial = TrialConfig.model_validate({"translator": {"mixer": {"size": "tiny"}}})
+        small = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=4, selection=2, test=1))
+        images = unpack(dataset)
+        TranslatorTraining(trial, small, images)  # imports and allocations that are not the zoo's
+        before = private_memory()
+        shared = unpack(zoo)
+        self.training = TranslatorTraining(trial, shared, images)
+        for tensors in (shared.parameters, self.training.members):
+            for value in tensors.values():
+                torch.nansum(value)  # maps every page
+        return private_memory() - before
+
+
+def private_memory() -> float:
+    """MB of this process that no other shares."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def count_copies(at_once: int, members: int) -> dict[str, float]:
+    """Copies of a zoo in memory while `at_once` processes train over it."""
+    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=members, selection=8, test=8))
+    megabytes = sum(value.numel() * value.element_size() for value in zoo.parameters.values()) / 2**20
+    with connected(RayConfig(cpus=2)):
+        reference, images = ray.put(pack(zoo)), ray.put(pack(load_dataset(DATASET)))
+        holders = [Holder.remote() for _ in range(at_once)]
+        private = ray.get([holder.hold.remote(reference, images) for holder in holders])
+    return {"zoo_mb": megabytes, "private_mb": sum(private), "copies": 1 + sum(private) / megabytes}
+
+
+def side(name: str, root: Path, trials: int) -> dict[str, Any]:
+    """One search in a process of its own."""
+    command = [sys.executable, __file__, "--side", name, str(root), str(trials)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    print(f"{name}: {60 * trials / result['seconds']:.1f} trials a minute", flush=True)
+    return result
+
+
+def main() -> None:
+    """Measure, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--members", type=int, default=4000, help="of the zoo whose copies are counted")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        name, root, trials = options.side
+        print(json.dumps({"ours": ours, "bare": bare}[name](Path(root), int(trials))))
+        return
+    results: dict[str, Any] = {"ours": [], "bare": []}
+    with tempfile.TemporaryDirectory(prefix="kt-overhead-") as scratch:
+        for number in range(options.rounds):
+            for name in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
+                results[name].append(side(name, Path(scratch) / f"{name}-{number}", options.trials))
+    results["ask_ms"] = time_asks(options.trials)
+    results["zoo"] = {at_once: count_copies(at_once, options.members) for at_once in (1, 8)}
+    write(results, options)
+
+
+def write(results: dict[str, Any], options: argparse.Namespace) -> None:
+    """The result as JSON, and as a table beside it."""
+    rate = {
+        name: statistics.median(60 * options.trials / entry["seconds"] for entry in results[name])
+        for name in ("ours", "bare")
+    }
+    resident = [list(entry["driver_mb"].values()) for entry in results["ours"]]
+    headline = {
+        "trials_per_minute_ratio": rate["ours"] / rate["bare"],
+        "trials_per_minute": rate["ours"],
+        "trials_per_minute_bare": rate["bare"],
+        "zoo_copies": results["zoo"][8]["copies"],
+        "driver_mb_growth": statistics.median(values[-1] - values[1] for values in resident if len(values) > 1),
+        **{f"ask_ms_{name}": value for name, value in results["ask_ms"].items()},
+    }
+    content = {
+        "headline": headline,
+        "results": results,
+        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
+        "versions": {name: metadata.version(name) for name in ("kt_ray", "ray", "optuna", "mlflow", "torch")},
+        "command": "python benchmarks/search_overhead.py " + " ".join(sys.argv[1:]),
+        "seeds": [0],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    options.output.mkdir(exist_ok=True)
+    (options.output / "search_overhead.json").write_text(json.dumps(content, indent=1) + "\n")
+    lines = ["| measure | value |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {value:.2f} |" for name, value in headline.items()]
+    (options.output / "search_overhead.md").write_text("\n".join(lines) + "\n")
+    print(json.dumps(headline, indent=1))
+
+
+if __name__ == "__main__":
+    main()
