@@ -94,6 +94,16 @@ class StudentTask:
         return DistillTrialConfig
 
     @property
+    def shares(self) -> str:
+        """They share teacher and paraphrasers."""
+        return "teachers"
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The files and folders of the package that decide a student's numbers."""
+        return ("data.py", "distillation", "networks")
+
+    @property
     def fingerprint(self) -> str:
         """Of the dataset and of what was made before the search."""
         return fingerprint("students", self.dataset.fingerprint, sorted(self.shared.facts))
