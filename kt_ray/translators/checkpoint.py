@@ -44,6 +44,7 @@ def save_translator(
     tensors = {name: value.detach().cpu().contiguous() for name, value in translator.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, temporary, metadata)
+    temporary.chmod(0o644)  # safetensors writes files that no one else can read
     temporary.replace(path)
 
 

@@ -16,7 +16,7 @@ from kt_ray.translators.axial_transformer import RANK_CODE, AxialLayer, EdgeOutp
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, write
 
-FIRST_RATE, LAST_RATE = 0.015, 0.008  # of Adam's first and last step before training; weights are about 0.2
+FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
 CHANGE = 0.1  # of the layer's output beside Adam's direction, whose entries are about 1
 SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
