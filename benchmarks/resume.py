@@ -407,7 +407,7 @@ def write(results: list[dict[str, Any]], options: argparse.Namespace, seconds: f
         "seconds": seconds,
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
         "versions": {name: metadata.version(name) for name in ("kt_ray", "ray", "optuna", "mlflow", "torch")},
-        "command": "python benchmarks/resume.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/resume.py {' '.join(sys.argv[1:])}".split(" --output")[0],
         "seeds": [result["seed"] for result in results],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

@@ -260,7 +260,7 @@ def write(results: dict[str, Any], options: argparse.Namespace) -> None:
         "results": results,
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
         "versions": {name: metadata.version(name) for name in ("kt_ray", "ray", "optuna", "mlflow", "torch")},
-        "command": "python benchmarks/search_overhead.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/search_overhead.py {' '.join(sys.argv[1:])}".split(" --output")[0],
         "seeds": [0],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
