@@ -43,10 +43,13 @@ class Conclusion:
     study_page: str
 
 
-def run(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Conclusion | None:
+def run(
+    config: StudyConfig, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
+) -> Conclusion | None:
     """Bring the study to its end and conclude it; does only what is still lacking.
 
-    Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on.
+    Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
+    StudyError where zoo, dataset, code or base trial are not those of the study's trials, unless `accept_changes`.
     """
     present = read_conclusion(workspace, config.name)
     if present is not None and _complete(config, workspace, present):
@@ -61,7 +64,7 @@ def run(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Conclu
     tracker = open_tracker(config, workspace)
     with connected(config.ray):
         zoo = _build(config, workspace, dataset, tracker, narrator)
-        result = _search(config, workspace, zoo, dataset, tracker, narrator)
+        result = _search(config, workspace, zoo, dataset, tracker, narrator, accept_changes)
     if result.stopped is not None:
         return None
     conclusion = _conclude(config, workspace, zoo, dataset, tracker, result)
@@ -77,8 +80,10 @@ def resume(
     trials: int | None = None,
     add: int | None = None,
     hours: float | None = None,
+    device_hours: float | None = None,
+    accept_changes: bool = False,
 ) -> Conclusion | None:
-    """Go on with a study as it was last run, with `trials` in all or `add` more, for at most `hours`.
+    """Go on with a study as it was last run: `trials` in all or `add` more, `hours` of this run, `device_hours` in all.
 
     Raises StudyError where the workspace has no such study, ConfigError where both `trials` and `add` are given.
     """
@@ -86,9 +91,11 @@ def resume(
         raise ConfigError("--trials and --add exclude each other; give one")
     config = study_config(study, root)
     total = trials or config.search.trials + (add or 0)
-    wanted = config.search.model_copy(update={"trials": total, "hours": hours or config.search.hours})
+    budgets = {"hours": hours, "device_hours": device_hours}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    wanted = config.search.model_copy(update={"trials": total, **given})
     config = config.model_copy(update={"search": wanted})
-    return run(config, open_workspace(config, root), narrator)
+    return run(config, open_workspace(config, root), narrator, accept_changes=accept_changes)
 
 
 def build(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
@@ -98,7 +105,9 @@ def build(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
         return _build(config, workspace, dataset, open_tracker(config, workspace), narrator)
 
 
-def search(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> SearchResult:
+def search(
+    config: StudyConfig, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
+) -> SearchResult:
     """Run the trials that the study lacks, over a zoo that is built. Raises ZooError where it is not."""
     store = ZooStore(workspace.zoo(config.zoo.name))
     lacking = len(_lacking(config, store))
@@ -107,7 +116,8 @@ def search(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Sea
     dataset = load_dataset(config.dataset)
     store.create(config.zoo, config.pair, dataset)
     with connected(config.ray):
-        return _search(config, workspace, store.read(), dataset, open_tracker(config, workspace), narrator)
+        tracker = open_tracker(config, workspace)
+        return _search(config, workspace, store.read(), dataset, tracker, narrator, accept_changes)
 
 
 def open_tracker(config: StudyConfig, workspace: Workspace) -> Tracker:
@@ -177,13 +187,19 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
 
 
 def _search(
-    config: StudyConfig, workspace: Workspace, zoo: Zoo, dataset: Dataset, tracker: Tracker, narrator: Narrator
+    config: StudyConfig,
+    workspace: Workspace,
+    zoo: Zoo,
+    dataset: Dataset,
+    tracker: Tracker,
+    narrator: Narrator,
+    accept_changes: bool,
 ) -> SearchResult:
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "study.json").write_text(config.model_dump_json(indent=1))
     narrator.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
-    result = run_search(config, workspace, zoo, dataset, tracker, narrator.searching)
+    result = run_search(config, workspace, zoo, dataset, tracker, narrator.searching, accept_changes=accept_changes)
     narrator.settle()
     if result.stopped is not None:
         narrator.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")

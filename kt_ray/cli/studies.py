@@ -16,7 +16,14 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def run(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Go on although zoo, dataset or base trial differ from before.")
+]
+
+
+def run(
+    file: File, overrides: Set = None, workspace: WorkspaceRoot = None, accept_changes: AcceptChanges = False
+) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
     from kt_ray import lookup, pipeline
     from kt_ray.narrator import Narrator
@@ -25,10 +32,12 @@ def run(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> N
 
     config = read_study(locate(file), overrides or ())
     with Narrator() as narrator:
-        pipeline.run(config, lookup.open_workspace(config, workspace), narrator)
+        pipeline.run(config, lookup.open_workspace(config, workspace), narrator, accept_changes=accept_changes)
 
 
-def search(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
+def search(
+    file: File, overrides: Set = None, workspace: WorkspaceRoot = None, accept_changes: AcceptChanges = False
+) -> None:
     """Search the space of a study file over a zoo that is already built."""
     from kt_ray import lookup, pipeline
     from kt_ray.narrator import Narrator
@@ -37,11 +46,14 @@ def search(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -
 
     config = read_study(locate(file), overrides or ())
     with Narrator() as narrator:
-        pipeline.search(config, lookup.open_workspace(config, workspace), narrator)
+        pipeline.search(config, lookup.open_workspace(config, workspace), narrator, accept_changes=accept_changes)
 
 
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials the study shall have in all.")]
 Add = Annotated[int | None, typer.Option(min=1, help="Trials beyond those it asked for last.")]
+GPUHours = Annotated[
+    float | None, typer.Option(min=0, help="Stop once the study's trials have used so many GPU-hours (CPU-hours).")
+]
 Hours = Annotated[float | None, typer.Option(min=0, help="Stop asking for trials after so many hours.")]
 
 
@@ -50,6 +62,8 @@ def resume(
     trials: Trials = None,
     add: Add = None,
     hours: Hours = None,
+    gpu_hours: GPUHours = None,
+    accept_changes: AcceptChanges = False,
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Go on with a study after any end, or give a finished one more trials."""
@@ -57,7 +71,16 @@ def resume(
     from kt_ray.narrator import Narrator
 
     with Narrator() as narrator:
-        pipeline.resume(study, workspace, narrator, trials=trials, add=add, hours=hours)
+        pipeline.resume(
+            study,
+            workspace,
+            narrator,
+            trials=trials,
+            add=add,
+            hours=hours,
+            device_hours=gpu_hours,
+            accept_changes=accept_changes,
+        )
 
 
 def status(
