@@ -15,7 +15,7 @@ PROGRAMS = {
     "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >>"$OUT/scontrol"; fi',
     "srun": "while [ \"$1\" != ray ]; do shift; done; echo \"$@\" >\"$OUT/srun\"\nexec \"$@\"",
     "ray": "while [ \"$1\" != -- ]; do shift; done; shift\n\"$@\"\nexit $?",
-    "kt-ray": "echo \"$@\" >\"$OUT/kt-ray\"; env >\"$OUT/environment\"\ntrap 'exit 0' TERM\n"
+    "kt-ray": "trap 'exit 0' TERM\necho \"$@\" >\"$OUT/kt-ray\"; env >\"$OUT/environment\"\n"
     'if [ -n "${END:-}" ]; then exit "$END"; fi\nwhile :; do sleep 0.05; done',
 }  # fmt: skip
 
