@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run install test check lint types test-gpu test-cluster clean
+.PHONY: run install test test-slow check lint types test-gpu test-cluster clean
 
 run: $(VENV)/installed
 	$(BIN)/kt-ray run search_spaces/quickstart.yaml
@@ -22,7 +22,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST)
+
+# Servers, browsers, faults that take minutes.
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from typing import Any
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ConfigError, StudyError, ZooError
-from kt_ray.lookup import open_workspace, study_config
+from kt_ray.lookup import open_workspace, study_config, study_report
 from kt_ray.narrator import Narrator
 from kt_ray.ray_cluster import connected
 from kt_ray.search.runner import SearchResult, run_search
@@ -202,6 +202,7 @@ def _search(
     result = run_search(config, workspace, zoo, dataset, tracker, narrator.searching, accept_changes=accept_changes)
     narrator.settle()
     if result.stopped is not None:
+        tracker.finish(result.study_run, "KILLED", {"kt_ray.state": f"stopped by {result.stopped}"})
         narrator.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
     elif result.best_trial is None:
         raise StudyError(f"no trial of {config.name} was complete; `kt-ray trials {config.name}` says why")
@@ -277,6 +278,7 @@ def _conclude(
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(asdict(conclusion), indent=1))
     temporary.replace(path)
+    tracker.log_artifact(result.study_run, study_report(workspace, config.name))
     return conclusion
 
 
