@@ -20,6 +20,7 @@ from kt_ray.errors import DataError
 VARIABLE = "KT_RAY_DATA"
 SPLIT_SEED = 20240105  # decides which images are selection (and, for mnist5k, test) images; never configurable
 MNIST5K_TEST_IMAGES = 1000
+MNIST_FILE = "train-images-idx3-ubyte"  # in the raw/ folder of MNIST and its like
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 
 
@@ -90,15 +91,15 @@ def data_root() -> Path:
 
 def present(name: DatasetName) -> bool:
     """Whether the dataset is on this machine, so that nothing needs to be downloaded."""
-    folders = {
-        "mnist": "MNIST/raw",
-        "fashion_mnist": "FashionMNIST/raw",
-        "cifar10": "cifar-10-batches-py",
-        "cifar100": "cifar-100-python",
+    files = {
+        "mnist": f"MNIST/raw/{MNIST_FILE}",
+        "fashion_mnist": f"FashionMNIST/raw/{MNIST_FILE}",
+        "cifar10": "cifar-10-batches-py/data_batch_1",
+        "cifar100": "cifar-100-python/train",
     }
     return (
         name == "mnist5k"
-        or (data_root() / folders[name]).is_dir()
+        or (data_root() / files[name]).is_file()
         or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir())
     )
 
@@ -158,7 +159,7 @@ def _torchvision(name: str) -> tuple[LabelledImages, LabelledImages]:
     parts = []
     for train in (True, False):
         try:
-            part = kind(str(root), train=train, download=not (root / name / "raw").is_dir())
+            part = kind(str(root), train=train, download=not (root / name / "raw" / MNIST_FILE).is_file())
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"{name} is not under {root} and cannot be downloaded ({str(error).splitlines()[0]}); "
@@ -170,7 +171,7 @@ def _torchvision(name: str) -> tuple[LabelledImages, LabelledImages]:
 
 def _fashion_mnist() -> tuple[LabelledImages, LabelledImages]:
     """Fashion-MNIST from Debian's package if it is installed and `KT_RAY_DATA` has none, else by torchvision."""
-    if (data_root() / "FashionMNIST" / "raw").is_dir() or not DEBIAN_FASHION_MNIST.is_dir():
+    if (data_root() / "FashionMNIST" / "raw" / MNIST_FILE).is_file() or not DEBIAN_FASHION_MNIST.is_dir():
         return _torchvision("FashionMNIST")
     train, test = (
         LabelledImages(

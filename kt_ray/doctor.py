@@ -88,9 +88,9 @@ def _study_storage(workspace: Workspace) -> str:
 
 
 def _tracking(workspace: Workspace) -> str:
-    from kt_ray.tracking.store import probe, shown
+    from kt_ray.tracking.store import check_tracking, shown
 
-    probe(workspace.tracking_uri)
+    check_tracking(workspace.tracking_uri)
     return shown(workspace.tracking_uri)
 
 

@@ -117,7 +117,7 @@ def test_a_zoo_of_another_pair(study: Path, tmp_path: Path) -> None:
         config.zoo, "basic_to_mlp", load_dataset(config.dataset)
     )
     message = refused("run", str(study), "--workspace", str(tmp_path / "ws"))
-    assert "pair=basic_to_mlp" in message
+    assert 'pair="basic_to_mlp"' in message
     assert "basic_to_simple" in message
 
 
@@ -151,7 +151,7 @@ class TestTranslate:
     def test_an_unknown_model(self, tmp_path: Path) -> None:
         arguments = ("none.pth", "-o", "out.safetensors", "--workspace", str(tmp_path))
         assert "no such file: none.safetensors" in refused("translate", "none.safetensors", *arguments)
-        assert "nobody" in refused("translate", "models:/nobody@champion", *arguments)
+        assert "`kt-ray run` makes one" in refused("translate", "models:/nobody@champion", *arguments)
 
 
 def test_doctor_says_what_works(tmp_path: Path) -> None:

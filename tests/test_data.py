@@ -59,7 +59,8 @@ def test_too_many_selection_images() -> None:
 
 def test_a_missing_mnist_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(data.VARIABLE, str(tmp_path))
-    (tmp_path / "MNIST" / "raw").mkdir(parents=True)  # so that nothing is downloaded
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "MNIST" / "raw" / data.MNIST_FILE).touch()  # so that nothing is downloaded
     with pytest.raises(DataError, match="set KT_RAY_DATA") as error:
         load_dataset(DatasetConfig(name="mnist"))
     assert "\n" not in str(error.value)
