@@ -92,14 +92,14 @@ def data_root() -> Path:
 def present(name: DatasetName) -> bool:
     """Whether the dataset is on this machine, so that nothing needs to be downloaded."""
     files = {
-        "mnist": f"MNIST/raw/{MNIST_FILE}",
-        "fashion_mnist": f"FashionMNIST/raw/{MNIST_FILE}",
-        "cifar10": "cifar-10-batches-py/data_batch_1",
-        "cifar100": "cifar-100-python/train",
+        "mnist": [f"MNIST/raw/{MNIST_FILE}"],
+        "fashion_mnist": [f"FashionMNIST/raw/{MNIST_FILE}"],
+        "cifar10": ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-bin/data_batch_1.bin"],
+        "cifar100": ["cifar-100-python/train", "cifar-100-binary/train.bin"],
     }
     return (
         name == "mnist5k"
-        or (data_root() / files[name]).is_file()
+        or any((data_root() / file).is_file() for file in files[name])
         or (name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir())
     )
 

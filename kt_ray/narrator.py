@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from kt_ray.distillation.stages import Progress
     from kt_ray.search.progress import SearchProgress
     from kt_ray.zoo.actors import BuildProgress
 
@@ -66,6 +67,12 @@ class Narrator:
                 "ETA": duration(progress.eta_seconds),
             },
         )
+
+    def fitting(self, progress: Progress) -> None:
+        """How far the training of a teacher, paraphraser or student is."""
+        cells = {"epoch": f"{progress.epoch} of {progress.epochs}"}
+        cells |= {name: number(progress.metrics[name]) for name in ("loss", "accuracy") if name in progress.metrics}
+        self._move(progress.stage, progress.epoch, progress.epochs, cells)
 
     def searching(self, progress: SearchProgress) -> None:
         """How far a search is."""

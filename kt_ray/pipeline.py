@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kt_ray.config import StudyConfig
+from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.lookup import open_workspace, study_config, study_report
@@ -120,7 +120,7 @@ def search(
         return _search(config, workspace, store.read(), dataset, tracker, narrator, accept_changes)
 
 
-def open_tracker(config: StudyConfig, workspace: Workspace) -> Tracker:
+def open_tracker(config: StudyConfig | DistillConfig, workspace: Workspace) -> Tracker:
     """MLflow's experiment of the project. What it misses while it is away waits in the study's directory."""
     outbox = workspace.study_directory(config.name) / OUTBOX
     return Tracker(workspace.tracking_uri, config.project, workspace.artifact_root, outbox)

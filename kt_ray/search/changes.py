@@ -11,30 +11,28 @@ import optuna
 from optuna.trial import FrozenTrial
 
 import kt_ray
-from kt_ray.config import StudyConfig
-from kt_ray.data import Dataset
+from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import StudyError
 from kt_ray.search.space import to_distribution
-from kt_ray.zoo.members import Zoo
+from kt_ray.search.task import Task
 
 ATTRIBUTE = "searched_with"  # user attribute of the study
-# The files that decide the numbers of a trial.
-CODE = ("augmentations.py", "data.py", "evaluation.py", "losses.py", "training.py", "networks", "translators")
 
 
-def searched_with(config: StudyConfig, zoo: Zoo, dataset: Dataset) -> dict[str, Any]:
+def searched_with(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
     """Everything besides the sampled values that a trial's numbers follow from."""
     base = {
         path: value for path, value in flat(config.trial.model_dump(mode="json")).items() if path not in config.space
     }
-    return {"code": code_fingerprint(), "zoo": zoo.fingerprint, "dataset": dataset.fingerprint, "trial": base}
+    shared = {task.shares: task.fingerprint, "dataset": task.dataset.fingerprint}
+    return {"code": code_fingerprint(task.code), **shared, "trial": base}
 
 
-def code_fingerprint() -> str:
-    """SHA-256 over the sources that decide a trial's numbers, 12 hexadecimal digits."""
+def code_fingerprint(code: Iterable[str]) -> str:
+    """SHA-256 over the files and folders `code` of the package, 12 hexadecimal digits."""
     root = Path(kt_ray.__file__).parent
     digest = hashlib.sha256()
-    for name in CODE:
+    for name in code:
         path = root / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.relative_to(root).as_posix().encode())
@@ -46,8 +44,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs, one line each; the code first."""
     found = [
         f"{name}: {before.get(name)} before, {now[name]} now"
-        for name in ("code", "zoo", "dataset")
-        if before.get(name) != now[name]
+        for name in now
+        if name != "trial" and before.get(name) != now[name]
     ]
     old, new = before.get("trial", {}), now["trial"]
     for path in sorted(old.keys() | new.keys()):
@@ -75,7 +73,7 @@ def check_unchanged(study: optuna.Study, now: dict[str, Any], *, accept: bool) -
     return found
 
 
-def check_space(config: StudyConfig, trials: Iterable[FrozenTrial]) -> None:
+def check_space(config: StudyConfig | DistillConfig, trials: Iterable[FrozenTrial]) -> None:
     """Raises StudyError where a path that was searched before now has choices or a kind that Optuna cannot mix."""
     for path, distribution in config.space.items():
         present = to_distribution(distribution)

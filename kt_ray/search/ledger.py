@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 from optuna.trial import TrialState
 
-from kt_ray.config import TrialConfig
+from kt_ray.config import Frozen
 from kt_ray.errors import StudyError
 from kt_ray.search.progress import SearchProgress
-from kt_ray.search.session import TRANSLATOR, Report
+from kt_ray.search.session import Report
 from kt_ray.search.space import apply
 from kt_ray.search.study import SECONDS, Candidate, SearchStudy
+from kt_ray.search.task import PRODUCT
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Ledger:
         self._on_progress = on_progress
         self._live: dict[str, _Live] = {}
         self._search = study.config.search
-        self._base: TrialConfig = study.config.trial
+        self._base: Frozen = study.config.trial
         self._began = time.monotonic()
         self._finished_before = study.finished()
         self._failures_in_a_row = 0
@@ -270,7 +271,7 @@ class Ledger:
         for entry in directory.glob("*"):
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != TRANSLATOR or live.pruned or live.failure is not None:
+            elif not entry.match(PRODUCT) or live.pruned or live.failure is not None:
                 entry.unlink(missing_ok=True)
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray import tune
 
-from kt_ray.config import StudyConfig, TrialConfig, TrialResources
+from kt_ray.config import DistillConfig, StudyConfig, TrialResources
 from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.ray_cluster import fitting
@@ -27,12 +27,12 @@ from kt_ray.search.lock import Lease, driving
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.pruning import PruningScheduler
 from kt_ray.search.searcher import StudySearcher
-from kt_ray.search.session import TRANSLATOR, Training, TrainingFactory
 from kt_ray.search.sharing import pack
 from kt_ray.search.space import point_problems, problems
 from kt_ray.search.storage import enduring_storage
 from kt_ray.search.study import SearchStudy, lineage_of
-from kt_ray.search.trial import TranslatorTrial
+from kt_ray.search.task import PRODUCT, Task, TrainingFactory, TranslatorTask, train_translator
+from kt_ray.search.trial import TaskTrial
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo
 
@@ -56,7 +56,7 @@ class SearchResult:
     """How a search ended.
 
     `stopped` names the signal that ended it, `limit` the budget or grid that kept it from having all its trials.
-    `translator` is the file of the champion's translator; with several objectives or constraints, see
+    `translator` is the file of the champion: a translator or a student; with several objectives or constraints, see
     `kt_ray.search.study.chosen` for the rule that names the champion.
     """
 
@@ -72,13 +72,6 @@ class SearchResult:
     progress: SearchProgress
 
 
-def train_translator(config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str) -> Training:
-    """The training that a trial runs unless a test or benchmark gives another."""
-    from kt_ray.training import TranslatorTraining
-
-    return TranslatorTraining(config, zoo, dataset, device)
-
-
 def run_search(
     config: StudyConfig,
     workspace: Workspace,
@@ -90,18 +83,32 @@ def run_search(
     accept_changes: bool = False,
     make_training: TrainingFactory = train_translator,
 ) -> SearchResult:
+    """Run the trials of translators that the study of `config` still lacks; see `run_task`."""
+    task = TranslatorTask(zoo, dataset, make_training)
+    return run_task(config, workspace, task, tracker, on_progress, accept_changes=accept_changes)
+
+
+def run_task(
+    config: StudyConfig | DistillConfig,
+    workspace: Workspace,
+    task: Task,
+    tracker: Tracking,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+    *,
+    accept_changes: bool = False,
+) -> SearchResult:
     """Run the trials that the study of `config` still lacks, on the Ray cluster that is connected.
 
     SIGINT and SIGTERM end it in order; a second one at once. Raises StudyError where another driver lives, or where
-    zoo, dataset or base trial are not those of the study's trials (unless `accept_changes`); ResourceError where no
-    node can hold a trial; TrackingError.
+    dataset, base trial or what the trials share are not those of the study's trials (unless `accept_changes`);
+    ResourceError where no node can hold a trial; TrackingError.
     """
     faults = problems(config.space, config.trial) + point_problems(config.search.points, config.space)
     if faults:
         raise ConfigError(faults)
     study = SearchStudy(config, enduring_storage(workspace.study_storage))
     with driving(study.optuna) as lease:
-        for change in check_unchanged(study.optuna, searched_with(config, zoo, dataset), accept=accept_changes):
+        for change in check_unchanged(study.optuna, searched_with(config, task), accept=accept_changes):
             logger.warning("study %s, changed: %s", config.name, change)
         check_space(config, study.trials())
         resources = config.search.resources
@@ -109,7 +116,7 @@ def run_search(
         study.describe(devices)
         study.recover("its driver died")
         study.enqueue(config.search.points)
-        run = tracker.study_run(config.name, _study_params(config, zoo), {"kt_ray.zoo_fingerprint": zoo.fingerprint})
+        run = tracker.study_run(config.name, _study_params(config, task), {"kt_ray.zoo_fingerprint": task.fingerprint})
         ledger = Ledger(
             study,
             tracker,
@@ -122,13 +129,13 @@ def run_search(
         )
         if not ledger.over:
             with _stopping_on_signals(ledger):
-                _execute(ledger, lease, config, workspace, zoo, dataset, make_training)
+                _execute(ledger, lease, config, workspace, task)
         return _result(study, ledger, run)
 
 
 def _result(study: SearchStudy, ledger: Ledger, run: str) -> SearchResult:
     best = study.best()
-    translator = ledger.directory(lineage_of(best)) / TRANSLATOR if best else None
+    made = next(ledger.directory(lineage_of(best)).glob(PRODUCT), None) if best else None
     return SearchResult(
         name=study.config.name,
         trials=study.config.search.trials,
@@ -137,18 +144,17 @@ def _result(study: SearchStudy, ledger: Ledger, run: str) -> SearchResult:
         best_trial=lineage_of(best) if best else None,
         best_value=best.values[0] if best else None,
         best_params=dict(best.params) if best else {},
-        translator=translator if translator and translator.is_file() else None,
+        translator=made,
         study_run=run,
         progress=ledger.progress(),
     )
 
 
-def _study_params(config: StudyConfig, zoo: Zoo) -> dict[str, Any]:
+def _study_params(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
     search = config.search
     return {
-        "pair": config.pair,
         "dataset": config.dataset.name,
-        "zoo": zoo.fingerprint,
+        **task.params(),
         "sampler": search.sampler.name,
         "pruner": search.pruner.name,
         "seed": search.seed,
@@ -160,7 +166,7 @@ def _demand(resources: TrialResources) -> dict[str, float]:
     return {"CPU": resources.cpus, "GPU": resources.gpus, **resources.resources}
 
 
-def _concurrency(config: StudyConfig) -> int:
+def _concurrency(config: StudyConfig | DistillConfig) -> int:
     """Trials at once: what the cluster bears, or what is asked for. Raises ResourceError where none fits."""
     bears = fitting(_demand(config.search.resources), config.search.resources.label_selector)
     return min(config.search.concurrency or bears, bears)
@@ -169,11 +175,9 @@ def _concurrency(config: StudyConfig) -> int:
 def _execute(
     ledger: Ledger,
     lease: Lease,
-    config: StudyConfig,
+    config: StudyConfig | DistillConfig,
     workspace: Workspace,
-    zoo: Zoo,
-    dataset: Dataset,
-    make: TrainingFactory,
+    task: Task,
 ) -> None:
     """Run Ray Tune until the ledger is over. Raises what the study or MLflow raised on the way."""
     resources = config.search.resources
@@ -181,10 +185,8 @@ def _execute(
     labels = resources.label_selector
     trainable = tune.with_resources(
         tune.with_parameters(
-            TranslatorTrial,
-            zoo=pack(zoo),
-            dataset=pack(dataset),
-            make=make,
+            TaskTrial,
+            task=pack(task),
             device="cuda" if resources.gpus else "cpu",
             threads=max(1, int(resources.cpus)),
         ),

@@ -6,24 +6,18 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from kt_ray.config import TrialConfig
-from kt_ray.data import Dataset
-from kt_ray.zoo.members import Zoo
-
 STATE = "training.safetensors"
 HISTORY = "history.json"
-TRANSLATOR = "translator.safetensors"
 
 
 class Training(Protocol):
-    """What a trial trains; `kt_ray.training.TranslatorTraining` is one."""
+    """What a trial trains; `TranslatorTraining` and `StudentTraining` are such."""
 
     @property
     def finished(self) -> bool: ...
@@ -33,9 +27,6 @@ class Training(Protocol):
     def save(self, path: Path) -> None: ...
 
     def load(self, path: Path) -> None: ...
-
-
-TrainingFactory = Callable[[TrialConfig, Zoo, Dataset, str], Training]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import random
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from kt_ray.config import Distribution, TrialConfig, set_path
+from kt_ray.config import Distribution, Frozen, set_path
 from kt_ray.config.base import explain
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import optuna
 
 Distributions = Mapping[str, Distribution]
+Base = TypeVar("Base", bound=Frozen)  # what one trial is configured by: TrialConfig, DistillTrialConfig
 PROBES = 200  # random points that `problems` tries on the base configuration
 
 
@@ -102,7 +103,7 @@ class _Probe:
         return self._random.choice(choices)
 
 
-def to_optuna(space: Distributions, base: TrialConfig | None = None) -> Space:
+def to_optuna(space: Distributions, base: Frozen | None = None) -> Space:
     """`space` as a picklable define-by-run function; conditions on paths that are not searched look at `base`.
 
     Raises ConfigError where conditions go in a circle.
@@ -125,18 +126,18 @@ def to_distribution(distribution: Distribution) -> optuna.distributions.BaseDist
     return distributions.FloatDistribution(*distribution.float_range, log=distribution.log, step=distribution.step)
 
 
-def apply(base: TrialConfig, values: Mapping[str, Any]) -> TrialConfig:
+def apply(base: Base, values: Mapping[str, Any]) -> Base:
     """`base` with dotted `values` set, validated again. Raises ConfigError with all faults."""
     content = base.model_dump()
     for path, value in values.items():
         set_path(content, path, value)
     try:
-        return TrialConfig.model_validate(content)
+        return type(base).model_validate(content)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
 
 
-def size(space: Distributions, base: TrialConfig | None = None) -> str:
+def size(space: Distributions, base: Frozen | None = None) -> str:
     """How large the space is, in words: its points, or how many of its paths are continuous."""
     if not space:
         return "empty: every trial is the base trial"
@@ -147,7 +148,7 @@ def size(space: Distributions, base: TrialConfig | None = None) -> str:
     return f"endless: {continuous} of {len(space)} paths continuous"
 
 
-def count(space: Distributions, base: TrialConfig | None = None) -> float:
+def count(space: Distributions, base: Frozen | None = None) -> float:
     """How many points the space has; infinite where a path that can be active is continuous."""
     ordered = to_optuna(space, base)
     deciding = {parent for distribution in space.values() for parent in distribution.when}
@@ -168,7 +169,7 @@ def cardinality(distribution: Distribution) -> float:
     return math.inf if values is None else len(values)
 
 
-def problems(space: Distributions, base: TrialConfig) -> list[str]:
+def problems(space: Distributions, base: Frozen) -> list[str]:
     """Everything wrong with `space`, one line each; empty where a search can start."""
     found = []
     for path, distribution in space.items():
@@ -208,13 +209,13 @@ def contains(distribution: Distribution, value: Any) -> bool:
     return step is None or abs((value - low) / step - round((value - low) / step)) < 1e-9
 
 
-def _path_problems(path: str, distribution: Distribution, base: TrialConfig) -> list[str]:
+def _path_problems(path: str, distribution: Distribution, base: Frozen) -> list[str]:
     """Unknown path; bounds, step or choices that the field does not admit."""
     if distribution.int_range is not None and distribution.step is not None and distribution.step % 1:
         return [f"{path}: `step` of an int must be whole, got {distribution.step}"]
-    field_info = _field(TrialConfig, path)
+    field_info = _field(type(base), path)
     if field_info is None:
-        return [f"{path}: unknown path; {_known_paths(path)}"]
+        return [f"{path}: unknown path; {_known_paths(type(base), path)}"]
     annotation: Any = field_info.annotation
     for constraint in field_info.metadata:
         annotation = Annotated[annotation, constraint]
@@ -235,7 +236,7 @@ def _path_problems(path: str, distribution: Distribution, base: TrialConfig) -> 
     return found
 
 
-def _condition_problems(path: str, distribution: Distribution, space: Distributions, base: TrialConfig) -> list[str]:
+def _condition_problems(path: str, distribution: Distribution, space: Distributions, base: Frozen) -> list[str]:
     """Conditions on unknown paths, and conditions that never hold."""
     found = []
     for parent, wanted in distribution.when.items():
@@ -246,8 +247,8 @@ def _condition_problems(path: str, distribution: Distribution, space: Distributi
                 found.append(f"{path}: `when` looks at {parent}, which is continuous; only discrete paths can decide")
             elif not set(map(repr, values)) & set(map(repr, possible)):
                 found.append(f"{path}: `when` never holds: {parent} is one of {list(possible)}, not {_shown(values)}")
-        elif _field(TrialConfig, parent) is None:
-            found.append(f"{path}: `when` names an unknown path, {parent}; {_known_paths(parent)}")
+        elif _field(type(base), parent) is None:
+            found.append(f"{path}: `when` names an unknown path, {parent}; {_known_paths(type(base), parent)}")
         elif _lookup(base, parent) not in values:
             found.append(
                 f"{path}: `when` never holds: {parent} is {_lookup(base, parent)!r} in `trial` and is not searched; "
@@ -256,7 +257,7 @@ def _condition_problems(path: str, distribution: Distribution, space: Distributi
     return found
 
 
-def _joint_problems(space: Space, base: TrialConfig) -> list[str]:
+def _joint_problems(space: Space, base: Frozen) -> list[str]:
     """Faults of values that are fine one by one: tries random points on the base configuration."""
     faults: dict[str, int] = {}
     for seed in range(PROBES):
@@ -329,9 +330,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _known_paths(path: str) -> str:
+def _known_paths(model: type[BaseModel], path: str) -> str:
     """What a wrong path could have been: the fields of its deepest section that exists."""
-    model: type[BaseModel] = TrialConfig
     walked = []
     for part in path.split("."):
         info = model.model_fields.get(part)
@@ -344,7 +344,7 @@ def _known_paths(path: str) -> str:
     return f"{section} has {', '.join(sorted(model.model_fields))}"
 
 
-def _lookup(base: TrialConfig, path: str) -> Any:
+def _lookup(base: Frozen, path: str) -> Any:
     value: Any = base
     for part in path.split("."):
         value = getattr(value, part, None)

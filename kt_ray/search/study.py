@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from kt_ray.config import StudyConfig
+from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.config.study import Constraint
 from kt_ray.errors import StudyError
 from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler
@@ -104,7 +104,7 @@ def chosen(study: optuna.Study) -> FrozenTrial | None:
 class SearchStudy:
     """An Optuna study opened to search: asks for trials, hears reports, decides on pruning, tells ends."""
 
-    def __init__(self, config: StudyConfig, storage: optuna.storages.BaseStorage) -> None:
+    def __init__(self, config: StudyConfig | DistillConfig, storage: optuna.storages.BaseStorage) -> None:
         self.config = config
         self.objectives = config.search.objectives
         directions = [objective.direction for objective in self.objectives]

@@ -193,7 +193,7 @@ def calm(rig: Rig, name: str) -> dict[str, Any]:
 
     def watch() -> bool:
         trainers.update(rig.seen("ray::Trainer"))
-        trials.update(rig.seen("ray::TranslatorTrial"))
+        trials.update(rig.seen("ray::TaskTrial"))
         return rig.status(job) in ("SUCCEEDED", "FAILED", "STOPPED")
 
     took = wait_for(f"job {job} ends", watch, 600)
