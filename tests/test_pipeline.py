@@ -171,7 +171,7 @@ def wait_until_searching(process: subprocess.Popen[str], workspace: Path, second
     raise AssertionError("the search did not begin")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
     longer = ["--set", "trial.training.epochs=6", "--set", "search.pruner={name: none}"]
     process = kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path)
