@@ -49,7 +49,7 @@ def run(
     """Bring the study to its end and conclude it; does only what is still lacking.
 
     Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
-    StudyError where zoo, dataset, code or base trial are not those of the study's trials, unless `accept_changes`.
+    StudyError where zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
     """
     present = read_conclusion(workspace, config.name)
     if present is not None and _complete(config, workspace, present):
