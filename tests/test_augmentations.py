@@ -162,8 +162,8 @@ def test_swapped_units_move_whole_and_cost_the_target(random_zoo: Zoo, seed: int
         return torch.cat(parts, dim=2)
 
     before, after = units(random_zoo.parameters), units(moved)
-    distance = torch.cdist(after.flatten(0, 1), before.flatten(0, 1))
-    assert float(distance.min(1).values.max()) < 1e-3
+    same = (after.flatten(0, 1)[:, None] == before.flatten(0, 1)).all(2)  # [units after, units before]
+    assert same.any(1).all()
     changed = (before != after).flatten(1).any(1)
     assert torch.equal(moved["target.conv1.weight"].isnan().flatten(1).any(1), changed)
 
