@@ -23,7 +23,7 @@ from kt_ray.zoo.stacking import Implementation, can_group, fresh
 from kt_ray.zoo.training import Plan
 
 FILE = "probe.json"
-STEPS = 3
+STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ def candidates(architecture: Architecture, device: str, phase: str, at_once: int
     module = architecture.source_network() if phase == "source" else architecture.target_block()
     if device == "cpu":
         covered = fused.supports_source if phase == "source" else fused.supports_target
+        names: list[Implementation] = ["fused"] if covered(architecture) else []
+        one_by_one = [Candidate(name, 1) for name in [*names, "loop"]]
         several = min(4, at_once)
-        found = [Candidate("fused", 1)] if covered(architecture) else []
-        if can_group(module):
-            names: tuple[Implementation, ...] = ("channels_last", "grouped", "unfold")
-            found += [Candidate(name, several) for name in names]
-        return [*found, Candidate("vmap", several), Candidate("loop", 1)]
+        if several == 1:
+            return one_by_one
+        names += ["channels_last", "grouped", "unfold"] if can_group(module) else []
+        return one_by_one + [Candidate(name, several) for name in [*names, "vmap"]]
     sizes = [size for size in (8, 32, 128, 512) if size <= at_once] or [at_once]
-    names = ("grouped", "channels_last", "unfold", "vmap") if can_group(module) else ("vmap",)
+    names = ["grouped", "channels_last", "unfold", "vmap"] if can_group(module) else ["vmap"]
     plain = [Candidate(name, size) for size in sizes for name in names]
     largest = sizes[-1]
     return plain + [Candidate(name, largest, bfloat16=True) for name in names] + [
@@ -95,20 +96,19 @@ def measure(
 
 
 def choose(seconds: dict[str, dict[Candidate, float]]) -> Plan:
-    """The fastest candidate of each phase; members at once as the slower phase's winner likes it."""
-    best = {phase: min(times, key=lambda candidate: times[candidate]) for phase, times in seconds.items() if times}
-    if len(best) < 2:
-        missing = ({"source", "target"} - set(best)).pop()
-        raise ZooError(f"no implementation of the {missing} phase runs on this device; see the log for why")
-    source, target = best["source"], best["target"]
-    slower = max(("source", "target"), key=lambda phase: seconds[phase][best[phase]])
-    return Plan(
-        source.implementation,
-        target.implementation,
-        max(best[slower].at_once, 1),
-        source.bfloat16 and target.bfloat16,
-        source.compile and target.compile,
-    )
+    """The implementations of both phases that together are the fastest, at one number of members and with one set of
+    options: a plan is run as it was measured."""
+    plans: dict[Plan, float] = {}
+    for source, of_source in seconds["source"].items():
+        for target, of_target in seconds["target"].items():
+            shared = source.at_once, source.bfloat16, source.compile
+            if shared == (target.at_once, target.bfloat16, target.compile):
+                plans[Plan(source.implementation, target.implementation, *shared)] = of_source + of_target
+    if not plans:
+        missing = [phase for phase, found in seconds.items() if not found]
+        what = f"the {missing[0]} phase" if missing else "both phases at one number of members"
+        raise ZooError(f"no implementation of {what} runs on this device; see the log for why")
+    return min(plans, key=lambda plan: plans[plan])
 
 
 def device_name(device: str) -> str:

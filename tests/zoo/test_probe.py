@@ -32,13 +32,18 @@ def test_only_what_covers_a_pair_is_a_candidate() -> None:
     assert "fused" not in names("basic_to_mlp", "target")
 
 
-def test_the_fastest_of_each_phase_is_chosen() -> None:
-    fused, grouped = Candidate("fused", 1), Candidate("grouped", 4)
-    plan = choose({"source": {fused: 1.0, grouped: 2.0}, "target": {fused: 0.5, grouped: 0.1}})
-    assert plan == Plan("fused", "grouped", 1)
-    assert choose({"source": {grouped: 2.0}, "target": {fused: 0.5}}).at_once == 4
+def test_the_plan_is_run_as_it_was_measured() -> None:
+    """Both phases train as many members at once, with the same options, as when they were timed."""
+    fused, fused4, grouped4 = Candidate("fused", 1), Candidate("fused", 4), Candidate("grouped", 4)
+    half = Candidate("grouped", 4, bfloat16=True)
+    source = {fused: 1.0, fused4: 1.1, half: 0.2}
+    assert choose({"source": source, "target": {fused: 0.5, grouped4: 0.1}}) == Plan("fused", "grouped", 4)
+    assert choose({"source": source, "target": {fused: 0.1, grouped4: 0.1}}) == Plan("fused", "fused", 1)
+    assert choose({"source": source, "target": {fused: 0.1, half: 0.1}}) == Plan("grouped", "grouped", 4, True)
     with pytest.raises(ZooError, match="no implementation of the target phase runs on this device"):
-        choose({"source": {fused: 1.0}, "target": {}})
+        choose({"source": source, "target": {}})
+    with pytest.raises(ZooError, match="both phases at one number of members"):
+        choose({"source": {fused: 1.0}, "target": {grouped4: 1.0}})
 
 
 def test_plans_are_remembered_beside_the_zoos(tmp_path: Path) -> None:
