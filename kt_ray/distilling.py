@@ -21,10 +21,10 @@ from kt_ray.networks import State
 from kt_ray.pipeline import open_tracker
 from kt_ray.ray_cluster import connected
 from kt_ray.search.runner import run_task
-from kt_ray.search.space import problems
 from kt_ray.tracking.registry import register_champion
 from kt_ray.tracking.runs import Input
 from kt_ray.tracking.tracker import Tracker
+from kt_ray.validation import search_problems
 from kt_ray.workspace import Workspace
 
 CONCLUSION = "distillation.json"
@@ -33,7 +33,7 @@ CONCLUSION = "distillation.json"
 def read_distillation(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
     """The distillation file at `path`, its space checked against its base. Raises ConfigError with all faults."""
     config = load_config(DistillConfig, path, overrides)
-    faults = problems(config.space, config.trial)
+    faults = search_problems(config)
     if faults:
         raise ConfigError(faults, str(path))
     return config

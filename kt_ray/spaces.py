@@ -29,6 +29,11 @@ def locate(name: str) -> Path:
     raise ConfigError(f"no study file {name!r} here, and none of that name ships (those are: {', '.join(files)})")
 
 
+def is_distillation(path: Path) -> bool:
+    """Whether the file at `path` is one of `kt-ray distill`, which names a student. Raises ConfigError if no YAML."""
+    return "student" in read_yaml(path)
+
+
 def description(path: Path) -> str:
     """The first line of the `description` in the study file at `path`."""
     return (str(read_yaml(path).get("description", "")).strip().splitlines() or [""])[0]

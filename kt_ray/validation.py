@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kt_ray.config import Distribution, MemberCounts, StudyConfig, load_config
+from kt_ray.config import DistillConfig, Distribution, MemberCounts, StudyConfig, load_config
 from kt_ray.errors import ConfigError
+from kt_ray.spaces import is_distillation
 
 PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
 
@@ -46,19 +47,27 @@ class Validation:
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """The study file at `path`, its space checked against its base trial. Raises ConfigError with all faults."""
+    if is_distillation(path):
+        raise ConfigError("a distillation, not a study; `kt-ray distill` runs it", str(path))
+    config = load_config(StudyConfig, path, overrides)
+    faults = search_problems(config)
+    if faults:
+        raise ConfigError(faults, str(path))
+    return config
+
+
+def search_problems(config: StudyConfig | DistillConfig) -> list[str]:
+    """What is wrong with the space, sampler and pruner of a configuration whose every value is valid by itself."""
     from kt_ray.search.samplers import build_pruner, build_sampler
     from kt_ray.search.space import problems
 
-    config = load_config(StudyConfig, path, overrides)
     faults = problems(config.space, config.trial)
     for build in (lambda: build_sampler(config.search.sampler, seed=0), lambda: build_pruner(config.search.pruner)):
         try:
             build()
         except ConfigError as error:
             faults += error.problems
-    if faults:
-        raise ConfigError(faults, str(path))
-    return config
+    return faults
 
 
 def validate_study(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> Validation:
@@ -109,12 +118,12 @@ def fitting_counts(config: StudyConfig) -> tuple[int, int]:
     return min(actors.count or fit_actors, fit_actors), min(config.search.concurrency or fit_trials, fit_trials)
 
 
-def space_rows(config: StudyConfig) -> list[dict[str, Any]]:
+def space_rows(config: StudyConfig | DistillConfig) -> list[dict[str, Any]]:
     """One row a searched path: what is drawn, from where, under which condition."""
     return [{"path": path, **_described(distribution)} for path, distribution in config.space.items()]
 
 
-def space_size(config: StudyConfig) -> str:
+def space_size(config: StudyConfig | DistillConfig) -> str:
     """How many points the space has, in words."""
     from kt_ray.search.space import size
 

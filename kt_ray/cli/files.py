@@ -31,10 +31,18 @@ def list_spaces(format_: Format = "table") -> None:
 @spaces.command("show")
 def show_space(file: File, format_: Format = "table") -> None:
     """Show the search space of a study file as a table, with its size."""
-    from kt_ray.spaces import locate
+    from kt_ray.config import DistillConfig, StudyConfig
+    from kt_ray.spaces import is_distillation, locate
     from kt_ray.validation import read_study, space_rows, space_size
 
-    config = read_study(locate(file))
+    path = locate(file)
+    config: StudyConfig | DistillConfig
+    if is_distillation(path):
+        from kt_ray.distilling import read_distillation
+
+        config = read_distillation(path)
+    else:
+        config = read_study(path)
     rows = space_rows(config)
     if format_ == "json":
         show_json({"name": config.name, "space": rows, "size": space_size(config)})
