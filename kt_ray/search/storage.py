@@ -1,17 +1,23 @@
-"""Where Optuna keeps studies: SQLite, PostgreSQL and other databases, or a journal file."""
+"""Where Optuna keeps studies: SQLite, PostgreSQL and other databases, or a journal file.
+
+SQLite has a write-ahead log where its filesystem bears one; see `kt_ray.sqlite` for what then survives what.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
+from kt_ray import sqlite
 from kt_ray.errors import StudyError
 
 logger = logging.getLogger(__name__)
@@ -78,9 +84,21 @@ def _open(url: str, path: Path | None) -> BaseStorage:
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         return JournalStorage(JournalFileBackend(str(path)))
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    if path is None:
+        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    else:
+        logged = sqlite.prepare(path)
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": sqlite.PATIENCE}})
+        if logged:
+            event.listen(storage.engine, "connect", _commit_without_waiting)
+            storage.engine.dispose()  # connections made before
     # `get_storage` puts the cache in front that keeps asking fast with thousands of trials.
-    return optuna.storages.get_storage(RDBStorage(url, engine_kwargs=options))
+    return optuna.storages.get_storage(storage)
+
+
+def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> None:
+    """With a write-ahead log, a commit need not wait for the disk for the database to stay whole."""
+    connection.execute("PRAGMA synchronous = NORMAL")
 
 
 class Enduring:

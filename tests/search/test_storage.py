@@ -12,6 +12,7 @@ import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
+from kt_ray import sqlite
 from kt_ray.errors import StudyError
 from kt_ray.search import storage as storages
 from kt_ray.search.storage import Enduring, enduring_storage, open_storage, shown, study_names
@@ -45,6 +46,18 @@ def check_searched_by_drivers_that_die(url: str) -> None:
 
 def test_sqlite(tmp_path: Path) -> None:
     check_searched_by_drivers_that_die(f"sqlite:///{tmp_path}/optuna.db")
+
+
+@pytest.mark.parametrize(("local", "journal", "synchronous"), [(True, "wal", 1), (False, "delete", 2)])
+def test_sqlite_commits_without_waiting_only_where_it_has_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool, journal: str, synchronous: int
+) -> None:
+    monkeypatch.setattr(sqlite, "local", lambda path: local)
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    for storage in (open_storage(url), open_storage(url, create=False)):
+        with storage._backend.engine.connect() as connection:  # type: ignore[attr-defined]
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == journal
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == synchronous
 
 
 def test_a_journal_file(tmp_path: Path) -> None:
