@@ -150,6 +150,8 @@ class Ledger:
                     candidate.values,
                     {"kt_ray.optuna_trial": candidate.number},
                 )
+                if candidate.number == candidate.lineage:  # what lies there is of another study that had the name
+                    shutil.rmtree(self.directory(candidate.lineage), ignore_errors=True)
                 live = self._live[tune_id] = _Live(candidate, run)
                 if candidate.step and self._study.should_prune(candidate):
                     # The driver died between the report and the pruning that it led to.

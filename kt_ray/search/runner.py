@@ -116,7 +116,8 @@ def run_task(
         study.describe(devices)
         study.recover("its driver died")
         study.enqueue(config.search.points)
-        run = tracker.study_run(config.name, _study_params(config, task), {"kt_ray.zoo_fingerprint": task.fingerprint})
+        tags = {"kt_ray.study_id": study.identity, "kt_ray.zoo_fingerprint": task.fingerprint}
+        run = tracker.study_run(config.name, _study_params(config, task), tags)
         ledger = Ledger(
             study,
             tracker,

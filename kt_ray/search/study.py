@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import uuid
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from kt_ray.errors import StudyError
 from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler
 from kt_ray.search.space import to_optuna
 
-SEARCH = "search"  # user attribute of the study: what reading it needs to know of its configuration
+# User attributes of the study.
+SEARCH = "search"  # what reading it needs to know of its configuration
+IDENTITY = "identity"  # tells it from another study that had its name before, or has it elsewhere
 
 # User attributes of a trial.
 GRID = "grid"  # which point of the grid it is
@@ -124,6 +127,13 @@ class SearchStudy:
             )
         self.space = to_optuna(config.space, config.trial)
         self._grid = self._grid_points() if config.search.sampler.name == "grid" else None
+
+    @property
+    def identity(self) -> str:
+        """A name that no other study has, be it called the same."""
+        if IDENTITY not in self.optuna.user_attrs:
+            self.optuna.set_user_attr(IDENTITY, uuid.uuid4().hex)
+        return str(self.optuna.user_attrs[IDENTITY])
 
     def describe(self, devices: float) -> None:
         """Leave in the study what readers of it need to know. `devices` is how many a trial holds."""

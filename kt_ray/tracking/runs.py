@@ -18,6 +18,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI then leaves out traces and prompts
 
+STUDY_ID = "kt_ray.study_id"  # tag of a study's run: which study, of those that had its name
+
 # MLflow's limits for one log_batch.
 METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
@@ -73,7 +75,7 @@ class Runs:
     ) -> str:
         """The id of the run with the tags `identity`: made if there is none, RUNNING again if there is one."""
         with reaching(self.uri):
-            found = self.find(identity)
+            found = self.find(identity) or self._find_without_id(identity)
             if found is None:
                 made = self.client.create_run(
                     self.experiment_id, start_time=time, run_name=name, tags=provenance() | dict(identity) | dict(tags)
@@ -89,11 +91,19 @@ class Runs:
 
     def find(self, tags: Mapping[str, str]) -> Run | None:
         """The oldest run of the experiment that carries all of `tags`, deleted ones apart."""
+        return next(iter(self._search(tags, 1)), None)
+
+    def _find_without_id(self, identity: Mapping[str, str]) -> Run | None:
+        """The oldest run of a study of that name that belongs to no study yet: it was begun before there was one."""
+        if STUDY_ID not in identity:
+            return None
+        named = {key: value for key, value in identity.items() if key != STUDY_ID}
+        return next((run for run in self._search(named, 1000) if STUDY_ID not in run.data.tags), None)
+
+    def _search(self, tags: Mapping[str, str], most: int) -> list[Run]:
         condition = " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
-        found = self.client.search_runs(
-            [self.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
-        )
-        return found[0] if found else None
+        order = ["attributes.start_time ASC"]
+        return list(self.client.search_runs([self.experiment_id], condition, max_results=most, order_by=order))
 
     def _resume(self, run: Run, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Write what is new. MLflow's parameters cannot change, so a changed one is told by a tag `changed.NAME`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.outbox import Entry, Outbox
-from kt_ray.tracking.runs import Input, Runs, Status
+from kt_ray.tracking.runs import STUDY_ID, Input, Runs, Status
 from kt_ray.tracking.store import StoreAway, check_tracking, probe, reaching, shown
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ class Tracker:
     def study_run(self, study: str, params: Mapping[str, Any] = {}, tags: Mapping[str, Any] = {}) -> str:
         """The parent run of `study`.
 
-        With `kt_ray.study_id` among `tags`, only a run with the same id is the study's: a new study of an old name
-        then gets a run of its own.
+        With `kt_ray.study_id` among `tags`, only a run with the same id is the study's, or one that has none: a new
+        study of an old name then gets a run of its own.
         """
         identity = {"kt_ray.kind": "study", "kt_ray.study": study}
-        if "kt_ray.study_id" in tags:
-            identity["kt_ray.study_id"] = str(tags["kt_ray.study_id"])
+        if STUDY_ID in tags:
+            identity[STUDY_ID] = str(tags[STUDY_ID])
         return self._run(study, identity, params, tags)
 
     def trial_run(

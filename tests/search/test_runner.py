@@ -187,6 +187,22 @@ def test_failures_are_told_with_their_reason_and_lost_workers_tried_again(bench:
     assert len(failed) == result.progress.failed
 
 
+def test_a_new_study_of_an_old_name_has_runs_and_checkpoints_of_its_own(bench: Bench, ray_session: None) -> None:
+    first = bench.search(study_config(trials=1))
+    for path in bench.workspace.root.glob("optuna.db*"):
+        path.unlink()
+    left = Path(bench.workspace.checkpoints("s")) / "0" / "000004" / "history.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("[]")
+    second = bench.search(study_config(trials=1, seed=1))
+    client = mlflow.MlflowClient(bench.workspace.tracking_uri)
+    ids = {client.get_run(result.study_run).data.tags["kt_ray.study_id"] for result in (first, second)}
+    assert len(ids) == 2
+    runs = {run.data.tags["mlflow.parentRunId"]: run.data.metrics["accuracy_mean"] for run in bench.runs()}
+    assert runs == {result.study_run: result.best_value for result in (first, second)}
+    assert bench.search(study_config(trials=1, seed=1)).study_run == second.study_run
+
+
 def test_a_search_whose_trials_all_fail_ends(bench: Bench, ray_session: None) -> None:
     config = StudyConfig.model_validate(
         study_config(trials=20).model_dump() | {"space": {"training.weight_decay": {"categorical": [0.25]}}}

@@ -61,6 +61,9 @@ def test_what_tells_runs_apart(tracker: Tracker) -> None:
     # A new study of an old name, in a new Optuna storage, is another study.
     ids = [tracker.study_run("u", {}, {"kt_ray.study_id": number}) for number in (1, 2, 1)]
     assert ids[0] == ids[2] != ids[1]
+    # What was begun before its study had an id is the first one's.
+    begun = tracker.study_run("v")
+    assert [tracker.study_run("v", {}, {"kt_ray.study_id": number}) == begun for number in (7, 8, 7)] == [1, 0, 1]
 
 
 def test_a_repeated_report_does_not_double(tracker: Tracker) -> None:
