@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kt_ray.config import DistillConfig, load_config
+from kt_ray.config import DistillConfig, StorageConfig, load_config, validate
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
+from kt_ray.distillation.probe import try_batch
 from kt_ray.distillation.stages import Progress, Stages
-from kt_ray.distillation.trials import StudentTask, prepare
+from kt_ray.distillation.trials import StudentTask, choices, prepare
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.narrator import Narrator
 from kt_ray.networks import State
-from kt_ray.pipeline import open_tracker
-from kt_ray.ray_cluster import connected
+from kt_ray.pipeline import extended, open_tracker, resume_command
+from kt_ray.ray_cluster import connected, fitting
 from kt_ray.search.runner import run_task
+from kt_ray.search.space import size
 from kt_ray.tracking.registry import register_champion
 from kt_ray.tracking.runs import Input
 from kt_ray.tracking.tracker import Tracker
@@ -28,6 +33,7 @@ from kt_ray.validation import search_problems
 from kt_ray.workspace import Workspace
 
 CONCLUSION = "distillation.json"
+FILE = "distill.json"  # the distillation file as resolved, in the study's directory
 
 
 def read_distillation(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
@@ -39,15 +45,100 @@ def read_distillation(path: Path, overrides: Sequence[str] = ()) -> DistillConfi
     return config
 
 
-def run(config: DistillConfig, workspace: Workspace, narrator: Narrator) -> Distillation | None:
+@dataclass(frozen=True)
+class DistillationValidation:
+    """A distillation file without fault: its space, the trials at once, and what one batch of its student gave."""
+
+    file: str
+    name: str
+    size: str
+    trials: int
+    concurrency: int | None
+    parameters: int
+    loss: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For a person to read."""
+        at_once = f", {self.concurrency} at once" if self.concurrency else ""
+        return [
+            f"{self.file}: valid",
+            f"space: {self.size}; {self.trials} students asked for{at_once}" if self.trials > 1 else "no search",
+            f"one batch from an untrained teacher: loss {self.loss:.4g}, student of {self.parameters:,} parameters, "
+            f"{self.seconds:.2f} s",
+        ]
+
+
+def validate_distillation(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> DistillationValidation:
+    """Check the distillation file at `path`, every listed choice of it, and train one batch; nothing is kept.
+
+    `here`, a search is fitted to its Ray cluster too. Raises ConfigError with every fault of the file, CheckpointError
+    for the teacher's, ResourceError where no node can hold a trial.
+    """
+    config = read_distillation(path, overrides)
+    concurrency = None
+    if here and config.space:
+        resources = config.search.resources
+        with connected(config.ray):
+            fit = fitting({"CPU": resources.cpus, "GPU": resources.gpus, **resources.resources})
+        concurrency = min(config.search.concurrency or fit, fit)
+    stages = Stages(Cache(Path()), load_dataset(config.dataset))
+    for trial in choices(config):
+        stages.check(trial)
+    start = time.perf_counter()
+    metrics = try_batch(stages, config.trial)
+    return DistillationValidation(
+        file=str(path),
+        name=config.name,
+        size=size(config.space, config.trial),
+        trials=config.search.trials if config.space else 1,
+        concurrency=concurrency,
+        parameters=int(metrics["parameters"]),
+        loss=metrics["loss"],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def is_distilled(study: str, root: Path | None) -> bool:
+    """Whether the workspace's study `study` is one of `kt-ray distill`."""
+    return (Workspace.open(root, StorageConfig()).study_directory(study) / FILE).is_file()
+
+
+def resume(
+    study: str,
+    root: Path | None,
+    narrator: Narrator,
+    *,
+    trials: int | None = None,
+    add: int | None = None,
+    hours: float | None = None,
+    device_hours: float | None = None,
+    accept_changes: bool = False,
+) -> Distillation | None:
+    """Go on with a distillation as it was last run; the arguments are those of `pipeline.resume`."""
+    content = json.loads((Workspace.open(root, StorageConfig()).study_directory(study) / FILE).read_text("utf-8"))
+    config = validate(DistillConfig, content, study)
+    wanted = extended(config.search, trials=trials, add=add, hours=hours, device_hours=device_hours)
+    config = config.model_copy(update={"search": wanted})
+    return run(config, Workspace.open(root, config.storage), narrator, accept_changes=accept_changes)
+
+
+def run(
+    config: DistillConfig, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
+) -> Distillation | None:
     """Bring the distillation to its end; does only what is still lacking.
 
+    `accept_changes` lets a search go on whose dataset, teacher or base trial are not those of its trials.
     Returns None where a search was stopped before its end. Raises the KTError of the stage that cannot go on.
     """
     dataset = load_dataset(config.dataset)
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "distill.json").write_text(config.model_dump_json(indent=1))
+    (directory / FILE).write_text(config.model_dump_json(indent=1))
     tracker = open_tracker(config, workspace)
     run_id = tracker.study_run(config.name, {"method": config.method.name, "dataset": dataset.name})
     tracker.log_inputs(run_id, [Input(dataset.name, dataset.fingerprint, dataset.name)])
@@ -62,7 +153,11 @@ def run(config: DistillConfig, workspace: Workspace, narrator: Narrator) -> Dist
     device = "cuda" if gpu else "cpu"
     stages = Stages(Cache(Path(workspace.checkpoints("distillation"))), dataset, device, report)
     try:
-        made = (_searched if config.space else _straight)(config, workspace, stages, tracker, narrator)
+        made = (
+            _searched(config, workspace, stages, tracker, narrator, accept_changes)
+            if config.space
+            else _straight(config, workspace, stages)
+        )
     except BaseException as error:
         tracker.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -82,24 +177,27 @@ def run(config: DistillConfig, workspace: Workspace, narrator: Narrator) -> Dist
     return distillation
 
 
-def _straight(
-    config: DistillConfig, workspace: Workspace, stages: Stages, tracker: Tracker, narrator: Narrator
-) -> tuple[Distillation, int]:
+def _straight(config: DistillConfig, workspace: Workspace, stages: Stages) -> tuple[Distillation, int]:
     directory = workspace.study_directory(config.name)
     return distill(config.trial, stages.cache.directory, directory, stages.dataset, stages.report, stages.device), 0
 
 
 def _searched(
-    config: DistillConfig, workspace: Workspace, stages: Stages, tracker: Tracker, narrator: Narrator
+    config: DistillConfig,
+    workspace: Workspace,
+    stages: Stages,
+    tracker: Tracker,
+    narrator: Narrator,
+    accept_changes: bool,
 ) -> tuple[Distillation, int] | None:
     task = StudentTask(prepare(config, stages), stages.dataset)
     narrator.settle()
     narrator.say(f"search: up to {config.search.trials} students over {len(config.space)} paths")
     with connected(config.ray):
-        result = run_task(config, workspace, task, tracker, narrator.searching)
+        result = run_task(config, workspace, task, tracker, narrator.searching, accept_changes=accept_changes)
     narrator.settle()
     if result.stopped is not None:
-        narrator.say(f"stopped by {result.stopped}; nothing is lost: the same command goes on")
+        narrator.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
         return None
     if result.best_trial is None or result.translator is None:
         raise StudyError(f"no trial of {config.name} was complete; `kt-ray trials {config.name}` says why")

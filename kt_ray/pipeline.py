@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kt_ray.config import DistillConfig, StudyConfig
+from kt_ray.config import DistillConfig, SearchConfig, StudyConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.lookup import open_workspace, study_config, study_report
@@ -21,6 +21,7 @@ from kt_ray.zoo.store import ZooStore
 
 CONCLUSION = "conclusion.json"
 OUTBOX = "mlflow-outbox.jsonl"
+Search = TypeVar("Search", bound=SearchConfig)
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,21 @@ def resume(
 
     Raises StudyError where the workspace has no such study, ConfigError where both `trials` and `add` are given.
     """
-    if trials is not None and add is not None:
-        raise ConfigError("--trials and --add exclude each other; give one")
     config = study_config(study, root)
-    total = trials or config.search.trials + (add or 0)
-    budgets = {"hours": hours, "device_hours": device_hours}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    wanted = config.search.model_copy(update={"trials": total, **given})
+    wanted = extended(config.search, trials=trials, add=add, hours=hours, device_hours=device_hours)
     config = config.model_copy(update={"search": wanted})
     return run(config, open_workspace(config, root), narrator, accept_changes=accept_changes)
+
+
+def extended(
+    search: Search, *, trials: int | None, add: int | None, hours: float | None, device_hours: float | None
+) -> Search:
+    """`search` with what is given in place of its own budgets. Raises ConfigError where `trials` and `add` both are."""
+    if trials is not None and add is not None:
+        raise ConfigError("--trials and --add exclude each other; give one")
+    budgets = {"hours": hours, "device_hours": device_hours}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    return search.model_copy(update={"trials": trials or search.trials + (add or 0), **given})
 
 
 def build(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
@@ -296,7 +303,7 @@ def model_card(config: StudyConfig, table: str) -> str:
     )
 
 
-def resume_command(config: StudyConfig, workspace: Workspace) -> str:
+def resume_command(config: StudyConfig | DistillConfig, workspace: Workspace) -> str:
     """What to type to go on with the study."""
     default = workspace.root == Path("kt-workspace").absolute()
     return f"kt-ray resume {config.name}" + ("" if default else f" --workspace {workspace.root}")

@@ -34,6 +34,12 @@ def is_distillation(path: Path) -> bool:
     return "student" in read_yaml(path)
 
 
+def only_study(path: Path) -> None:
+    """Raises ConfigError where the file at `path` is a distillation."""
+    if is_distillation(path):
+        raise ConfigError("a distillation, not a study; `kt-ray distill` runs it", str(path))
+
+
 def description(path: Path) -> str:
     """The first line of the `description` in the study file at `path`."""
     return (str(read_yaml(path).get("description", "")).strip().splitlines() or [""])[0]

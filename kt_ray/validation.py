@@ -6,11 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kt_ray.config import DistillConfig, Distribution, MemberCounts, StudyConfig, load_config
 from kt_ray.errors import ConfigError
-from kt_ray.spaces import is_distillation
+from kt_ray.spaces import is_distillation, only_study
+
+if TYPE_CHECKING:
+    from kt_ray.distilling import DistillationValidation
 
 PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
 
@@ -47,13 +50,21 @@ class Validation:
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """The study file at `path`, its space checked against its base trial. Raises ConfigError with all faults."""
-    if is_distillation(path):
-        raise ConfigError("a distillation, not a study; `kt-ray distill` runs it", str(path))
+    only_study(path)
     config = load_config(StudyConfig, path, overrides)
     faults = search_problems(config)
     if faults:
         raise ConfigError(faults, str(path))
     return config
+
+
+def read_file(path: Path) -> StudyConfig | DistillConfig:
+    """The study or distillation file at `path`. Raises ConfigError with all faults."""
+    if is_distillation(path):
+        from kt_ray.distilling import read_distillation
+
+        return read_distillation(path)
+    return read_study(path)
 
 
 def search_problems(config: StudyConfig | DistillConfig) -> list[str]:
@@ -68,6 +79,17 @@ def search_problems(config: StudyConfig | DistillConfig) -> list[str]:
         except ConfigError as error:
             faults += error.problems
     return faults
+
+
+def validate_file(
+    path: Path, overrides: Sequence[str] = (), *, here: bool = True
+) -> Validation | DistillationValidation:
+    """Check the study or distillation file at `path`; see `validate_study` and `distilling.validate_distillation`."""
+    if is_distillation(path):
+        from kt_ray.distilling import validate_distillation
+
+        return validate_distillation(path, overrides, here=here)
+    return validate_study(path, overrides, here=here)
 
 
 def validate_study(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> Validation:

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from rich.console import Console
+from safetensors.torch import save_file
 
 from kt_ray import distilling
+from kt_ray.cli import main
 from kt_ray.config import DistillConfig, validate
 from kt_ray.distillation.distill import load_student
 from kt_ray.errors import ConfigError
+from kt_ray.jobs import submit
 from kt_ray.narrator import Narrator
 from kt_ray.search.space import problems
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
+from kt_ray.spaces import locate
 from kt_ray.tracking.tracker import Tracker
+from kt_ray.validation import read_file, read_study, space_rows
 from kt_ray.workspace import Workspace
 
 FIT = {"epochs": 2, "learning_rate": 0.05, "schedule": "cosine", "crop": 0, "batch_size": 64}
 
 
-def config(name: str, **changes: object) -> DistillConfig:
-    def resnet(width: int) -> dict[str, object]:
-        return {"resnet": {"depth": 8, "width": width, "stem_stride": 2}}
+def resnet(width: int) -> dict[str, object]:
+    return {"resnet": {"depth": 8, "width": width, "stem_stride": 2}}
 
-    content = {
-        "name": name,
-        "dataset": {"name": "mnist5k", "train_images": 256, "selection_images": 64},
-        "teacher": {"network": resnet(6), "training": FIT},
-        "paraphraser": {"training": FIT | {"epochs": 1}},
-        "student": resnet(4),
-        "training": FIT,
-    }
-    return validate(DistillConfig, content | changes)
+
+CONTENT = {
+    "dataset": {"name": "mnist5k", "train_images": 256, "selection_images": 64},
+    "teacher": {"network": resnet(6), "training": FIT},
+    "paraphraser": {"training": FIT | {"epochs": 1}},
+    "student": resnet(4),
+    "training": FIT,
+}
+
+
+def config(name: str, **changes: object) -> DistillConfig:
+    return validate(DistillConfig, CONTENT | {"name": name} | changes)
 
 
 def run(configuration: DistillConfig, root: Path) -> distilling.Distillation:
@@ -93,3 +104,71 @@ def test_an_unknown_layer_stops_before_anything_is_trained(workspace: Path) -> N
     with pytest.raises(ConfigError, match="no layer 'stage9'"):
         run(config("wrong", method={"name": "ft", "ft": {"layers": ["stage9"]}}), workspace)
     assert not list(workspace.rglob("*.safetensors"))
+
+
+def test_a_search_is_resumed_with_more_students(workspace: Path, ray_session: None) -> None:
+    space = {"method.kd.temperature": {"float": [1.0, 5.0]}}
+    search = {"trials": 1, "concurrency": 1, "pruner": {"name": "none"}}
+    run(config("resumed", method={"name": "kd"}, space=space, search=search), workspace)
+    assert distilling.is_distilled("resumed", workspace)
+    assert not distilling.is_distilled("other", workspace)
+    with Narrator(Console(quiet=True)) as narrator:
+        made = distilling.resume("resumed", workspace, narrator, add=1)
+    assert made is not None
+    resumed = config("resumed", method={"name": "kd"}, space=space, search=search | {"trials": 2})
+    study = SearchStudy(resumed, open_storage(Workspace.open(workspace).study_storage))
+    assert study.finished() == 2
+
+
+def test_validation_tries_one_batch_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "distillation.yaml"
+    path.write_text(yaml.safe_dump(CONTENT | {"name": "checked"}))
+    validation = distilling.validate_distillation(path)
+    assert (validation.name, validation.trials, validation.parameters) == ("checked", 1, 4934)
+    assert validation.loss > 0
+    assert validation.lines()[0] == f"{path}: valid"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("student.resnet.width=none", "student.resnet.width: input should be a valid integer"),
+        ("search.sampler={name: tpe, options: {n_startup: 3}}", "n_startup"),
+        ("paraphraser.rate=0.01", "paraphraser.rate=0.01 leaves no channel of the teacher's 24"),
+        ("method.ft.layers=[stage9]", "the student has no layer 'stage9'; it has stem, stage1, stage2, stage3"),
+        ("method.ft.layers=[linear]", "layer 'linear' of the student gives shape (1, 10), expected feature maps"),
+        ("teacher.checkpoint=none.safetensors", "no such checkpoint: none.safetensors"),
+        ("teacher.checkpoint=other.safetensors", "does not fit the network (stem, stage1, stage2, stage3, linear)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "distill"])
+def test_faults_are_one_line_and_status_2(
+    command: str,
+    change: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KT_RAY_WORKSPACE", "workspace")
+    Path("distillation.yaml").write_text(yaml.safe_dump(CONTENT | {"name": "wrong"}))
+    save_file({"stem.0.weight": torch.zeros(5, 1, 3, 3)}, "other.safetensors")
+    monkeypatch.setattr(sys, "argv", ["kt-ray", command, "distillation.yaml", "--set", change])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not list(Path("workspace").rglob("student.safetensors"))
+
+
+def test_other_commands_say_which_one_it_is_for(tmp_path: Path) -> None:
+    for read in (read_study, partial(submit, address="http://127.0.0.1:9")):
+        with pytest.raises(ConfigError, match="a distillation, not a study; `kt-ray distill` runs it"):
+            read(locate("factor_transfer"))
+    shown = read_file(locate("factor_transfer"))
+    assert {row["path"] for row in space_rows(shown)} == set(shown.space)

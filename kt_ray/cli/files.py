@@ -31,18 +31,10 @@ def list_spaces(format_: Format = "table") -> None:
 @spaces.command("show")
 def show_space(file: File, format_: Format = "table") -> None:
     """Show the search space of a study file as a table, with its size."""
-    from kt_ray.config import DistillConfig, StudyConfig
-    from kt_ray.spaces import is_distillation, locate
-    from kt_ray.validation import read_study, space_rows, space_size
+    from kt_ray.spaces import locate
+    from kt_ray.validation import read_file, space_rows, space_size
 
-    path = locate(file)
-    config: StudyConfig | DistillConfig
-    if is_distillation(path):
-        from kt_ray.distilling import read_distillation
-
-        config = read_distillation(path)
-    else:
-        config = read_study(path)
+    config = read_file(locate(file))
     rows = space_rows(config)
     if format_ == "json":
         show_json({"name": config.name, "space": rows, "size": space_size(config)})
@@ -72,12 +64,12 @@ def validate(
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="With --address: the one there.")] = None,
     format_: Format = "table",
 ) -> None:
-    """Tell everything that is wrong with a study file; try one batch through one trial; ask a cluster's nodes."""
+    """Tell everything wrong with a study or distillation file; try one batch of a trial; ask a cluster's nodes."""
     from kt_ray.spaces import locate
-    from kt_ray.validation import validate_study
+    from kt_ray.validation import validate_file
 
     path = locate(file)
-    validation = validate_study(path, overrides or (), here=address is None)
+    validation = validate_file(path, overrides or (), here=address is None)
     content: dict[str, Any] = validation.to_dict()
     cluster = None
     if address is not None:

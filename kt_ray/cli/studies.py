@@ -66,12 +66,13 @@ def resume(
     accept_changes: AcceptChanges = False,
     workspace: WorkspaceRoot = None,
 ) -> None:
-    """Go on with a study after any end, or give a finished one more trials."""
-    from kt_ray import pipeline
+    """Go on with a study or distillation after any end, or give a finished one more trials."""
+    from kt_ray import distilling, pipeline
     from kt_ray.narrator import Narrator
 
+    go_on = distilling.resume if distilling.is_distilled(study, workspace) else pipeline.resume
     with Narrator() as narrator:
-        pipeline.resume(
+        go_on(
             study,
             workspace,
             narrator,

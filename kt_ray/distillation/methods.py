@@ -158,6 +158,11 @@ def method_layers(config: MethodConfig) -> tuple[tuple[str, ...], tuple[str, ...
     return tuple(ours), tuple(theirs)
 
 
+def paraphrased_layers(config: MethodConfig) -> tuple[str, ...]:
+    """The teacher's layers that the method needs a paraphraser of, each once."""
+    return tuple(dict.fromkeys(config.ft.teacher_layers)) if "ft" in config.name.split("+") else ()
+
+
 def build_method(
     config: MethodConfig,
     teacher: Mapping[str, Shape],

@@ -17,7 +17,7 @@ from kt_ray.distillation.cache import Cache, Made, fingerprint
 from kt_ray.distillation.factors import Paraphraser, factor_channels
 from kt_ray.distillation.features import feature_shapes
 from kt_ray.distillation.fitting import load_part
-from kt_ray.distillation.methods import Method, build_method, method_layers
+from kt_ray.distillation.methods import Method, build_method, method_layers, paraphrased_layers
 from kt_ray.distillation.networks import build_network
 from kt_ray.distillation.paraphrasing import ParaphraserTraining
 from kt_ray.distillation.teaching import KeptTeaching, LiveTeaching, answers, as_state, bytes_kept, from_state
@@ -148,7 +148,7 @@ class Stages:
 
     def paraphrasers(self, teacher: Trained, config: DistillTrialConfig) -> dict[str, Trained]:
         """Those that the method needs, by the teacher's layer."""
-        layers = dict.fromkeys(config.method.ft.teacher_layers) if "ft" in config.method.name.split("+") else ()
+        layers = paraphrased_layers(config.method)
         return {layer: self.paraphraser(teacher, layer, config.paraphraser) for layer in layers}
 
     def method(self, config: DistillTrialConfig, teacher: Trained, student: nn.Module) -> Method:
@@ -184,9 +184,8 @@ class Stages:
         ours, theirs = method_layers(config.method)
         feature_shapes(student, theirs, self.dataset.image_shape, "student")
         shapes = feature_shapes(teacher, ours, self.dataset.image_shape, "teacher")
-        if "ft" in config.method.name.split("+"):
-            for layer in config.method.ft.teacher_layers:
-                factor_channels(shapes[layer][0], config.paraphraser.rate)
+        for layer in paraphrased_layers(config.method):
+            factor_channels(shapes[layer][0], config.paraphraser.rate)
 
     def student(self, config: DistillTrialConfig) -> StudentTraining:
         """The training of the student, with teacher, paraphrasers and answers made where they are missing."""

@@ -17,6 +17,7 @@ from kt_ray.errors import ResourceError
 from kt_ray.jobs import probes
 from kt_ray.jobs.job import follow, submit
 from kt_ray.ray_cluster import connected
+from kt_ray.spaces import only_study
 from kt_ray.workspace import Workspace
 
 SECONDS = 60.0  # a node that has not answered by then is told as one that does not
@@ -60,6 +61,7 @@ def check_cluster(
     job server, from anywhere: the check then runs there as a job. Other arguments are those of `submit`.
     Raises ResourceError where the cluster does not answer, ConfigError for a wrong study file.
     """
+    only_study(file)
     config = load_config(StudyConfig, file, overrides)
     if not address.startswith(("http://", "https://")):
         with connected(RayConfig(address=address)):

@@ -19,6 +19,7 @@ from kt_ray.config import StudyConfig, parse_overrides, read_yaml, set_path, val
 from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs.client import Client, connection, job_server
 from kt_ray.jobs.packing import STUDY_FILE, packed
+from kt_ray.spaces import only_study
 
 STOP_SECONDS = 120  # Ray's own 3 s kill a search before it has told its study what to resume
 HOME_WORKSPACE = "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"  # the job's working directory goes away with the job
@@ -73,6 +74,7 @@ def submit(
     Raises ConfigError for a wrong study file, StudyError where a job runs this study in this workspace already,
     ResourceError where the cluster does not answer.
     """
+    only_study(file)
     content = read_yaml(file)
     for path, value in parse_overrides(overrides).items():
         set_path(content, path, value)

@@ -61,8 +61,8 @@ def read_network(path: Path, network: nn.Module) -> State:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"{path} does not fit the network (stem, block, head): {'; '.join(problems[:3])}{more}; "
-            "check the pair and the widths"
+            f"{path} does not fit the network ({', '.join(name for name, _ in network.named_children())}): "
+            f"{'; '.join(problems[:3])}{more}; check the configured network and its widths"
         )
     return {name: value.float() for name, value in state.items() if not name.endswith("num_batches_tracked")}
 

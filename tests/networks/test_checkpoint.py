@@ -46,7 +46,7 @@ def test_other_shapes_are_named(tmp_path: Path) -> None:
     torch.save(Architecture("basic_to_simple").target_network().state_dict(), path)
     with pytest.raises(CheckpointError, match=r"block.conv1.weight has shape 3×6×3×3, expected 6×6×3×3") as error:
         read_network(path, Architecture("basic_to_simple").source_network())
-    assert "check the pair and the widths" in str(error.value)
+    assert "check the configured network and its widths" in str(error.value)
 
 
 def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
