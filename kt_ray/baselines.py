@@ -12,7 +12,7 @@ from kt_ray.data import LabelledImages, as_float
 from kt_ray.losses import kl, relative_error
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translators.one_shot import one_shot_block
-from kt_ray.translators.refinement import strokes
+from kt_ray.translators.probes import strokes
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS
 from kt_ray.zoo.members import Zoo

@@ -47,7 +47,11 @@ class TranslatorTraining:
         self.images = dataset.train.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = build_translator(config.translator, zoo.architecture).to(device)
+            self.model = build_translator(config.translator, zoo.architecture)
+        if self.model.refiner is not None and config.translator.refinement.images == "mixture":
+            probes = torch.Generator().manual_seed(_seed(config.seed, 0, 2))
+            self.model.refiner.draw_probes(dataset.train.images, probes)
+        self.model.to(device)
         self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
         self.optimizer = _optimizer(config.training, self.model)
         self.epoch = 0

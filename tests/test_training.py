@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from kt_ray.config import TrialConfig, validate
 from kt_ray.data import Dataset
@@ -126,6 +127,18 @@ def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
     training = TranslatorTraining(everything, random_zoo, dataset)
     while not training.finished:
         assert math.isfinite(training.run_epoch()["loss"])
+
+
+def test_probes_are_drawn_like_training_images_by_the_trials_seed(random_zoo: Zoo, dataset: Dataset) -> None:
+    def probes(seed: int, images: str) -> Tensor:
+        refinement = {"steps": 1, "probes": 4, "probe_sets": 1, "width": 8, "images": images}
+        training = TranslatorTraining(config(translator={"refinement": refinement}, seed=seed), random_zoo, dataset)
+        return training.translator.refiner.probes
+
+    drawn = probes(0, "mixture")
+    assert torch.equal(drawn, probes(0, "mixture"))
+    assert not torch.equal(drawn, probes(1, "mixture"))
+    assert not torch.equal(drawn, probes(0, "strokes"))
 
 
 def test_flips_need_no_other_image(random_zoo: Zoo, dataset: Dataset) -> None:

@@ -63,13 +63,17 @@ class GraphOptions(Frozen):
 
 
 class RefinementOptions(Frozen):
-    """Learned optimiser steps on the family's block: it runs the network on images that the translator has learned.
+    """Optimiser steps on the family's block: they run the network on images, the probes, that the translator carries.
 
-    The images are parameters of the translator, begun as random strokes: translating needs no data.
+    The probes are parameters of the translator: translating needs no data.
     """
 
     steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
-    probes: PositiveInt = Field(24, description="learned images in a set")
+    images: Literal["strokes", "mixture"] = Field(
+        "strokes", description="how probes begin: drawn from no data, or from a mixture fitted to the training images"
+    )
+    trained: bool = Field(True, description="false: only the family is trained, without the steps, which stay Adam's")
+    probes: PositiveInt = Field(24, description="images in a set")
     probe_sets: PositiveInt = Field(8, description="sets of them, which the steps take in turn")
     width: PositiveInt = 32
     heads: PositiveInt = 4

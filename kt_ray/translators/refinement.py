@@ -1,8 +1,7 @@
-"""Learned optimiser steps on a translated block, driven by images that the translator has learned.
+"""Optimiser steps on a translated block, driven by images that the translator carries.
 
 Probe images as in neural graphs (arXiv 2403.12143), steps as in learned optimisers (arXiv 1606.04474). The probes are
-parameters that begin as random strokes; at translation they are run through the user's own stem, block and head, and
-no data is needed.
+parameters; at translation they are run through the user's own stem, block and head, and no data is needed.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture, State
 from kt_ray.translators.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
+from kt_ray.translators.probes import mixture, strokes
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, write
 
@@ -40,7 +40,7 @@ class Refiner(nn.Module):
         values = self.layout.kernels * self.layout.values + len(self.layout.unit) + len(self.layout.channel)
         self.sets = options.probe_sets
         drawn = strokes(options.probes * options.probe_sets, architecture.image_shape)
-        self.probes = nn.Parameter(torch.logit(drawn.clamp(0.02, 0.98)) / SHARPNESS)
+        self.probes = nn.Parameter(_logits(drawn))
         self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)
         self.seen = nn.Linear(2 * values + 3 + RANK_CODE, width)
@@ -48,6 +48,10 @@ class Refiner(nn.Module):
         self.written = EdgeOutput(width, self.layout, silent=True)
         rates = torch.linspace(FIRST_RATE, LAST_RATE, steps).log()
         self.log_rates = nn.Parameter(rates[:, None].repeat(1, self.layout.kernels + 2))
+
+    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
+        """Begin with probes like `images`, uint8 [N, C, H, W], in place of strokes (see `probes.mixture`)."""
+        self.probes.data = _logits(mixture(images, len(self.probes), generator)).to(self.probes)
 
     def forward(self, units: Units, source: Units, members: State) -> Units:
         """`units` refined; `source` as the family read it; `members` is the source block with `stem.` and `head.`."""
@@ -123,20 +127,8 @@ class Adam:
         ]
 
 
-def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
-    """Images [count, C, H, W] in [0, 1] of one to three random curves (quadratic Béziers) each, light on dark."""
-    channels, height, width = shape
-    size = torch.tensor([height, width], dtype=torch.float32)
-    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size  # curve, control point
-    along = torch.linspace(0, 1, 2 * max(height, width) // 2)[:, None]
-    start, middle, end = (points[..., None, control, :] for control in range(3))
-    path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
-    drawn = torch.arange(3) < torch.randint(1, 4, (count, channels, 1), generator=generator)
-    pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
-    distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
-    radius = 0.03 * min(height, width)
-    light = 1.3 * torch.exp(-distance / (2 * radius**2)) * drawn.repeat_interleave(len(along), 2)[..., None]
-    return light.amax(2).clamp(0, 1).reshape(count, channels, height, width)
+def _logits(images: Tensor) -> Tensor:
+    return torch.logit(images.clamp(0.02, 0.98)) / SHARPNESS
 
 
 def _relative_error(given: Tensor, wanted: Tensor) -> Tensor:

@@ -70,6 +70,6 @@ class Translator(nn.Module):
                 base.unit + self.scale[-2] * written.unit,
                 base.channel + self.scale[-1] * written.channel,
             )
-        if self.refiner is not None:
+        if self.refiner is not None and (self.config.refinement.trained or not self.training):
             written = self.refiner(written, read, source)
         return tokens.write(written, self.layout)

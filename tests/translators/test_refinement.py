@@ -8,7 +8,8 @@ import torch
 from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig
 from kt_ray.networks import PAIRS, Architecture
 from kt_ray.translators import build_translator
-from kt_ray.translators.refinement import Adam, strokes
+from kt_ray.translators.probes import strokes
+from kt_ray.translators.refinement import Adam
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
@@ -62,11 +63,21 @@ def test_adam_is_torchs_but_for_its_constants() -> None:
     torch.testing.assert_close(value, reference.detach())
 
 
-def test_strokes_are_light_on_dark_and_differ() -> None:
-    drawn = strokes(16, (3, 32, 28), torch.Generator().manual_seed(0))
-    assert drawn.shape == (16, 3, 32, 28)
-    assert float(drawn.min()) >= 0
-    assert float(drawn.max()) <= 1
-    assert 0.02 < float(drawn.mean()) < 0.4
-    assert len({float(image.sum()) for image in drawn}) == 16
-    assert torch.equal(drawn, strokes(16, (3, 32, 28), torch.Generator().manual_seed(0)))
+def test_untrained_refinement_waits_for_evaluation(random_zoo: Zoo) -> None:
+    """With `trained: false` the family is trained without the steps, and translates with them."""
+    translators = []
+    for steps in (0, 4):
+        torch.manual_seed(0)
+        settings = config(steps).model_dump()
+        settings["refinement"]["trained"] = False
+        translators.append(build_translator(TranslatorConfig(**settings), random_zoo.architecture))
+    plain, refined = translators
+    refined.load_state_dict(plain.state_dict(), strict=False)
+    source = refined.read(random_zoo.parameters)
+    blocks = []
+    for translator in translators:
+        torch.manual_seed(0)  # dropout
+        blocks.append(translator.train()(source)["conv1.weight"])
+    torch.testing.assert_close(*blocks)
+    plain.eval(), refined.eval()
+    assert not torch.allclose(refined(source)["conv1.weight"], plain(source)["conv1.weight"])

@@ -1,0 +1,53 @@
+"""Images that a translator carries to run networks on: random strokes, or draws from a mixture fitted to images."""
+
+from __future__ import annotations
+
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from kt_ray.data import as_float
+
+FITTED = 20_000  # images that the mixture is fitted to, at most
+CLUSTERS, PER_CLUSTER = 200, 50  # components; images that each needs on average
+RANK = 40  # principal directions of a component
+
+
+def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
+    """Images [count, C, H, W] in [0, 1] of one to three random curves (quadratic Béziers) each, light on dark."""
+    channels, height, width = shape
+    size = torch.tensor([height, width], dtype=torch.float32)
+    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size  # curve, control point
+    along = torch.linspace(0, 1, 2 * max(height, width) // 2)[:, None]
+    start, middle, end = (points[..., None, control, :] for control in range(3))
+    path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
+    drawn = torch.arange(3) < torch.randint(1, 4, (count, channels, 1), generator=generator)
+    pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
+    distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
+    radius = 0.03 * min(height, width)
+    light = 1.3 * torch.exp(-distance / (2 * radius**2)) * drawn.repeat_interleave(len(along), 2)[..., None]
+    return light.amax(2).clamp(0, 1).reshape(count, channels, height, width)
+
+
+def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` new images [count, C, H, W] in [0, 1] like `images`, uint8 [N, C, H, W], none of which is kept.
+
+    They are drawn from a mixture of Gaussians (k-means clusters, each with the covariance of its first principal
+    directions). Such sums are blurred, so a drawn image's values are replaced, rank by rank, by the mean sorted values
+    of its cluster's images.
+    """
+    x = as_float(images[torch.randperm(len(images), generator=generator)[:FITTED]]).flatten(1)
+    clusters = max(1, min(CLUSTERS, len(x) // PER_CLUSTER))
+    seed = int(torch.randint(2**31, (), generator=generator))
+    nearest = torch.from_numpy(kmeans2(x.numpy(), clusters, minit="points", missing="warn", seed=seed)[1]).long()
+    sizes = torch.bincount(nearest, minlength=clusters)
+    chosen = torch.multinomial(sizes.float(), count, replacement=True, generator=generator)
+    drawn = torch.empty(count, x.shape[1])
+    for cluster in set(chosen.tolist()):
+        members, places = x[nearest == cluster], chosen == cluster
+        mean, values = members.mean(0), members.sort(1).values.mean(0)
+        _, deviations, directions = torch.linalg.svd(members - mean, full_matrices=False)
+        scaled = directions[:RANK] * deviations[:RANK, None] / len(members) ** 0.5
+        new = mean + torch.randn(int(places.sum()), len(scaled), generator=generator) @ scaled
+        drawn[places] = torch.empty_like(new).scatter_(1, new.argsort(1), values.expand_as(new))
+    return drawn.reshape(count, *images.shape[1:])

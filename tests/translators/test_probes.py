@@ -1,0 +1,39 @@
+"""Images that stand in for data: random strokes, and draws from a mixture fitted to training images."""
+
+from __future__ import annotations
+
+import torch
+
+from kt_ray.data import Dataset, as_float
+from kt_ray.translators.probes import mixture, strokes
+
+
+def test_strokes_are_light_on_dark_and_differ() -> None:
+    drawn = strokes(16, (3, 32, 28), torch.Generator().manual_seed(0))
+    assert drawn.shape == (16, 3, 32, 28)
+    assert float(drawn.min()) >= 0
+    assert float(drawn.max()) <= 1
+    assert 0.02 < float(drawn.mean()) < 0.4
+    assert len({float(image.sum()) for image in drawn}) == 16
+    assert torch.equal(drawn, strokes(16, (3, 32, 28), torch.Generator().manual_seed(0)))
+
+
+def test_a_mixture_draws_images_like_the_given_but_none_of_them(dataset: Dataset) -> None:
+    drawn = mixture(dataset.train.images, 64, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, mixture(dataset.train.images, 64, torch.Generator().manual_seed(0)))
+    assert drawn.shape == (64, 1, 28, 28)
+    real = as_float(dataset.train.images)
+    others = torch.cdist(real.flatten(1), real.flatten(1)).fill_diagonal_(torch.inf).min(1).values
+    nearest = torch.cdist(drawn.flatten(1), real.flatten(1)).min(1).values
+    assert float(nearest.min()) > 0.2 * float(others.median())  # no training image is kept
+    foreign = torch.cdist(strokes(64, (1, 28, 28)).flatten(1), real.flatten(1)).min(1).values
+    assert float(nearest.mean()) < 0.9 * float(foreign.mean())
+    sharp = float(real.std(0).mean())  # as much contrast as the given, which means of images lack
+    assert abs(float(drawn.std(0).mean()) / sharp - 1) < 0.15
+
+
+def test_a_mixture_of_few_images_in_colour_can_be_drawn() -> None:
+    images = torch.randint(256, (7, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    drawn = mixture(images, 5, torch.Generator().manual_seed(0))
+    assert drawn.shape == (5, 3, 8, 8)
+    assert drawn.isfinite().all()
