@@ -13,6 +13,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from kt_ray.errors import ResourceError
+from kt_ray.ray_cluster import WANTS_TOKEN
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -67,10 +68,7 @@ def connection(address: str | None = None) -> Iterator[Client]:
     try:
         yield Client(url)
     except AuthenticationError:
-        raise ResourceError(
-            f"the cluster at {url} refuses these requests: it wants its token; "
-            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's"
-        ) from None
+        raise ResourceError(f"the cluster at {url} refuses these requests: {WANTS_TOKEN}") from None
     except OSError as error:
         raise ResourceError(
             f"no job server answers at {url} ({first_line(error)}); expected a Ray dashboard: `ray start --head` with "
