@@ -2,7 +2,8 @@
 #   docker build -f cluster/images/gpu.Dockerfile -t kt_ray:0.1.0-gpu .
 FROM python:3.11-slim-bookworm
 
-# KubeRay's probes call wget.
+# KubeRay's probes call wget; any version of it does.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/kt_ray
@@ -13,7 +14,7 @@ COPY cluster cluster
 RUN pip install --no-cache-dir --constraint constraints.txt '.[cluster]'
 
 RUN useradd --create-home --uid 1000 ray && mkdir /shared && chown ray /shared
-USER ray
+USER 1000
 WORKDIR /home/ray
 ENV RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 KT_RAY_WORKSPACE=/shared/kt_ray \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
