@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -113,10 +114,12 @@ def evaluate(
     members: Split = "test",
     images: Split = "test",
     fit_steps: int = 0,
+    others: Mapping[str, State] | None = None,
 ) -> Evaluation:
     """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
 
     With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
+    `others` are further stacks of target blocks, a row each.
     """
     train, held_out = zoo.where("train"), zoo.where(members)
     architecture, count = zoo.architecture, len(held_out)
@@ -146,6 +149,8 @@ def evaluate(
         started = time.perf_counter()
         blocks[name] = make()
         seconds[name] = (time.perf_counter() - started) / count
+    for name, made in (others or {}).items():
+        blocks[name], seconds[name] = made, math.nan
     pictures = dataset.images(images)
     predicted = predictions(held_out, blocks, pictures)
     with torch.random.fork_rng(devices=[]):

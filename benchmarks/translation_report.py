@@ -1,0 +1,144 @@
+"""Tables of `benchmarks/translation.py`, and the model card of the translator that ships."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from distillation_report import write
+from safetensors.torch import load_file
+
+from kt_ray.data import Dataset
+from kt_ray.evaluation import Evaluation, Row, evaluate, translate
+from kt_ray.networks import State
+from kt_ray.translators.checkpoint import load_translator, save_translator
+from kt_ray.translators.pretrained import DIRECTORY
+from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.store import ZooStore
+
+Run = dict[str, Any]
+
+
+def report(
+    name: str, work: Path, uri: str, zoo: Zoo, dataset: Dataset, added: dict[str, str], fit_steps: int
+) -> Evaluation:
+    """Evaluate all that is in the work directory on the test images, and write tables; the row `translated` is the
+    run with the best mean on selection members and images."""
+    runs: dict[str, Run] = {
+        file.parent.name: json.loads(file.read_text()) for file in sorted(work.glob("*/result.json"))
+    }
+    if not runs:
+        raise SystemExit(f"{work} holds no run; run some arms first")
+    blocks: dict[str, State] = {label: load_file(work / label / "blocks.safetensors") for label in runs}
+    held_out = zoo.where("test")
+    blocks |= {label: translate(load_translator(Path(file)).translator, held_out) for label, file in added.items()}
+    best = max(runs, key=lambda label: statistics.mean(runs[label]["selection"]))
+    translator = load_translator(work / best / "translator.safetensors").translator
+    evaluation = evaluate(translator, zoo, dataset, fit_steps=fit_steps, others=blocks)
+    ceiling = evaluation.row("trained target").mean
+    groups: dict[tuple[str, int], list[str]] = {}
+    for label, run in runs.items():
+        groups.setdefault((run["arm"], run["training_members"]), []).append(label)
+    lines = [
+        "| arm | training members | seeds | mean accuracy | ± | worst member | mean ratio | worst ratio "
+        "| fit: training members | steps × batch | training CPU minutes | seconds a translation |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (arm, members), labels in groups.items():
+        rows, group = [evaluation.row(label) for label in labels], [runs[label] for label in labels]
+        means = [row.mean for row in rows]
+        lines.append(
+            f"| {arm} | {members} | {len(rows)} | {statistics.mean(means):.4f} | {_spread(means)} "
+            f"| {min(row.min for row in rows):.4f} | {statistics.mean(means) / ceiling:.4f} "
+            f"| {min(row.min for row in rows) / ceiling:.4f} "
+            f"| {statistics.mean(run['training_members_mean'] for run in group):.4f} "
+            f"| {group[0]['steps']} × {group[0]['batch']} "
+            f"| {statistics.mean(run['training_cpu_seconds'] for run in group) / 60:.1f} "
+            f"| {statistics.mean(run['seconds'] for run in group):.2g} |"
+        )
+    for label in added:
+        row = evaluation.row(label)
+        lines.append(
+            f"| {label} | | 1 | {row.mean:.4f} | | {row.min:.4f} | {row.mean / ceiling:.4f} | {row.min / ceiling:.4f} "
+            "| | | | |"
+        )
+    lines += [
+        "",
+        "Ratios are to the trained target's mean. `translated` below is the run with the best mean on selection "
+        f"members and selection images: {runs[best]['arm']}, seed {runs[best]['seed']}.",
+        "",
+        _plain(evaluation, set(blocks)).to_markdown(),
+    ]
+    chosen = groups[runs[best]["arm"], runs[best]["training_members"]]
+    headline = {
+        "best_mean_ratio": statistics.mean(evaluation.row(label).mean for label in chosen) / ceiling,
+        "best_worst_ratio": min(evaluation.row(label).min for label in chosen) / ceiling,
+    }
+    definition = ZooStore(uri).definition()
+    results = {
+        "zoo": {key: definition[key] for key in ("pair", "seed", "network", "recipe", "dataset")},
+        "zoo_device_hours": ZooStore(uri).info().to_dict().get("device_hours"),
+        "runs": runs,
+        "evaluation": evaluation.to_dict(),
+    }
+    write(name, headline, results, sorted({run["seed"] for run in runs.values()}), "\n".join(lines).rstrip())
+    print("\n".join(lines))
+    return _plain(evaluation, set(blocks))
+
+
+def _plain(evaluation: Evaluation, left_out: set[str]) -> Evaluation:
+    """The table without some of its rows."""
+    rows: tuple[Row, ...] = tuple(row for row in evaluation.rows if row.name not in left_out)
+    return Evaluation(**(vars(evaluation) | {"rows": rows}))
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+
+
+def ship(folder: Path, evaluation: Evaluation) -> None:
+    """Put the translator of a run into the package, with a model card made of its results."""
+    run = json.loads((folder / "result.json").read_text())
+    loaded = load_translator(folder / "translator.safetensors")
+    target = DIRECTORY / f"{loaded.architecture.pair}.safetensors"
+    extra = {key: value for key, value in loaded.extra.items() if key != "seed"} | {"license": "Apache-2.0"}
+    save_translator(target, loaded.translator, loaded.config, loaded.architecture, extra)
+    refinement, ceiling, row = loaded.config.refinement, evaluation.row("trained target"), evaluation.row("translated")
+    drawn = {
+        "strokes": "random strokes (a few curves each, drawn from no data)",
+        "mixture": f"a mixture of Gaussians that was fitted to the training images of {evaluation.dataset}",
+    }[refinement.images]
+    learned = (
+        "Nothing in it was learned from the zoo."
+        if run["steps"] == 0
+        else f"Where they begin was learned from {run['training_members']} training members ({run['arm']})."
+    )
+    target.with_suffix(".md").write_text(
+        CARD.format(
+            pair=loaded.architecture.pair, arm=run["arm"], network=loaded.architecture.network, drawn=drawn,
+            shape="×".join(map(str, loaded.architecture.image_shape)), steps=refinement.steps, learned=learned,
+            probes=refinement.probes * refinement.probe_sets, dataset=evaluation.dataset,
+            mean=row.mean / ceiling.mean, least=row.min / ceiling.mean,
+            table=evaluation.to_markdown(),
+        ),
+        encoding="utf-8",
+    )  # fmt: skip
+
+
+CARD = """# Translator {pair}
+
+Writes the small block of `{pair}` for a large one ({network}; images {shape}).
+The arm "{arm}" of `benchmarks/translation.py`; machine, recipe of the zoo and command stand in
+`benchmarks/results/translation.json`.
+
+How it works: {steps} steps of Adam on {probes} synthetic images that it carries, drawn from {drawn}.
+They are run through the user's own stem, block and head; the error is that of the head's input and of the logits.
+{learned} Translating needs no data, but it does need the stem and the head around the block, and it runs the network.
+
+Mean accuracy {mean:.3f} of the trained target's, worst member {least:.3f} of it, on
+
+{table}
+Limits: images like those of {dataset} and this architecture. License: Apache-2.0.
+"""
