@@ -12,22 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kt_ray.config import DistillConfig, StorageConfig, load_config, validate
+from kt_ray.config import DistillConfig, StorageConfig, read_source, validate, validate_source
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
 from kt_ray.distillation.probe import try_batch
 from kt_ray.distillation.stages import Progress, Stages
 from kt_ray.distillation.trials import StudentTask, choices, prepare
-from kt_ray.errors import ConfigError, StudyError
+from kt_ray.errors import StudyError
 from kt_ray.narrator import Narrator
 from kt_ray.networks import State
 from kt_ray.pipeline import extended, open_tracker, resume_command
 from kt_ray.ray_cluster import connected, fitting
 from kt_ray.search.runner import run_task
 from kt_ray.search.space import size
+from kt_ray.search.storage import open_storage
+from kt_ray.search.study import SearchStudy
 from kt_ray.tracking.registry import register_champion
-from kt_ray.tracking.runs import Input
+from kt_ray.tracking.runs import STUDY_ID, Input
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.validation import search_problems
 from kt_ray.workspace import Workspace
@@ -38,10 +40,11 @@ FILE = "distill.json"  # the distillation file as resolved, in the study's direc
 
 def read_distillation(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
     """The distillation file at `path`, its space checked against its base. Raises ConfigError with all faults."""
-    config = load_config(DistillConfig, path, overrides)
+    source = read_source(path, overrides)
+    config = validate_source(DistillConfig, source)
     faults = search_problems(config)
     if faults:
-        raise ConfigError(faults, str(path))
+        raise source.error(faults)
     return config
 
 
@@ -140,7 +143,8 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FILE).write_text(config.model_dump_json(indent=1))
     tracker = open_tracker(config, workspace)
-    run_id = tracker.study_run(config.name, {"method": config.method.name, "dataset": dataset.name})
+    params = {"method": config.method.name, "dataset": dataset.name}
+    run_id = tracker.study_run(config.name, params, _identity(config, workspace))
     tracker.log_inputs(run_id, [Input(dataset.name, dataset.fingerprint, dataset.name)])
 
     def report(progress: Progress) -> None:
@@ -175,6 +179,13 @@ def run(
     narrator.say(f"registry: {comparison}")
     narrator.say(f"MLflow:   {tracker.run_url(run_id)}")
     return distillation
+
+
+def _identity(config: DistillConfig, workspace: Workspace) -> dict[str, str]:
+    """The tag that tells a search over students from another of its name; none where nothing is searched."""
+    if not config.space:
+        return {}
+    return {STUDY_ID: SearchStudy(config, open_storage(workspace.study_storage)).identity}
 
 
 def _straight(config: DistillConfig, workspace: Workspace, stages: Stages) -> tuple[Distillation, int]:

@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt_ray.config import DistillConfig, Distribution, MemberCounts, StudyConfig, load_config
+from kt_ray.config import (
+    DistillConfig,
+    Distribution,
+    MemberCounts,
+    Source,
+    StudyConfig,
+    read_source,
+    validate,
+    validate_source,
+)
 from kt_ray.errors import ConfigError
 from kt_ray.spaces import is_distillation, only_study
 
@@ -51,11 +60,27 @@ class Validation:
 def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """The study file at `path`, its space checked against its base trial. Raises ConfigError with all faults."""
     only_study(path)
-    config = load_config(StudyConfig, path, overrides)
+    source = read_source(path, overrides)
+    try:
+        config = validate_source(StudyConfig, source)
+    except ConfigError as error:
+        raise ConfigError(error.problems + source.error(_space_problems(source)).problems) from None
     faults = search_problems(config)
     if faults:
-        raise ConfigError(faults, str(path))
+        raise source.error(faults)
     return config
+
+
+def _space_problems(source: Source) -> list[str]:
+    """What is wrong with the space of a file that has other faults; nothing where the space cannot be read alone."""
+    from kt_ray.search.space_problems import problems
+
+    alone: dict[str, Any] = {name: source.content[name] for name in ("trial", "space") if name in source.content}
+    try:
+        config = validate(StudyConfig, {"name": "alone"} | alone)
+    except ConfigError:
+        return []
+    return problems(config.space, config.trial)
 
 
 def read_file(path: Path) -> StudyConfig | DistillConfig:
@@ -68,12 +93,17 @@ def read_file(path: Path) -> StudyConfig | DistillConfig:
 
 
 def search_problems(config: StudyConfig | DistillConfig) -> list[str]:
-    """What is wrong with the space, sampler and pruner of a configuration whose every value is valid by itself."""
+    """What is wrong with the space, the points to try first, sampler and pruner of a configuration whose every value
+    is valid by itself."""
     from kt_ray.search.samplers import build_pruner, build_sampler
-    from kt_ray.search.space import problems
+    from kt_ray.search.space import grid_problems
+    from kt_ray.search.space_problems import point_problems, problems
 
-    faults = problems(config.space, config.trial)
-    for build in (lambda: build_sampler(config.search.sampler, seed=0), lambda: build_pruner(config.search.pruner)):
+    search = config.search
+    faults = problems(config.space, config.trial) + point_problems(search.points, config.space)
+    if search.sampler.name == "grid":
+        faults += grid_problems(config.space)
+    for build in (lambda: build_sampler(search.sampler, seed=0), lambda: build_pruner(search.pruner)):
         try:
             build()
         except ConfigError as error:

@@ -65,7 +65,7 @@ def test_overrides_reach_nested_paths(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("- 1\n", "expected a mapping at the top, got list"),
-        ("a: [1\nb: 2\n", "line 2, column 2: not YAML"),
+        ("a: [1\nb: 2\n", "study.yaml:2:2: not YAML"),
         ("a: !!python/object/apply:os.mkdir [x]\n", "not YAML: could not determine a constructor"),
     ],
 )

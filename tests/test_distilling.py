@@ -19,7 +19,7 @@ from kt_ray.distillation.distill import load_student
 from kt_ray.errors import ConfigError
 from kt_ray.jobs import submit
 from kt_ray.narrator import Narrator
-from kt_ray.search.space import problems
+from kt_ray.search.space_problems import problems
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.spaces import locate
@@ -96,7 +96,7 @@ def test_a_search_over_students(workspace: Path, ray_session: None) -> None:
 def test_faults_of_the_space_name_the_fields_of_a_distillation() -> None:
     wrong = config("wrong", space={"method.ft.betas": {"float": [1.0, 2.0]}})
     assert problems(wrong.space, wrong.trial) == [
-        "method.ft.betas: unknown path; method.ft has beta, layers, p, translator_learning_rate"
+        "space.method.ft.betas: unknown path; method.ft has beta, layers, p, translator_learning_rate"
     ]
 
 

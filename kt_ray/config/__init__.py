@@ -1,6 +1,14 @@
 """Configuration as frozen pydantic models. Light to import: no torch, ray or mlflow."""
 
-from kt_ray.config.base import Frozen, load_config, parse_overrides, read_yaml, set_path, validate
+from kt_ray.config.base import (
+    Frozen,
+    load_config,
+    parse_overrides,
+    read_source,
+    read_yaml,
+    validate,
+    validate_source,
+)
 from kt_ray.config.distillation import (
     ATOptions,
     ClassifierConfig,
@@ -15,6 +23,7 @@ from kt_ray.config.distillation import (
     ResNetOptions,
     TeacherConfig,
 )
+from kt_ray.config.source import Source, set_path
 from kt_ray.config.study import (
     Distribution,
     Objective,
@@ -93,6 +102,7 @@ __all__ = [
     "ResNetOptions",
     "SamplerConfig",
     "SearchConfig",
+    "Source",
     "Split",
     "StorageConfig",
     "StudyConfig",
@@ -104,7 +114,9 @@ __all__ = [
     "ZooConfig",
     "load_config",
     "parse_overrides",
+    "read_source",
     "read_yaml",
     "set_path",
     "validate",
+    "validate_source",
 ]

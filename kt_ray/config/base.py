@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kt_ray.config.source import Source
 from kt_ray.errors import ConfigError
 
 
@@ -23,33 +24,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in the YAML file at `path`. Raises ConfigError where it is missing or is not a mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}; `kt-ray spaces list` names the study files that ship") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", str(path)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{where}not YAML: {getattr(error, 'problem', None) or error}", str(path)) from None
-    except RecursionError:
-        raise ConfigError("nested too deeply to be a study file", str(path)) from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"expected a mapping at the top, got {type(content).__name__}", str(path))
-    return content
-
-
-def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set `tree[a][b][c] = value` for the dotted `path` "a.b.c", making the mappings on the way."""
-    *parents, leaf = path.split(".")
-    for parent in parents:
-        child = tree.get(parent)
-        if not isinstance(child, dict):
-            child = tree[parent] = {}
-        tree = child
-    tree[leaf] = value
+    """The mapping in the YAML file at `path`, with what it includes. Raises ConfigError as `Source` does."""
+    return Source(path).content
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -93,9 +69,22 @@ def explain(error: ValidationError) -> list[str]:
     return problems
 
 
+def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
+    """The YAML file at `path` with dotted `overrides`. Raises ConfigError."""
+    source = Source(path)
+    for dotted, value in parse_overrides(overrides).items():
+        source.override(dotted, value)
+    return source
+
+
+def validate_source(model: type[Model], source: Source) -> Model:
+    """`source` as a `model`. Raises ConfigError naming every fault with its line, path, value and expectation."""
+    try:
+        return model.model_validate(source.content)
+    except ValidationError as error:
+        raise source.error(explain(error)) from None
+
+
 def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
     """The YAML file at `path` with dotted `overrides` as a `model`. Raises ConfigError with all faults."""
-    content = read_yaml(path)
-    for dotted, value in parse_overrides(overrides).items():
-        set_path(content, dotted, value)
-    return validate(model, content, str(path))
+    return validate_source(model, read_source(path, overrides))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ray.job_submission import JobDetails, JobStatus
 
-from kt_ray.config import StudyConfig, parse_overrides, read_yaml, set_path, validate
+from kt_ray.config import StudyConfig, read_source, validate_source
 from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs.client import Client, connection, job_server
 from kt_ray.jobs.packing import STUDY_FILE, packed
@@ -75,14 +75,12 @@ def submit(
     ResourceError where the cluster does not answer.
     """
     only_study(file)
-    content = read_yaml(file)
-    for path, value in parse_overrides(overrides).items():
-        set_path(content, path, value)
-    config = validate(StudyConfig, content, str(file))
+    source = read_source(file, overrides)
+    config = validate_source(StudyConfig, source)
     if config.ray.address not in (None, "auto"):
         raise ConfigError("ray.address must be unset in a job, which runs on the cluster it is submitted to", str(file))
     return _submit(
-        {"study": file.read_text(encoding="utf-8"), "overrides": list(overrides), "workspace": workspace,
+        {"study": source.text(), "overrides": list(overrides), "workspace": workspace,
          "environment": _public(environment or {}), "code": code, "python": python, "command": command},
         config.name, address,
     )  # fmt: skip

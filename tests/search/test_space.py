@@ -11,7 +11,8 @@ import pytest
 
 from kt_ray.config import Distribution, TrialConfig
 from kt_ray.errors import ConfigError
-from kt_ray.search.space import apply, count, problems, size, to_optuna
+from kt_ray.search.space import apply, count, size, to_optuna
+from kt_ray.search.space_problems import problems
 
 BASE = TrialConfig()
 

@@ -1,0 +1,172 @@
+"""What is wrong with a search space, before anything runs. Each fault begins with its dotted path in the study file."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from kt_ray.config import Distribution, Frozen
+from kt_ray.config.study import Choice
+from kt_ray.errors import ConfigError
+from kt_ray.search.space import Distributions, Space, apply, as_list, contains, lookup, to_optuna, values_of
+
+PROBES = 200  # random points that `problems` tries on the base configuration
+
+
+def problems(space: Distributions, base: Frozen) -> list[str]:
+    """Everything wrong with `space`, one line each; empty where a search can start."""
+    found = []
+    for path, distribution in space.items():
+        found += _path_problems(path, distribution, base)
+        found += _condition_problems(path, distribution, space, base)
+    try:
+        callable_space = to_optuna(space, base)
+    except ConfigError as error:
+        found += error.problems
+    if found:
+        return found
+    return _joint_problems(callable_space, base)
+
+
+def point_problems(points: Sequence[Mapping[str, Any]], space: Distributions) -> list[str]:
+    """What is wrong with points to try first: paths that are not searched, values outside the space."""
+    found = []
+    for number, point in enumerate(points):
+        for path, value in point.items():
+            where = f"search.points.{number}.{path}"
+            if path not in space:
+                found.append(f"{where}: it is not searched; the space has {', '.join(space) or 'no path'}")
+            elif not contains(space[path], value):
+                found.append(f"{where}: {value!r} lies outside the space")
+    return found
+
+
+def _path_problems(path: str, distribution: Distribution, base: Frozen) -> list[str]:
+    """Unknown path; bounds, step or choices that the field does not admit."""
+    if distribution.int_range is not None and distribution.step is not None and distribution.step % 1:
+        return [f"space.{path}: `step` of an int must be whole, got {distribution.step}"]
+    field_info = _field(type(base), path)
+    if field_info is None:
+        return [f"space.{path}: unknown path; {_known_paths(type(base), path)}"]
+    annotation: Any = field_info.annotation
+    for constraint in field_info.metadata:
+        annotation = Annotated[annotation, constraint]
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    found = []
+    for value in distribution.categorical or distribution.float_range or distribution.int_range or ():
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"]
+            found.append(f"space.{path}: {message[:1].lower() + message[1:]}, got {value!r} in the space")
+    if distribution.float_range is not None and not found:
+        middle = sum(distribution.float_range) / 2 + 1e-6
+        try:
+            adapter.validate_python(middle, strict=True)
+        except ValidationError:
+            found.append(f"space.{path}: the field takes no float; use `int` or `categorical`")
+    return found
+
+
+def _condition_problems(path: str, distribution: Distribution, space: Distributions, base: Frozen) -> list[str]:
+    """Conditions on unknown paths, and conditions that never hold."""
+    found = []
+    for parent, wanted in distribution.when.items():
+        values = as_list(wanted)
+        if parent in space:
+            possible = values_of(space[parent])
+            if possible is None:
+                found.append(
+                    f"space.{path}: `when` looks at {parent}, which is continuous; only discrete paths can decide"
+                )
+            elif not set(map(repr, values)) & set(map(repr, possible)):
+                found.append(
+                    f"space.{path}: `when` never holds: {parent} is one of {list(possible)}, not {_shown(values)}"
+                )
+        elif _field(type(base), parent) is None:
+            found.append(f"space.{path}: `when` names an unknown path, {parent}; {_known_paths(type(base), parent)}")
+        elif lookup(base, parent) not in values:
+            found.append(
+                f"space.{path}: `when` never holds: {parent} is {lookup(base, parent)!r} in `trial` and is not "
+                f"searched; expected {_shown(values)}"
+            )
+    return found
+
+
+def _joint_problems(space: Space, base: Frozen) -> list[str]:
+    """Faults of values that are fine one by one: tries random points on the base configuration."""
+    faults: dict[str, int] = {}
+    for seed in range(PROBES):
+        try:
+            apply(base, space(_Probe(seed)))
+        except ConfigError as error:
+            for problem in error.problems:
+                faults[problem.split(", got")[0]] = faults.get(problem.split(", got")[0], 0) + 1
+    return [
+        f"space: {count} of {PROBES} random points of the space are not valid: {fault}; narrow it or add a `when`"
+        for fault, count in faults.items()
+    ]
+
+
+def _field(model: type[BaseModel], path: str) -> FieldInfo | None:
+    """The pydantic field at the dotted `path`, looking into optional and alternative models."""
+    head, _, rest = path.partition(".")
+    info = model.model_fields.get(head)
+    if info is None or not rest:
+        # A whole section is no value that a space could sample.
+        return info if info is not None and not _models(info.annotation) else None
+    return next((found for child in _models(info.annotation) if (found := _field(child, rest)) is not None), None)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        return list(itertools.chain.from_iterable(_models(part) for part in get_args(annotation)))
+    return []
+
+
+def _known_paths(model: type[BaseModel], path: str) -> str:
+    """What a wrong path could have been: the fields of its deepest section that exists."""
+    walked = []
+    for part in path.split("."):
+        info = model.model_fields.get(part)
+        children = _models(info.annotation) if info else []
+        if not children:
+            break
+        model = children[0]
+        walked.append(part)
+    section = ".".join(walked) or "trial"
+    return f"{section} has {', '.join(sorted(model.model_fields))}"
+
+
+class _Probe:
+    """Stands in for an Optuna trial: uniform values from a seeded generator."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
+        if step is not None:
+            return low + step * self._random.randint(0, int((high - low) / step + 1e-9))
+        value = (
+            math.exp(self._random.uniform(math.log(low), math.log(high))) if log else self._random.uniform(low, high)
+        )
+        return min(max(value, low), high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        return low + step * self._random.randint(0, (high - low) // step)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._random.choice(choices)
+
+
+def _shown(values: list[Choice]) -> str:
+    return " or ".join(repr(value) for value in values)
