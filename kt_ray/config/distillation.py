@@ -18,7 +18,7 @@ class ResNetOptions(Frozen):
 
     depth: PositiveInt = Field(20, description="6n + 2 layers: 8, 14, 20, 32, 56, 110")
     width: PositiveInt = Field(16, description="channels of the first stage")
-    stem_stride: Literal[1, 2] = Field(1, description="2 halves every map: a cheap network for small machines")
+    stem_stride: Literal[1, 2, 4] = Field(1, description="2 halves every map, 4 quarters it: for small machines")
 
     @field_validator("depth")
     @classmethod

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kt_ray.config import ATOptions, FTOptions, KDOptions, MethodConfig
+from kt_ray.config import ATOptions, FTOptions, KDOptions, LayerOptions, MethodConfig
 from kt_ray.distillation.factors import FactorTranslator, Paraphraser, attention, factor_distance, normalised
 from kt_ray.distillation.features import Outputs, Shape, common_size, pooled
 
@@ -54,16 +54,23 @@ class KnowledgeDistillation(Term):
         return divergence * self.temperature**2
 
 
+def matched(
+    options: LayerOptions, teacher: Mapping[str, Shape], student: Mapping[str, Shape]
+) -> list[tuple[str, str, tuple[int, int]]]:
+    """Of each pair of layers, the teacher's, the student's, and the height and width at which they are compared."""
+    return [
+        (ours, theirs, common_size(teacher[ours], student[theirs]))
+        for ours, theirs in zip(options.teacher_layers, options.student_layers, strict=True)
+    ]
+
+
 class AttentionTransfer(Term):
     """Σ over layers of the mean squared difference of normalised attention maps (Zagoruyko 2017, authors' code)."""
 
     def __init__(self, options: ATOptions, teacher: Mapping[str, Shape], student: Mapping[str, Shape]) -> None:
         super().__init__()
         self.weight = options.beta
-        self.pairs = [
-            (ours, theirs, common_size(teacher[ours], student[theirs]))
-            for ours, theirs in zip(options.teacher_layers, options.student_layers, strict=True)
-        ]
+        self.pairs = matched(options, teacher, student)
         self.signature = json.dumps(["attention", [(layer, size) for layer, _, size in self.pairs]])
 
     def targets(self, teacher: Outputs) -> Targets:
@@ -96,10 +103,7 @@ class FactorTransfer(Term):
     ) -> None:
         super().__init__()
         self.weight, self.p = options.beta, options.p
-        self.pairs = [
-            (ours, theirs, common_size(teacher[ours], student[theirs]))
-            for ours, theirs in zip(options.teacher_layers, options.student_layers, strict=True)
-        ]
+        self.pairs = matched(options, teacher, student)
         self.signature = json.dumps(["factors", paraphrased_by, [(layer, size) for layer, _, size in self.pairs]])
         self.paraphrasers = [paraphrasers[layer].eval().requires_grad_(False) for layer, _, _ in self.pairs]
         with torch.random.fork_rng(devices=[]):
