@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kt_ray.config import DistillConfig, StorageConfig, read_source, validate, validate_source
+from kt_ray.config import DistillConfig, read_source, validate, validate_source
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
@@ -108,7 +108,7 @@ def validate_distillation(path: Path, overrides: Sequence[str] = (), *, here: bo
 
 def is_distilled(study: str, root: Path | None) -> bool:
     """Whether the workspace's study `study` is one of `kt-ray distill`."""
-    return (Workspace.open(root, StorageConfig()).study_directory(study) / FILE).is_file()
+    return (Workspace.existing(root).study_directory(study) / FILE).is_file()
 
 
 def resume(
@@ -123,7 +123,7 @@ def resume(
     accept_changes: bool = False,
 ) -> Distillation | None:
     """Go on with a distillation as it was last run; the arguments are those of `pipeline.resume`."""
-    content = json.loads((Workspace.open(root, StorageConfig()).study_directory(study) / FILE).read_text("utf-8"))
+    content = json.loads((Workspace.existing(root).study_directory(study) / FILE).read_text("utf-8"))
     config = validate(DistillConfig, content, study)
     wanted = extended(config.search, trials=trials, add=add, hours=hours, device_hours=device_hours)
     config = config.model_copy(update={"search": wanted})

@@ -38,9 +38,12 @@ def examine(workspace: Workspace, address: str | None = None) -> Iterator[Check]
     yield Check("cpu", "ok", f"{os.cpu_count()} cores, {_torch_threads()} torch threads in this process")
     yield _cuda()
     yield _attempt("ray", lambda: _ray(address))
-    yield _attempt("workspace", lambda: str(workspace.root))
-    yield _attempt("study storage", lambda: _study_storage(workspace))
-    yield _attempt("tracking", lambda: _tracking(workspace))
+    if workspace.present:
+        yield _attempt("workspace", lambda: str(Workspace.open(workspace.root, workspace.storage).root))
+        yield _attempt("study storage", lambda: _study_storage(workspace))
+        yield _attempt("tracking", lambda: _tracking(workspace))
+    else:
+        yield Check("workspace", "absent", f"none at {workspace.root}; the first `kt-ray run` makes it")
     for name in get_args(DatasetName):
         yield _dataset(name)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kt_ray.config import DatasetConfig, Split, StorageConfig, StudyConfig, validate
+from kt_ray.config import DatasetConfig, Split, StudyConfig, validate
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.evaluation import Evaluation, evaluate
 from kt_ray.workspace import Workspace
@@ -29,7 +29,7 @@ def open_zoo(name: str, root: Path | None) -> ZooStore:
         if store.exists():
             return store
         raise ZooError(f"no zoo at {name}; `kt-ray zoo build STUDY.yaml` makes one")
-    workspace = Workspace.open(root)
+    workspace = Workspace.existing(root)
     store = ZooStore(workspace.zoo(name))
     if not store.exists():
         folder = workspace.root / "zoos"
@@ -48,14 +48,14 @@ def translator_file(model: str, root: Path | None) -> Path:
         return Path(model)
     from kt_ray.tracking.registry import load_champion_path
 
-    return load_champion_path(Workspace.open(root).tracking_uri, model)
+    return load_champion_path(Workspace.existing(root).tracking_uri, model)
 
 
 def open_tracker(root: Path | None, project: str) -> Tracker:
     """MLflow's experiment `project` in the workspace's store."""
     from kt_ray.tracking.tracker import Tracker
 
-    workspace = Workspace.open(root)
+    workspace = Workspace.existing(root)
     return Tracker(workspace.tracking_uri, project, workspace.artifact_root)
 
 
@@ -122,7 +122,7 @@ def study_report(workspace: Workspace, study: str, output: Path | None = None) -
 
 def study_config(study: str, root: Path | None) -> StudyConfig:
     """The study file, as resolved, that the workspace's study `study` was last run with."""
-    workspace = Workspace.open(root, StorageConfig())
+    workspace = Workspace.existing(root)
     path = workspace.study_directory(study) / "study.json"
     if not path.is_file():
         folder = workspace.root / "studies"

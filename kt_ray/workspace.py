@@ -24,26 +24,45 @@ class Workspace:
     storage: StorageConfig = StorageConfig()
 
     @classmethod
-    def open(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
-        """The workspace at `root`, else at `KT_RAY_WORKSPACE`, else `./kt-workspace`; made if missing.
-
-        Raises ConfigError where it cannot be written.
-        """
+    def at(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
+        """The workspace at `root`, else at `KT_RAY_WORKSPACE`, else `./kt-workspace`, whether it is there or not."""
         path = Path(root or os.environ.get(VARIABLE) or "kt-workspace").expanduser().absolute()
+        return cls(path, from_environment(storage or StorageConfig()))
+
+    @classmethod
+    def open(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
+        """The workspace `at` root, made if missing. Raises ConfigError where it cannot be written."""
+        workspace = cls.at(root, storage)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / f".write-probe-{os.getpid()}"
+            workspace.root.mkdir(parents=True, exist_ok=True)
+            probe = workspace.root / f".write-probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"workspace {path} cannot be written ({error.strerror}); name another with --workspace or {VARIABLE}"
+                f"workspace {workspace.root} cannot be written ({error.strerror}); name another with --workspace or "
+                f"{VARIABLE}"
             ) from None
-        return cls(path, from_environment(storage or StorageConfig()))
+        return workspace
+
+    @classmethod
+    def existing(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
+        """The workspace `at` root, for what only reads: nothing is made. Raises ConfigError where there is none."""
+        workspace = cls.at(root, storage)
+        if not workspace.present:
+            raise ConfigError(
+                f"no workspace at {workspace.root}; `kt-ray run` makes one, --workspace or {VARIABLE} names another"
+            )
+        return workspace
+
+    @property
+    def present(self) -> bool:
+        """Whether there can be anything to read: its directory, or a storage elsewhere."""
+        return self.root.is_dir() or self.storage != StorageConfig()
 
     def zoo(self, name: str) -> str:
         """Path or URI of the zoo `name`."""
-        return f"{self.storage.zoos or self.root / 'zoos'}/{name}"
+        return _under(self.storage.zoos or str(self.root / "zoos"), name)
 
     def study_directory(self, name: str) -> Path:
         """Directory of the study `name`: its resolved study file, report and figures."""
@@ -69,6 +88,12 @@ class Workspace:
         if self.storage.artifacts:
             return self.storage.artifacts
         return None if self.storage.tracking else (self.root / "artifacts").as_uri()
+
+
+def _under(place: str, name: str) -> str:
+    """The path or URI of `name` in `place`; the options of a URI (`s3://bucket/zoos?region=…`) stay at its end."""
+    address, mark, options = place.partition("?") if "://" in place else (place, "", "")
+    return f"{address.rstrip('/')}/{name}{mark}{options}"
 
 
 def from_environment(storage: StorageConfig) -> StorageConfig:

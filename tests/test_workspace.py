@@ -41,3 +41,37 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(workspace: Path, monkey
     with pytest.raises(ConfigError, match="PGPASSWORD") as from_environment:
         Workspace.open(workspace)
     assert "tr0ub4dor" not in str(from_file.value) + str(from_environment.value)
+
+
+def test_a_uri_keeps_its_options(workspace: Path) -> None:
+    options = "?region=eu-west-1&endpoint_override=http://store:9000"
+    assert Workspace(workspace, StorageConfig(zoos=f"s3://bucket/zoos{options}")).zoo("a") == (
+        f"s3://bucket/zoos/a{options}"
+    )
+    assert Workspace(workspace, StorageConfig(zoos="s3://bucket/zoos/")).zoo("a") == "s3://bucket/zoos/a"
+    assert Workspace(workspace, StorageConfig(zoos="/zoos?")).zoo("a") == "/zoos?/a"  # a directory's name
+
+
+READERS = [
+    ["status"], ["trials", "s"], ["best", "s"], ["pareto", "s"], ["importance", "s"], ["report", "s"],
+    ["export", "s", "trials.csv"], ["zoo", "info", "z"], ["champions"], ["resume", "s"], ["ui"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", READERS, ids=lambda words: words[0])
+def test_what_reads_makes_no_workspace(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from kt_ray.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    missing = tmp_path / "missing"
+    with pytest.raises(ConfigError, match=f"no workspace at {missing}; `kt-ray run` makes one"):
+        raise CliRunner().invoke(app, [*command, "--workspace", str(missing)]).exception or AssertionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storage_elsewhere_is_read_without_a_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KT_RAY_STORAGE_TRACKING", "http://mlflow:5000")
+    assert Workspace.existing(tmp_path / "missing").tracking_uri == "http://mlflow:5000"
+    assert list(tmp_path.iterdir()) == []

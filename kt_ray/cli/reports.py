@@ -22,7 +22,7 @@ def pareto(study: Study, workspace: WorkspaceRoot = None, format_: Format = "tab
     from kt_ray.search.summary import pareto_rows
     from kt_ray.workspace import Workspace
 
-    rows = pareto_rows(Workspace.open(workspace).study_storage, study)
+    rows = pareto_rows(Workspace.existing(workspace).study_storage, study)
     show(rows, rows, format_, f"Pareto front of {study}")
 
 
@@ -36,7 +36,7 @@ def importance(
     from kt_ray.search.summary import importance_rows
     from kt_ray.workspace import Workspace
 
-    rows = importance_rows(Workspace.open(workspace).study_storage, study, objective)
+    rows = importance_rows(Workspace.existing(workspace).study_storage, study, objective)
     show(rows, rows, format_, f"importance in {study}")
 
 
@@ -49,7 +49,7 @@ def export(
     from kt_ray.search.summary import export_trials
     from kt_ray.workspace import Workspace
 
-    count = export_trials(Workspace.open(workspace).study_storage, study, output)
+    count = export_trials(Workspace.existing(workspace).study_storage, study, output)
     say(f"wrote {count} trials to {output}")
 
 
@@ -62,4 +62,4 @@ def report(
     from kt_ray.lookup import study_report
     from kt_ray.workspace import Workspace
 
-    say(f"wrote {study_report(Workspace.open(workspace), study, output)}")
+    say(f"wrote {study_report(Workspace.existing(workspace), study, output)}")

@@ -93,7 +93,7 @@ def status(
     from kt_ray.search.summary import summaries
     from kt_ray.workspace import Workspace
 
-    found = summaries(Workspace.open(workspace).study_storage, study)
+    found = summaries(Workspace.existing(workspace).study_storage, study)
     show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
 
 
@@ -102,7 +102,7 @@ def trials(study: Study, workspace: WorkspaceRoot = None, format_: Format = "tab
     from kt_ray.search.summary import trial_rows
     from kt_ray.workspace import Workspace
 
-    rows = trial_rows(Workspace.open(workspace).study_storage, study)
+    rows = trial_rows(Workspace.existing(workspace).study_storage, study)
     show(rows, rows, format_, f"trials of {study}")
 
 
@@ -111,7 +111,7 @@ def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table
     from kt_ray.search.summary import best_trial
     from kt_ray.workspace import Workspace
 
-    trial = best_trial(Workspace.open(workspace).study_storage, study)
+    trial = best_trial(Workspace.existing(workspace).study_storage, study)
     if format_ == "json":
         show_json(trial)
         return

@@ -25,7 +25,7 @@ def ui(
     from kt_ray.tracking.ui import serve
     from kt_ray.workspace import Workspace
 
-    raise typer.Exit(serve(Workspace.open(workspace), host, port))
+    raise typer.Exit(serve(Workspace.existing(workspace), host, port))
 
 
 def doctor(
@@ -37,7 +37,7 @@ def doctor(
     from kt_ray.doctor import examine
     from kt_ray.workspace import Workspace
 
-    checks = [check.to_dict() for check in examine(Workspace.open(workspace), address)]
+    checks = [check.to_dict() for check in examine(Workspace.at(workspace), address)]
     show(checks, checks, format_)
     if any(check["verdict"] == "broken" for check in checks):
         raise typer.Exit(1)
