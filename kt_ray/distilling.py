@@ -19,7 +19,7 @@ from kt_ray.distillation.distill import Distillation, conclude, distill, load_st
 from kt_ray.distillation.probe import try_batch
 from kt_ray.distillation.stages import Progress, Stages
 from kt_ray.distillation.trials import StudentTask, choices, prepare
-from kt_ray.errors import StudyError
+from kt_ray.errors import ConfigError, StudyError
 from kt_ray.narrator import Narrator
 from kt_ray.networks import State
 from kt_ray.pipeline import extended, open_tracker, resume_command
@@ -120,9 +120,15 @@ def resume(
     add: int | None = None,
     hours: float | None = None,
     device_hours: float | None = None,
+    start_from: Sequence[str] = (),
     accept_changes: bool = False,
 ) -> Distillation | None:
-    """Go on with a distillation as it was last run; the arguments are those of `pipeline.resume`."""
+    """Go on with a distillation as it was last run; the arguments are those of `pipeline.resume`.
+
+    Raises ConfigError where `start_from` names anything: only studies of translators start from others.
+    """
+    if start_from:
+        raise ConfigError(f"--from {start_from[0]}: a distillation starts from the points in its `search.points` alone")
     content = json.loads((Workspace.existing(root).study_directory(study) / FILE).read_text("utf-8"))
     config = validate(DistillConfig, content, study)
     wanted = extended(config.search, trials=trials, add=add, hours=hours, device_hours=device_hours)

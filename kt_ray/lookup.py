@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kt_ray.config import DatasetConfig, Split, StudyConfig, validate
+from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.evaluation import Evaluation, evaluate
 from kt_ray.workspace import Workspace
@@ -20,6 +22,28 @@ if TYPE_CHECKING:
 def open_workspace(config: StudyConfig, root: Path | None) -> Workspace:
     """The workspace at `root` with the storages that the study file names."""
     return Workspace.open(root, config.storage)
+
+
+def started_from(config: StudyConfig, workspace: Workspace, sources: Sequence[str]) -> StudyConfig:
+    """`config` with what `sources` found as the first points to try, as far as its space has their parameters.
+
+    A source is a study of the same storage, `models:/NAME@champion`, or a translator's file. Raises StudyError where it
+    has nothing for this space, TrackingError and CheckpointError where a translator cannot be read.
+    """
+    from kt_ray.search.warm_start import point_of_translator, points_of_study
+    from kt_ray.tracking.registry import load_champion_path
+
+    points: list[dict[str, Choice]] = []
+    for source in sources:
+        if source == config.name:
+            raise StudyError(f"the study {source} cannot start from itself; `kt-ray resume {source}` goes on with it")
+        if "/" in source or source.endswith(".safetensors"):
+            points.append(point_of_translator(load_champion_path(workspace.tracking_uri, source), config.space))
+        else:
+            points += points_of_study(workspace.study_storage, source, config.space)
+    return config.model_copy(
+        update={"search": config.search.model_copy(update={"points": (*points, *config.search.points)})}
+    )
 
 
 def open_zoo(name: str, root: Path | None) -> ZooStore:

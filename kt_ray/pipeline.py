@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from kt_ray.config import DistillConfig, SearchConfig, StudyConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ConfigError, StudyError, ZooError
-from kt_ray.lookup import open_workspace, study_config, study_report
+from kt_ray.lookup import open_workspace, started_from, study_config, study_report
 from kt_ray.narrator import Narrator
 from kt_ray.ray_cluster import connected
 from kt_ray.search.runner import SearchResult, run_search
@@ -82,16 +83,19 @@ def resume(
     add: int | None = None,
     hours: float | None = None,
     device_hours: float | None = None,
+    start_from: Sequence[str] = (),
     accept_changes: bool = False,
 ) -> Conclusion | None:
     """Go on with a study as it was last run: `trials` in all or `add` more, `hours` of this run, `device_hours` in all.
 
-    Raises StudyError where the workspace has no such study, ConfigError where both `trials` and `add` are given.
+    `start_from` names studies or champions whose points are tried next. Raises StudyError where the workspace has no
+    such study, ConfigError where both `trials` and `add` are given.
     """
     config = study_config(study, root)
     wanted = extended(config.search, trials=trials, add=add, hours=hours, device_hours=device_hours)
     config = config.model_copy(update={"search": wanted})
-    return run(config, open_workspace(config, root), narrator, accept_changes=accept_changes)
+    workspace = open_workspace(config, root)
+    return run(started_from(config, workspace, start_from), workspace, narrator, accept_changes=accept_changes)
 
 
 def extended(
@@ -229,7 +233,8 @@ def _conclude(
         raise StudyError(f"the translator of the best trial of {config.name} is missing; add trials with kt-ray resume")
     present = read_conclusion(workspace, config.name)
     loaded = load_translator(result.translator)
-    if present is not None and (present.trial, present.zoo) == (result.best_trial, zoo.fingerprint):
+    made = (result.best_trial, result.best_value, result.best_params, zoo.fingerprint)
+    if present is not None and (present.trial, present.value, present.params, present.zoo) == made:
         evaluation, table = present.evaluation, present.table
     else:
         measured = evaluate(loaded.translator, zoo, dataset)

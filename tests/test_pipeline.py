@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from kt_ray.cli import app
+from kt_ray.errors import KTError
 from kt_ray.networks import Architecture
 from kt_ray.networks.checkpoint import read_network, write_state
 from kt_ray.zoo.store import ZooStore
@@ -153,6 +154,40 @@ def test_evaluate_a_champion_on_selection_members(finished_workspace: Path, tmp_
         "members.png",
         "confusion.png",
     }
+
+
+def test_a_study_starts_from_another_and_from_the_champion(finished_workspace: Path) -> None:
+    other = ["search", str(MINIATURE), "--set", "name=other", "--set", "search.trials=3"]
+    other += ["--set", "space={training.learning_rate: {float: [0.00001, 0.1]}, loss.kl: {categorical: [0.5]}}"]
+    finished(
+        kt_ray(*other, "--from", "miniature", "--from", "models:/kt-translator@champion", workspace=finished_workspace)
+    )
+    trials = optuna.load_study(study_name="other", storage=f"sqlite:///{finished_workspace / 'optuna.db'}").trials
+    before = [trial for trial in study_of(finished_workspace).trials if trial.state is TrialState.COMPLETE]
+    found = [trial.params["training.learning_rate"] for trial in sorted(before, key=lambda trial: -trial.values[0])]
+    tried = [trial.params for trial in trials if trial.state.is_finished()]  # further points wait
+    assert [params["training.learning_rate"] for params in tried][: len(found)] == found[:3]
+    assert {params["loss.kl"] for params in tried} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--from", "nobody"], r"no study 'nobody' in sqlite:.*; there are: miniature"),
+        (["--from", "miniature"], "the study miniature cannot start from itself; `kt-ray resume miniature` goes on"),
+        (["--from", "models:/nobody@champion"], "nobody"),
+        (["--from", "none.safetensors"], "no translator at 'none.safetensors'"),
+        (
+            ["--from", "miniature", "--set", "name=b", "--set", "space={loss.kl: {categorical: [0.5]}}"],
+            "no complete trial of miniature has a parameter that lies in the space of this study",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be(finished_workspace: Path, arguments: list[str], expected: str) -> None:
+    with pytest.raises(KTError, match=expected):
+        CliRunner().invoke(
+            app, ["run", str(MINIATURE), *arguments, "-w", str(finished_workspace)], catch_exceptions=False
+        )
 
 
 def wait_until_searching(process: subprocess.Popen[str], workspace: Path, seconds: float = 400) -> None:

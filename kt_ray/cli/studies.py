@@ -20,9 +20,23 @@ AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Go on although zoo, dataset or base trial differ from before.")
 ]
 
+From = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from",
+        metavar="STUDY|MODEL",
+        help="Try first what another study found best, or a champion (models:/NAME@champion, a translator's file), as "
+        "far as its parameters lie in this space; repeatable.",
+    ),
+]
+
 
 def run(
-    file: File, overrides: Set = None, workspace: WorkspaceRoot = None, accept_changes: AcceptChanges = False
+    file: File,
+    overrides: Set = None,
+    start_from: From = None,
+    workspace: WorkspaceRoot = None,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
     from kt_ray import lookup, pipeline
@@ -31,12 +45,18 @@ def run(
     from kt_ray.validation import read_study
 
     config = read_study(locate(file), overrides or ())
+    place = lookup.open_workspace(config, workspace)
+    config = lookup.started_from(config, place, start_from or ())
     with Narrator() as narrator:
-        pipeline.run(config, lookup.open_workspace(config, workspace), narrator, accept_changes=accept_changes)
+        pipeline.run(config, place, narrator, accept_changes=accept_changes)
 
 
 def search(
-    file: File, overrides: Set = None, workspace: WorkspaceRoot = None, accept_changes: AcceptChanges = False
+    file: File,
+    overrides: Set = None,
+    start_from: From = None,
+    workspace: WorkspaceRoot = None,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
     from kt_ray import lookup, pipeline
@@ -45,8 +65,10 @@ def search(
     from kt_ray.validation import read_study
 
     config = read_study(locate(file), overrides or ())
+    place = lookup.open_workspace(config, workspace)
+    config = lookup.started_from(config, place, start_from or ())
     with Narrator() as narrator:
-        pipeline.search(config, lookup.open_workspace(config, workspace), narrator, accept_changes=accept_changes)
+        pipeline.search(config, place, narrator, accept_changes=accept_changes)
 
 
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials the study shall have in all.")]
@@ -63,6 +85,7 @@ def resume(
     add: Add = None,
     hours: Hours = None,
     gpu_hours: GPUHours = None,
+    start_from: From = None,
     accept_changes: AcceptChanges = False,
     workspace: WorkspaceRoot = None,
 ) -> None:
@@ -80,6 +103,7 @@ def resume(
             add=add,
             hours=hours,
             device_hours=gpu_hours,
+            start_from=start_from or (),
             accept_changes=accept_changes,
         )
 

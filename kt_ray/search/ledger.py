@@ -246,7 +246,9 @@ class Ledger:
             first, most = BACK_OFF
             self._resume_at = time.monotonic() + min(first * 2**self._losses_in_a_row, most)
             self._losses_in_a_row += 1
-        if not again:
+        if again:  # it may wait for long: a budget may end before its next try
+            self._tracker.finish(live.run, "KILLED", {"kt_ray.state": "interrupted", "kt_ray.reason": reason})
+        else:
             self._log_cost(live)
             self._tracker.finish(live.run, "FAILED", {"kt_ray.state": "failed", "kt_ray.reason": reason})
         self._study.fail(

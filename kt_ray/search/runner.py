@@ -33,7 +33,6 @@ from kt_ray.search.storage import enduring_storage
 from kt_ray.search.study import SearchStudy, lineage_of
 from kt_ray.search.task import PRODUCT, Task, TrainingFactory, TranslatorTask, train_translator
 from kt_ray.search.trial import TaskTrial
-from kt_ray.tracking.runs import STUDY_ID
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo
 
@@ -117,7 +116,7 @@ def run_task(
         study.describe(devices)
         study.recover("its driver died")
         study.enqueue(config.search.points)
-        tags = {STUDY_ID: study.identity, "kt_ray.zoo_fingerprint": task.fingerprint}
+        tags = {"kt_ray.study_id": study.identity, "kt_ray.zoo_fingerprint": task.fingerprint}
         run = tracker.study_run(config.name, _study_params(config, task), tags)
         ledger = Ledger(
             study,

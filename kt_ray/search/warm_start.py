@@ -39,14 +39,17 @@ def points_of_study(url: str, name: str, space: Distributions, best: int = BEST)
 def point_of_translator(path: Path, space: Distributions) -> dict[str, Any]:
     """The point at which the translator at `path` (a champion's file) was trained, as far as it lies in `space`.
 
-    Raises StudyError where it says nothing of its trial.
+    Raises StudyError where it says nothing of its trial, or none of its values lies in `space`.
     """
     from kt_ray.translators.checkpoint import load_translator
 
     content = load_translator(path).extra.get("trial")
     if content is None:
         raise StudyError(f"{path} does not say from which trial it is; only translators of a search can start another")
-    return point_of_trial(validate(TrialConfig, content, str(path)), space)
+    point = point_of_trial(validate(TrialConfig, content, str(path)), space)
+    if not point:
+        raise StudyError(f"{path} was trained with no value that lies in the space of this study")
+    return point
 
 
 def point_of_trial(trial: TrialConfig, space: Distributions) -> dict[str, Any]:
