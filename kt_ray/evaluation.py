@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from kt_ray.zoo.members import Zoo
 
 BATCH = 250  # images at once
 MEMBERS = 32  # members at once
+KEPT = 256 << 20  # bytes of stem activations
 
 
 @dataclass(frozen=True)
@@ -76,35 +78,54 @@ class Evaluation:
         )
 
 
-def transplant_accuracy(zoo: Zoo, blocks: State, images: LabelledImages) -> Tensor:
-    """Accuracy of each member with its row of `blocks` (source or target blocks) in place, float [R]."""
-    predicted = predictions(zoo, {"blocks": blocks}, images)["blocks"]
-    return (predicted == images.labels.to(predicted.device)).float().mean(1)
+class Transplants:
+    """Members whose stems have seen some images: what they predict with one kind of block after another.
 
+    Stem activations are kept, so that only blocks and heads are run again, where all of them take up to `keep` bytes.
+    """
 
-@torch.no_grad()
-def predictions(zoo: Zoo, blocks: Mapping[str, State], images: LabelledImages) -> dict[str, Tensor]:
-    """Predicted classes [R, N] of every member with each kind of block; stems are run once for all kinds."""
-    architecture = zoo.architecture
-    with torch.device("meta"):  # only their structure is used
-        stem, head = architecture.stem(), architecture.head()
-    modules = {name: _block(zoo, block) for name, block in blocks.items()}
-    device = next(iter(next(iter(blocks.values())).values())).device
-    predicted: dict[str, list[Tensor]] = {name: [] for name in blocks}
-    for start in range(0, len(zoo), MEMBERS):
-        rows = slice(start, start + MEMBERS)
-        stems, heads = (
-            {name: value[rows].to(device) for name, value in zoo.part(part).items()} for part in ("stem", "head")
-        )
-        columns: dict[str, list[Tensor]] = {name: [] for name in blocks}
-        for batch, _ in images.batches(BATCH):
-            x = stacked.forward(stem, stems, batch.to(device), shared=True)
+    def __init__(self, zoo: Zoo, images: LabelledImages, device: str | torch.device = "cpu", keep: int = KEPT) -> None:
+        self.zoo, self.images, self.device = zoo, images, device
+        with torch.device("meta"):  # only their structure is used
+            self.stem, self.head = zoo.architecture.stem(), zoo.architecture.head()
+        size = 4 * len(zoo) * len(images) * prod(zoo.architecture.activation_shape)
+        with torch.no_grad():
+            self.kept = list(self._activations()) if size <= keep else None
+
+    def _activations(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of members and their stem activations [M, N, C, H, W], members by members and batch by batch."""
+        for start in range(0, len(self.zoo), MEMBERS):
+            rows = slice(start, start + MEMBERS)
+            stems = {name: value[rows].to(self.device) for name, value in self.zoo.part("stem").items()}
+            for batch, _ in self.images.batches(BATCH):
+                yield rows, stacked.forward(self.stem, stems, batch.to(self.device), shared=True)
+
+    @torch.no_grad()
+    def predictions(self, blocks: Mapping[str, State]) -> dict[str, Tensor]:
+        """Predicted classes [R, N] of every member with each kind of block; stems are run once for all kinds."""
+        modules = {name: _block(self.zoo, block) for name, block in blocks.items()}
+        heads = {name: value.to(self.device) for name, value in self.zoo.part("head").items()}
+        predicted: dict[str, dict[int, list[Tensor]]] = {name: {} for name in blocks}
+        for rows, x in self._activations() if self.kept is None else self.kept:
+            of_rows = {name: value[rows] for name, value in heads.items()}
             for name, block in blocks.items():
-                outputs = stacked.forward(modules[name], {key: value[rows] for key, value in block.items()}, x)
-                columns[name].append(stacked.forward(head, heads, outputs).argmax(-1))
-        for name, parts in columns.items():
-            predicted[name].append(torch.cat(parts, dim=1))
-    return {name: torch.cat(parts) for name, parts in predicted.items()}
+                state = {key: value[rows].to(self.device) for key, value in block.items()}
+                outputs = stacked.forward(modules[name], state, x)
+                classes = stacked.forward(self.head, of_rows, outputs).argmax(-1)
+                predicted[name].setdefault(rows.start, []).append(classes)
+        return {
+            name: torch.cat([torch.cat(part, dim=1) for part in parts.values()]) for name, parts in predicted.items()
+        }
+
+    def accuracy(self, blocks: State) -> Tensor:
+        """Accuracy of each member with its row of `blocks` (source or target blocks) in place, float [R]."""
+        predicted = self.predictions({"blocks": blocks})["blocks"].cpu()
+        return (predicted == self.images.labels.cpu()).float().mean(1)
+
+
+def transplant_accuracy(zoo: Zoo, blocks: State, images: LabelledImages) -> Tensor:
+    """`Transplants.accuracy`, once."""
+    return Transplants(zoo, images, next(iter(blocks.values())).device, keep=0).accuracy(blocks)
 
 
 def evaluate(
@@ -152,7 +173,7 @@ def evaluate(
     for name, made in (others or {}).items():
         blocks[name], seconds[name] = made, math.nan
     pictures = dataset.images(images)
-    predicted = predictions(held_out, blocks, pictures)
+    predicted = Transplants(held_out, pictures, keep=0).predictions(blocks)
     with torch.random.fork_rng(devices=[]):
         kinds = {"source": architecture.source_block(), "target": architecture.target_block()}
     rows = []

@@ -18,7 +18,7 @@ from kt_ray.augmentations import Orientation
 from kt_ray.config import TrainingConfig, TrialConfig
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
-from kt_ray.evaluation import translate, transplant_accuracy
+from kt_ray.evaluation import Transplants, translate
 from kt_ray.losses import TranslationLoss
 from kt_ray.networks import stacked
 from kt_ray.translators import build_translator
@@ -43,6 +43,7 @@ class TranslatorTraining:
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
         self.members = {name: value.to(device) for name, value in members.parameters.items()}
         self.selection = zoo.where("selection")
+        self.transplants = Transplants(self.selection, dataset.selection, device)
         self.dataset = dataset
         self.images = dataset.train.to(device)
         with torch.random.fork_rng(devices=[]):
@@ -139,7 +140,7 @@ class TranslatorTraining:
 
     def select(self) -> Tensor:
         """Accuracy of each selection member with its translated block, on the selection images."""
-        return transplant_accuracy(self.selection, translate(self.translator, self.selection), self.dataset.selection)
+        return self.transplants.accuracy(translate(self.translator, self.selection))
 
     def save(self, path: Path) -> None:
         """Everything that training needs to continue, as one safetensors file."""

@@ -9,7 +9,7 @@ import torch
 
 from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig
 from kt_ray.data import Dataset
-from kt_ray.evaluation import evaluate, transplant_accuracy
+from kt_ray.evaluation import Transplants, evaluate, transplant_accuracy
 from kt_ray.networks import PAIRS, Architecture
 from kt_ray.translators import build_translator
 from kt_ray.zoo.members import Zoo
@@ -34,6 +34,17 @@ def test_accuracy_is_that_of_the_networks_one_by_one(random_zoo: Zoo, dataset: D
         assert float(accuracies[row]) == pytest.approx(
             float((predicted == dataset.selection.labels).float().mean()), abs=0.01
         )
+
+
+def test_kept_activations_change_no_prediction(random_zoo: Zoo, dataset: Dataset) -> None:
+    blocks = {name: random_zoo.part(name) for name in ("source", "target")}
+    kept, again = Transplants(random_zoo, dataset.selection), Transplants(random_zoo, dataset.selection, keep=0)
+    assert kept.kept is not None
+    assert again.kept is None
+    for _ in range(2):
+        for name, classes in kept.predictions(blocks).items():
+            assert classes.shape == (len(random_zoo), len(dataset.selection))
+            assert torch.equal(classes, again.predictions(blocks)[name])
 
 
 def test_table(random_zoo: Zoo, dataset: Dataset) -> None:
