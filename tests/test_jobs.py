@@ -203,11 +203,17 @@ def test_every_node_is_asked_for_versions_and_storages(head: str, study: Path, t
         "storage.study=postgresql+psycopg://nobody@127.0.0.1:1/x",
         f"storage.tracking={head}",
         "storage.zoos=/proc/x",
+        "storage.artifacts=file:///proc/y",
     ]
     found = jobs.check_cluster(study, head, workspace=str(tmp_path / "w"), python=sys.executable, overrides=dead)
     assert len(found.nodes) == 1
     assert set(found.nodes[0].versions) == {"python", "ray", "torch", "kt_ray"}
-    assert [problem.split(": ")[1].split()[0] for problem in found.problems] == ["zoos", "study", "tracking"]
+    assert [problem.split(": ")[1].split()[0] for problem in found.problems] == [
+        "zoos",
+        "study",
+        "tracking",
+        "artifacts",
+    ]
     assert not list((tmp_path / "w").glob(".kt-ray-probe*"))
 
 

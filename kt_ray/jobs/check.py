@@ -107,8 +107,13 @@ def storages_of(config: StudyConfig, workspace: Workspace) -> dict[str, str]:
         "checkpoints": workspace.storage.checkpoints,
         "study": workspace.study_storage,
         "tracking": workspace.tracking_uri,
+        "artifacts": workspace.storage.artifacts,
     }
-    return {name: place for name, place in found.items() if place and not place.startswith("sqlite:")}
+    return {
+        name: place.removeprefix("file://")
+        for name, place in found.items()
+        if place and not place.startswith("sqlite:")
+    }
 
 
 def _ask(storages: dict[str, str], shared: set[str], marker: str) -> tuple[dict[str, str], list[str]]:

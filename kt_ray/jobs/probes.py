@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import kt_ray
+from kt_ray.errors import KTError
 
 SECONDS = 10.0
 PROBE = ".kt-ray-probe-"
@@ -43,13 +44,31 @@ def problems(storages: Mapping[str, str], shared: Set[str] = frozenset(), marker
     """
     found = []
     for name, place in storages.items():
+        if name == "artifacts" and "://" in place:
+            continue  # MLflow's own libraries reach it
         try:
             fault = _probe(place, marker if place in shared else None)
+        except KTError as error:
+            fault = str(error)
         except Exception as error:
             fault = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if fault:
             found.append(f"{name} {place}: {fault}")
-    return found
+    return found + _artifact_problems(storages.get("tracking", ""), storages.get("artifacts"), found)
+
+
+def _artifact_problems(tracking: str, root: str | None, found: Sequence[str]) -> list[str]:
+    """One line where MLflow's artifacts cannot be kept at `root`, else where the server at `tracking` puts them."""
+    from kt_ray.tracking.artifacts import probe_artifacts
+
+    asked = root is not None and "://" in root
+    given = root is None and tracking and not any(line.startswith("tracking ") for line in found)
+    try:
+        if asked or given:
+            probe_artifacts(tracking, root)
+    except KTError as error:
+        return [str(error)]
+    return []
 
 
 def mark(storages: Mapping[str, str], marker: str) -> list[Path]:

@@ -1,0 +1,38 @@
+"""Whether MLflow's artifacts can be kept from here: a small file there and back, by MLflow's own means."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kt_ray.errors import TrackingError
+from kt_ray.tracking.store import open_store, reaching, shown
+
+CONTENT = "probe"
+
+
+def probe_artifacts(uri: str, root: str | None = None) -> None:
+    """Write, read and delete a file at the artifact root `root`, else where the store at `uri` keeps new experiments'.
+
+    Raises TrackingError where one of these fails.
+    """
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # boto's own patience outlasts that of whoever waits for this
+    with reaching(uri), TemporaryDirectory(prefix="kt-ray-probe-") as directory:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        place = root or open_store(uri).get_experiment("0").artifact_location
+        file = Path(directory) / f".kt-ray-probe-{secrets.token_hex(8)}"
+        file.write_text(CONTENT)
+        (back := Path(directory) / "back").mkdir()
+        try:
+            repository = get_artifact_repository(place, uri)
+            repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+            repository.download_artifacts(file.name, str(back))  # type: ignore[no-untyped-call]
+            repository.delete_artifacts(file.name)  # type: ignore[no-untyped-call]
+        except Exception as error:  # each kind of store has errors of its own
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TrackingError(f"artifacts cannot be kept at {shown(place)} ({reason})") from None
+        if (back / file.name).read_text() != CONTENT:
+            raise TrackingError(f"artifacts at {shown(place)} come back changed")
