@@ -166,7 +166,7 @@ def fitting_counts(config: StudyConfig) -> tuple[int, int]:
 
     actors, trial = config.zoo.actors, config.search.resources
     fit_actors = fitting({"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}, actors.label_selector)
-    fit_trials = fitting({"CPU": trial.cpus, "GPU": trial.gpus, **trial.resources})
+    fit_trials = fitting({"CPU": trial.cpus, "GPU": trial.gpus, **trial.resources}, trial.label_selector)
     return min(actors.count or fit_actors, fit_actors), min(config.search.concurrency or fit_trials, fit_trials)
 
 

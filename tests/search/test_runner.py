@@ -13,11 +13,12 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
+import ray
 from optuna.trial import TrialState
 
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
-from kt_ray.errors import StudyError
+from kt_ray.errors import ResourceError, StudyError
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.search.storage import open_storage
@@ -185,6 +186,23 @@ def test_failures_are_told_with_their_reason_and_lost_workers_tried_again(bench:
     assert {trial.params["training.weight_decay"] for trial in last.values() if trial.values} == {0.125}
     failed = [run for run in bench.runs() if run.info.status == "FAILED"]
     assert len(failed) == result.progress.failed
+
+
+def test_a_trial_runs_where_its_labels_are_and_is_tried_again_when_out_of_memory(
+    bench: Bench, ray_session: None
+) -> None:
+    def config(labels: dict[str, str]) -> StudyConfig:
+        content = study_config(trials=1, resources={"label_selector": labels}).model_dump()
+        return StudyConfig.model_validate(content | {"space": {"training.weight_decay": {"categorical": [0.0625]}}})
+
+    with pytest.raises(ResourceError, match="kind"):
+        bench.search(config({"kind": "another"}))
+    result = bench.search(config({"ray.io/node-id": ray.get_runtime_context().get_node_id()}))
+    assert result.progress.done == 1
+    first, second = bench.trials()
+    assert (first.state, first.user_attrs["reason"]) == (TrialState.FAIL, "out of memory: MemoryError")
+    assert second.state is TrialState.COMPLETE
+    assert [run.info.status for run in bench.runs()] == ["FINISHED"]
 
 
 def test_a_new_study_of_an_old_name_has_runs_and_checkpoints_of_its_own(bench: Bench, ray_session: None) -> None:
