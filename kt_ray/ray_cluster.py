@@ -82,8 +82,10 @@ def _start(config: RayConfig) -> None:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ResourceError(f"no Ray can be started here ({_first_line(error)})") from None
+    except Exception as error:  # a bare one where its processes are not up in time, as on a machine that is overloaded
+        raise ResourceError(
+            f"no Ray can be started here ({_first_line(error)}); try again with less beside it"
+        ) from None
 
 
 def _join(address: str) -> None:
