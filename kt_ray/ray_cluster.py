@@ -82,7 +82,7 @@ def _start(config: RayConfig) -> None:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-    except Exception as error:  # a bare one where its processes are not up in time, as on a machine that is overloaded
+    except Exception as error:  # a bare one where its processes are not up in time
         raise ResourceError(
             f"no Ray can be started here ({_first_line(error)}); try again with less beside it"
         ) from None
