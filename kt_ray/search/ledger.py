@@ -21,7 +21,7 @@ from kt_ray.errors import StudyError
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.session import Report
 from kt_ray.search.space import apply
-from kt_ray.search.study import SECONDS, Candidate, SearchStudy
+from kt_ray.search.study import SECONDS, Candidate, SearchStudy, chosen, lineages
 from kt_ray.search.task import PRODUCT
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,8 @@ class Ledger:
         if report.failure is not None:
             live.failure, live.infrastructure = report.failure, report.infrastructure
             return False
-        live.metrics = report.metrics | {"trial_seconds": report.seconds}
+        cost = {"trial_seconds": report.seconds, "device_hours": self._devices * report.seconds / 3600}
+        live.metrics = report.metrics | cost
         live.seconds, live.finished = report.seconds, report.finished
         try:
             if report.epoch > live.candidate.step:
@@ -231,7 +232,6 @@ class Ledger:
             tags = {"kt_ray.state": "pruned", "kt_ray.pruned_at": live.candidate.step} if live.pruned else {
                 "kt_ray.state": "complete"
             }  # fmt: skip
-            self._log_cost(live)
             self._tracker.finish(live.run, "KILLED" if live.pruned else "FINISHED", tags)
             self._study.end(live.candidate, live.metrics, live.seconds, pruned=live.pruned)
         del self._live[tune_id]
@@ -249,7 +249,6 @@ class Ledger:
         if again:  # it may wait for long: a budget may end before its next try
             self._tracker.finish(live.run, "KILLED", {"kt_ray.state": "interrupted", "kt_ray.reason": reason})
         else:
-            self._log_cost(live)
             self._tracker.finish(live.run, "FAILED", {"kt_ray.state": "failed", "kt_ray.reason": reason})
         self._study.fail(
             live.candidate.number, reason, retry=again, died=live.infrastructure, seconds=live.seconds or None
@@ -262,10 +261,6 @@ class Ledger:
                 f"{self._failures_in_a_row} trials in a row failed, the last (trial {live.candidate.lineage}) with: "
                 f"{reason}; mend the cause and run the same command again"
             )
-
-    def _log_cost(self, live: _Live) -> None:
-        hours = self._devices * live.seconds / 3600
-        self._tracker.log(live.run, {"device_hours": hours}, max(live.candidate.step, 1))
 
     def _tidy(self, live: _Live) -> None:
         """Drop the checkpoints of a trial that is over, but for the translator of a complete one."""
@@ -282,12 +277,13 @@ class Ledger:
 
     def _count(self) -> None:
         """Count how lineages ended: once a trial, not once a report."""
-        last = list(self._study.lineages().values())
+        trials = self._study.trials()
+        last = list(lineages(trials).values())
         self._pruned = sum(trial.state is TrialState.PRUNED for trial in last)
         self._failed = sum(trial.state is TrialState.FAIL for trial in last)
         self._done = self._pruned + sum(trial.state is TrialState.COMPLETE for trial in last)
         self._seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last)
-        self._best = self._study.best()
+        self._best = chosen(self._study.optuna, trials)
         self._exhausted = self._study.exhausted
 
     def progress(self) -> SearchProgress:

@@ -85,7 +85,7 @@ def broken(trial: FrozenTrial, constraints: Iterable[Constraint]) -> list[Constr
     return [constraint for constraint in constraints if constraint.excess(metrics) > 0]
 
 
-def chosen(study: optuna.Study) -> FrozenTrial | None:
+def chosen(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> FrozenTrial | None:
     """The champion of a study: of its complete trials within the constraints, the best by the first objective.
 
     Of several objectives, the next one decides among those within `tolerance` of the best, and so on; of equals, the
@@ -93,7 +93,7 @@ def chosen(study: optuna.Study) -> FrozenTrial | None:
     """
     search = study.user_attrs.get(SEARCH, {})
     constraints = [Constraint.model_validate(text) for text in search.get("constraints", [])]
-    last = lineages(study.get_trials(deepcopy=False))
+    last = lineages(study.get_trials(deepcopy=False) if trials is None else trials)
     left = [trial for _, trial in sorted(last.items()) if trial.state is TrialState.COMPLETE]
     left = [trial for trial in left if not broken(trial, constraints)]
     for index, direction in enumerate(study.directions):
@@ -217,6 +217,9 @@ class SearchStudy:
             self.optuna.sampler = build_sampler(self.config.search.sampler, self.config.search.seed, drawn)
         trial = self.optuna.ask()
         values = self.space(trial)
+        if waiting is None:
+            trial.set_user_attr(ORDINAL, drawn)
+            return Candidate(trial, trial.number, drawn, values, step=0, deaths=0)
         frozen = self._frozen(trial.number)
         ordinal = frozen.user_attrs.get(ORDINAL, drawn)
         if ORDINAL not in frozen.user_attrs:
