@@ -206,6 +206,7 @@ def trials_of(root: Path, name: str) -> list[FrozenTrial]:
     return storage.get_all_trials(storage.get_study_id_from_name(name))
 
 
+@pytest.mark.slow
 def test_a_translator_killed_in_mid_trial_has_the_numbers_of_one_never_interrupted(
     root: Path, tracker: Tracker
 ) -> None:
