@@ -16,6 +16,7 @@ import os
 import platform
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from kt_ray.config import StudyConfig, load_config
 from kt_ray.zoo.store import ZooStore
 
 STUDY = Path(__file__).parent / "study.yaml"
+PATIENCE = 600  # seconds for one thing to happen, on a machine that may have others
 WORKERS = {
     "worker1": ["--num-cpus=2", "--num-gpus=1", "--labels=role=worker,size=big", '--resources={"search": 1}'],
     "worker2": ["--num-cpus=2", "--num-gpus=1", "--labels=role=worker,size=small", '--resources={"search": 1}'],
@@ -59,8 +61,9 @@ class Rig:
         self.tracking = Tracking(self.database, network.directory / "artifacts", "kt", secrets.token_hex(16))
         self.database.create()
         self.tracking.start()
-        self.tell("PostgreSQL and MLflow are up")
         self.start_cluster()
+        self.tracking.await_answer()
+        self.tell("PostgreSQL and MLflow are up")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -74,8 +77,8 @@ class Rig:
             "MLFLOW_TRACKING_PASSWORD": self.tracking.password,
             "OMP_NUM_THREADS": "1",
             # A node that is silent for a quarter of a minute is given up (Ray's own: over a minute).
-            "RAY_health_check_period_ms": "3000",
-            "RAY_health_check_timeout_ms": "4000",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "3000",
             "RAY_health_check_failure_threshold": "4",
         }
 
@@ -104,32 +107,47 @@ class Rig:
         RayNode(self.head, ["--num-cpus=2", "--labels=role=head"], self.environment).start()
         for name in WORKERS:
             self.start_worker(name)
-        seconds = wait_for("three nodes", lambda: self.nodes() == 3, 240)
+        seconds = self.await_nodes(PATIENCE)
         self.tell("a Ray cluster of three nodes is up", took=round(seconds, 1))
 
     def start_worker(self, name: str) -> None:
         """Ray on a worker's host."""
         RayNode(self.hosts[name], WORKERS[name], self.environment, self.head).start()
 
-    def nodes(self) -> int:
-        """How many nodes the head counts as alive."""
-        asked = self.client.run(
-            [sys.executable, "-c", NODES, self.address], self.token_only() | {"PYTHONWARNINGS": "ignore"}
-        )
-        return int(asked.stdout or 0) if asked.returncode == 0 else 0
+    def await_nodes(self, seconds: float) -> float:
+        """Wait until head and workers are alive; how long it took."""
+        return wait_for("all nodes are alive", lambda: len(self.alive()) == 1 + len(WORKERS), seconds)
+
+    def alive(self) -> set[str]:
+        """The hosts whose node the head counts as alive."""
+        nodes = (self.ask("/nodes?view=summary") or {"data": {"summary": []}})["data"]["summary"]
+        addresses = {
+            node["raylet"].get("nodeManagerAddress") for node in nodes if node["raylet"].get("state") == "ALIVE"
+        }
+        return {name for name, host in self.network.hosts.items() if host.address in addresses}
+
+    def given_up(self, name: str) -> bool:
+        """Whether the head counts `name` as dead."""
+        alive = self.alive()
+        return "head" in alive and name not in alive
+
+    def ask(self, path: str) -> Any:
+        """What the head's HTTP server answers the client's host; None where it does not. Lighter than `kt-ray`."""
+        done = self.client.run([sys.executable, "-I", "-c", ASK, self.address + path], self.token_only())
+        return json.loads(done.stdout) if done.returncode == 0 else None
 
     def submit(self, name: str) -> str:
         """`kt-ray submit` on the client's host; the job's id."""
-        done = self.client.run(self._submission(name, "--detach"), self.token_only())
+        done = self.client.run(self._submission(name, "--detach"), self.token_only(), timeout=PATIENCE)
         assert done.returncode == 0, done.stderr + done.stdout
-        job = str(self.jobs()[0]["id"])
+        job = done.stdout.split()[1]
         self.tell(f"job {job} submitted from the client")
         return job
 
     def submit_and_follow(self, name: str) -> subprocess.CompletedProcess[str]:
         """`kt-ray submit` on the client's host, to the job's end."""
         self.tell(f"study {name} is submitted again and followed")
-        done = self.client.run(self._submission(name), self.token_only(), timeout=900)
+        done = self.client.run(self._submission(name), self.token_only(), timeout=3 * PATIENCE)
         self.tell("the job has ended", exit_status=done.returncode)
         return done
 
@@ -138,20 +156,21 @@ class Rig:
         options = [option for override in overrides for option in ("--set", override)]
         return [*KT_RAY, "submit", str(STUDY), "--address", self.address, *options, *more]
 
-    def jobs(self) -> list[dict[str, Any]]:
-        """`kt-ray jobs list` on the client's host, the newest first."""
-        done = self.client.run(
-            [*KT_RAY, "jobs", "list", "--address", self.address, "--format", "json"], self.token_only()
-        )
-        return list(json.loads(done.stdout)) if done.returncode == 0 else []
-
     def logs(self, job: str) -> str:
-        """What the job printed."""
-        return self.client.run([*KT_RAY, "jobs", "logs", job, "--address", self.address], self.token_only()).stdout
+        """`kt-ray jobs logs` on the client's host: what the job printed."""
+        command = [*KT_RAY, "jobs", "logs", job, "--address", self.address]
+        return self.client.run(command, self.token_only(), timeout=PATIENCE).stdout
 
-    def status(self, job: str) -> str:
-        """The job's status; empty where the head does not answer."""
-        return next((str(entry["status"]) for entry in self.jobs() if entry["id"] == job), "")
+    def listed(self) -> dict[str, str]:
+        """`kt-ray jobs list` on the client's host: status by job."""
+        command = [*KT_RAY, "jobs", "list", "--address", self.address, "--format", "json"]
+        done = self.client.run(command, self.token_only(), timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return {entry["id"]: entry["status"] for entry in json.loads(done.stdout)}
+
+    def over(self, job: str) -> bool:
+        """Whether the job has ended."""
+        return (self.ask(f"/api/jobs/{job}") or {}).get("status") in ("SUCCEEDED", "FAILED", "STOPPED")
 
     def members(self, name: str) -> int:
         """How many members the zoo has."""
@@ -170,19 +189,19 @@ class Rig:
                                   f"WHERE study_name = '{name}' AND state = 'COMPLETE'")  # fmt: skip
         return int(rows[0][0]) if rows else 0
 
-    def seen(self, title: str) -> list[str]:
-        """The hosts on which a process with that title runs."""
+    def seen(self, *titles: str) -> list[str]:
+        """The hosts on which a process with one of these titles runs."""
         found = {"head": self.head} | self.hosts
-        return [name for name, host in found.items() if any(title in program for program in host.programs().values())]
+        programs = {name: "\n".join(host.programs().values()) for name, host in found.items()}
+        return [name for name, running in programs.items() if any(title in running for title in titles)]
 
 
+TRIAL = ("ray::TaskTrial", "ray::ResourceTrainable")  # between epochs, and in one
 KT_RAY = [sys.executable, "-m", "kt_ray"]
-NODES = """
-import json, os, sys, urllib.request
-ask = urllib.request.Request(sys.argv[1] + "/nodes?view=summary",
-                             headers={"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]})
-summary = json.load(urllib.request.urlopen(ask, timeout=5))["data"]["summary"]
-print(sum(node["raylet"].get("state") == "ALIVE" for node in summary))
+ASK = """
+import os, sys, urllib.request
+ask = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]})
+print(urllib.request.urlopen(ask, timeout=10).read().decode())
 """
 
 
@@ -193,12 +212,12 @@ def calm(rig: Rig, name: str) -> dict[str, Any]:
 
     def watch() -> bool:
         trainers.update(rig.seen("ray::Trainer"))
-        trials.update(rig.seen("ray::TaskTrial"))
-        return rig.status(job) in ("SUCCEEDED", "FAILED", "STOPPED")
+        trials.update(rig.seen(*TRIAL))
+        return rig.over(job)
 
-    took = wait_for(f"job {job} ends", watch, 600)
-    rig.tell(f"job {job} ended", status=rig.status(job), took=round(took, 1))
-    check(rig.status(job) == "SUCCEEDED", f"job {job} succeeds", rig, rig.logs(job))
+    took = wait_for(f"job {job} ends", watch, 3 * PATIENCE)
+    rig.tell(f"job {job} ended", took=round(took, 1))
+    check(rig.listed()[job] == "SUCCEEDED", f"job {job} succeeds", rig, rig.logs(job))
     return {"seconds": round(took, 1), "zoo_actors_on": sorted(trainers), "trials_on": sorted(trials)}
 
 
@@ -206,37 +225,29 @@ def storm(rig: Rig, name: str, members: int, trials: int) -> dict[str, Any]:
     """The same study with everything in its way."""
     began = time.monotonic()
     job = rig.submit(name)
-    wait_for("the first members", lambda: 0 < rig.members(name) < members, 240)
+    wait_for("the first members", lambda: 0 < rig.members(name) < members, PATIENCE)
     lose(rig, "worker1", f"{rig.members(name)} of {members} members are built")
-    wait_for("a first trial", lambda: rig.finished(name) >= 1, 400)
+    joined = rig.await_nodes(PATIENCE)
+    rig.tell(f"a new worker1 joined after {joined:.0f} s; {rig.members(name)} of {members} members are built")
+    wait_for("a first trial", lambda: rig.finished(name) >= 1, 2 * PATIENCE)
     lose(rig, "worker2", f"{rig.finished(name)} of {trials} trials are complete")
-    rig.hosts["worker1"].cut()
-    rig.tell("the cable of worker1 is out")
-    dead = wait_for("Ray gives worker1 up", lambda: rig.nodes() == 2, 120)
-    rig.hosts["worker1"].mend()
-    rig.tell(f"Ray gave worker1 up after {dead:.0f} s; its cable is back")
-    rig.tracking.kill()
-    rig.tell("MLflow is dead")
-    done = rig.finished(name)
-    wait_for("a trial without MLflow", lambda: rig.finished(name) > done, 240)
-    rig.tell(f"{rig.finished(name)} of {trials} trials are complete, without MLflow")
+    cut_worker_and_mlflow(rig, "worker1", name, trials)
     rig.database.restart(away=3)
-    rig.tell("PostgreSQL was restarted")
     done = rig.finished(name)
-    if moved_on(rig, job, name, done):
-        rig.tell("the job outlived that")
-    else:
-        rig.tell("the job did not outlive that; it is submitted again once MLflow is back", status=rig.status(job))
-        rig.tracking.start()
+    rig.tell(f"PostgreSQL was restarted; {done} of {trials} trials are complete")
+    wait_for("another trial, or the job's end", lambda: rig.finished(name) > done or rig.over(job), PATIENCE)
+    if rig.over(job):
+        rig.tell("the job did not outlive that; it is submitted again")
         job = rig.submit(name)
-        wait_for("another trial", lambda: rig.finished(name) > done, 240)
+        wait_for("another trial", lambda: rig.finished(name) > done, PATIENCE)
+    else:
+        rig.tell("the job outlived that")
     rig.head.unplug()
-    rig.tell(f"the head is dead; {rig.finished(name)} of {trials} trials are complete")
+    done = rig.finished(name)
+    check(1 <= done < trials, f"the head is dead when {done} of {trials} trials are complete", rig)
     for worker, host in rig.hosts.items():
         host.unplug()
         rig.hosts[worker] = rig.network.host(worker)
-    rig.tracking.start()
-    rig.tell("MLflow is back")
     rig.head = rig.network.host("head")
     rig.start_cluster()
     ended = rig.submit_and_follow(name)
@@ -244,22 +255,32 @@ def storm(rig: Rig, name: str, members: int, trials: int) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - began, 1)}
 
 
-def moved_on(rig: Rig, job: str, name: str, done: int) -> bool:
-    """Whether another trial completes before the job ends."""
-    over = ("SUCCEEDED", "FAILED", "STOPPED")
-    wait_for("another trial, or the job's end", lambda: rig.finished(name) > done or rig.status(job) in over, 300)
-    return rig.status(job) not in over
-
-
 def lose(rig: Rig, name: str, when: str) -> None:
     """Pull the plug of a worker; once Ray has given it up, bring up a new machine in its place."""
     rig.hosts[name].unplug()
     rig.tell(f"{name} is dead: {when}")
-    given_up = wait_for(f"Ray gives {name} up", lambda: rig.nodes() == 2, 120)
+    given_up = wait_for(f"Ray gives {name} up", lambda: rig.given_up(name), PATIENCE)
     rig.hosts[name] = rig.network.host(name)
     rig.start_worker(name)
-    joined = wait_for(f"a new {name} joins", lambda: rig.nodes() == 3, 120)
-    rig.tell(f"Ray gave {name} up after {given_up:.0f} s; a new one has joined {joined:.0f} s later")
+    rig.tell(f"Ray gave {name} up after {given_up:.0f} s; a new one starts")
+
+
+def cut_worker_and_mlflow(rig: Rig, worker: str, name: str, trials: int) -> None:
+    """A worker that runs a trial is cut off until Ray has given it up, and MLflow is away for as long."""
+    wait_for(f"{worker} runs a trial", lambda: worker in rig.seen(*TRIAL), PATIENCE)
+    rig.hosts[worker].cut()
+    rig.tracking.kill()
+    done = rig.finished(name)
+    rig.tell(f"the cable of {worker} is out, MLflow is dead; {done} of {trials} trials are complete")
+    cut = wait_for(f"Ray gives {worker} up", lambda: rig.given_up(worker), PATIENCE)
+    rig.tell(f"Ray gave {worker} up after {cut:.0f} s", its_trial_goes_on_there=worker in rig.seen(*TRIAL))
+    wait_for("a trial without them", lambda: rig.finished(name) > done, PATIENCE)
+    rig.tell(f"{rig.finished(name)} of {trials} trials are complete without them; the cable is back, MLflow starts")
+    rig.hosts[worker].mend()
+    rig.tracking.start()
+    joined = rig.await_nodes(PATIENCE)
+    rig.tracking.await_answer()
+    rig.tell(f"{worker} joined again after {joined:.0f} s, MLflow answers")
 
 
 def figures(rig: Rig, name: str) -> dict[str, Any]:
@@ -344,6 +365,7 @@ def main() -> int:
         print(f"no rig here: {reason}")
         return 77
     config = load_config(StudyConfig, STUDY)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # leaves every `with` behind
     directory = Path(tempfile.mkdtemp(prefix="ktrig-", dir="/tmp"))
     directory.chmod(0o755)  # PostgreSQL's user looks in
     results: dict[str, Any] = {}

@@ -63,7 +63,7 @@ class Database:
         options = ["-c", f"listen_addresses={self.host.address}", "-c", f"unix_socket_directories={self.directory}"]
         command = self._as_postgres("postgres", "-D", str(self.directory), "-c", "max_connections=100", *options)
         self.process = self.host.start(command, "postgresql")
-        wait_for("PostgreSQL answers", lambda: self._psql("postgres", "SELECT 1").returncode == 0, 60)
+        wait_for("PostgreSQL answers", lambda: self._psql("postgres", "SELECT 1").returncode == 0, 200)
 
     def restart(self, away: float) -> None:
         """Stop as `systemctl restart` does, cutting every connection; back after `away` seconds."""
@@ -108,11 +108,11 @@ class Tracking:
         return f"http://{self.database.host.address}:5000"
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start and return at once."""
         host = self.database.host
         settings = self.artifacts.parent / "basic_auth.ini"
         settings.write_text(
-            "[mlflow]\ndefault_permission = READ\n"
+            "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 60\n"
             f"database_uri = {self.database.url('mlflow_auth')}\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
         )
@@ -130,12 +130,15 @@ class Tracking:
             f"--artifacts-destination={self.artifacts}", f"--allowed-hosts={host.address}:5000",
         ]  # fmt: skip
         self.process = host.start(command, "mlflow", environment)
-        probe = [sys.executable, "-c", f"import urllib.request as u; u.urlopen('{self.uri}/health', timeout=5)"]
-        wait_for("MLflow answers", lambda: host.run(probe).returncode == 0, 180)
+
+    def await_answer(self) -> None:
+        """Wait until it answers."""
+        probe = [sys.executable, "-I", "-c", f"import urllib.request as u; u.urlopen('{self.uri}/health', timeout=5)"]
+        wait_for("MLflow answers", lambda: self.database.host.run(probe).returncode == 0, 400)
 
     def kill(self) -> None:
-        """Kill it and its workers."""
-        self.database.host.kill("mlflow")
+        """Kill it and its workers: all of this host's Python."""
+        assert self.database.host.kill(str(BIN)), "no MLflow to kill"
 
 
 @dataclass
