@@ -22,7 +22,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST)
 
 # Servers, browsers, faults that take minutes.
 test-slow: $(VENV)/installed-dev
