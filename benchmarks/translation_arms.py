@@ -20,6 +20,7 @@ MASK_AND_NOISE: Settings = {
     "augmentation.noise": {"std": 0.01, "sides": "both"},
 }
 REFINEMENT = {"steps": 384, "probes": 24, "probe_sets": 16, "width": 8, "trained": False}
+FEW_STEPS = 24
 # Each is added to all before it, beginning at the faithful arm.
 INGREDIENTS: dict[str, Settings] = {
     "+ BN folded": {"translator.batch_norm": "folded"},
@@ -53,6 +54,9 @@ def arms(mixer: str) -> dict[str, Settings]:
         named[name] = settings
     for family in FAMILIES:
         named[f"{family} in place of the axial transformer"] = named[BEFORE_FAMILIES] | {"translator.family": family}
+    few = {"translator.refinement": REFINEMENT | {"images": "mixture", "steps": FEW_STEPS}}
+    named[f"{FEW_STEPS} steps on a mixture, learned start"] = named["+ refinement on a mixture"] | few
+    named[f"{FEW_STEPS} steps on a mixture alone"] = named["+ refinement on a mixture"] | few | {UNTRAINED: True}
     for name in ("refinement on strokes", "refinement on a mixture"):
         named[f"{name} alone"] = named[f"+ {name}"] | {UNTRAINED: True}
     return {name: settings | {"translator.mixer.size": mixer} for name, settings in named.items()}
