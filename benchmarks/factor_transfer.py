@@ -1,8 +1,10 @@
 """Factor Transfer against no teacher, KD, AT and both, each tuned by an equally long search, over several seeds.
 
-Fashion-MNIST, all training images; the space, the student and the paraphraser are those of
-search_spaces/factor_transfer.yaml. Every finished network is kept in --directory: run again, it goes on, and with
-larger settings it redoes only what they change. --mnist adds the table on Knowledge Translation's MNIST pair.
+Fashion-MNIST, all training images; teacher, paraphraser, student and the space are those of
+search_spaces/factor_transfer.yaml. A search ranks its points by accuracy on the selection images; the test images are
+looked at once, by the students of the final seeds. One seed starts the students of all methods alike and shows them the
+images in one order, so differences are also told pair by pair. Every finished network is kept in --directory: run
+again, it goes on, and with larger settings it redoes only what they change.
 
     python benchmarks/factor_transfer.py
 """
@@ -18,7 +20,6 @@ from typing import Any
 import optuna
 import torch
 from distillation_report import write
-from factor_transfer_mnist import mnist_table
 
 from kt_ray.config import DistillConfig, DistillTrialConfig, Distribution, load_config, set_path
 from kt_ray.data import load_dataset
@@ -31,17 +32,18 @@ from kt_ray.search.space import to_optuna
 from kt_ray.spaces import locate
 
 METHODS = ("none", "kd", "at", "ft", "ft+kd")
+SEARCH_SEED = 1000  # of the students of a search; the final seeds are others
 # What the methods' authors use: the first point of every search.
 LITERATURE: dict[str, Any] = {
     "training.learning_rate": 0.1,
-    "paraphraser.rate": 0.5,
+    "training.weight_decay": 0.0005,
     "method.ft.beta": 500.0,
     "method.at.beta": 1000.0,
     "method.kd.temperature": 4.0,
     "method.kd.alpha": 0.9,
 }
 # Left as the paper has them, so that a short search is spent on what decides.
-FIXED = ("method.ft.p", "method.ft.layers", "method.ft.translator_learning_rate", "training.weight_decay")
+FIXED = ("paraphraser.rate", "method.ft.p", "method.ft.layers", "method.ft.translator_learning_rate")
 
 
 def with_values(base: DistillTrialConfig, values: dict[str, Any]) -> DistillTrialConfig:
@@ -69,7 +71,7 @@ def search(stages: Stages, config: DistillConfig, method: str, arguments: argpar
     for _ in range(arguments.trials):
         trial = study.ask()
         values = ask(trial)
-        student = shorter(with_values(config.trial, values), arguments.search_epochs, seed=1000)
+        student = shorter(with_values(config.trial, values), arguments.search_epochs, SEARCH_SEED)
         try:
             _, facts = trained_student(stages, student)
             study.tell(trial, facts["accuracy"])
@@ -93,21 +95,28 @@ def spread(values: list[float]) -> dict[str, Any]:
     }
 
 
-def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
-    """Difference of the means in accuracy points, and its standard error (seeds are independent)."""
-    error = (one["standard_error"] ** 2 + other["standard_error"] ** 2) ** 0.5
-    return 100 * (one["mean"] - other["mean"]), 100 * error
+def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """Difference of the means in accuracy points; its standard error as of independent seeds, and seed by seed."""
+    pairs = [100 * (a - b) for a, b in zip(one["accuracies"], other["accuracies"], strict=True)]
+    return {
+        "points": statistics.mean(pairs),
+        "standard_error": 100 * (one["standard_error"] ** 2 + other["standard_error"] ** 2) ** 0.5,
+        "paired_standard_error": statistics.stdev(pairs) / len(pairs) ** 0.5,
+        "seeds_won": sum(pair > 0 for pair in pairs),
+    }
 
 
 def table(results: dict[str, Any]) -> str:
-    """The methods as Markdown."""
+    """The methods and their differences as Markdown."""
     teacher, student = results["teacher"], results["student"]
     lines = [
         f"Teacher: {teacher['parameters']:,} parameters, test accuracy {100 * teacher['accuracy']:.2f}, trained for "
         f"{teacher['epochs']} epochs. Student: {student['parameters']:,} parameters "
-        f"({teacher['parameters'] / student['parameters']:.1f} times smaller), {student['epochs']} epochs. "
-        f"Training images: {results['training_images']:,}; each method tuned by {results['trials_a_method']} trials of "
-        f"{results['search_epochs']} epochs on {results['selection_images']:,} selection images.",
+        f"({teacher['parameters'] / student['parameters']:.1f} times smaller), {student['multiply_adds']:,} "
+        f"multiply-adds ({teacher['multiply_adds'] / student['multiply_adds']:.0f} times fewer), "
+        f"{student['epochs']} epochs. Training images: {results['training_images']:,}; each method tuned by "
+        f"{results['trials_a_method']} trials of {results['search_epochs']} epochs on "
+        f"{results['selection_images']:,} selection images.",
         "",
         "| method | seeds | test accuracy: mean ± standard deviation | worst | best | seconds a student |",
         "|---|---|---|---|---|---|",
@@ -118,7 +127,39 @@ def table(results: dict[str, Any]) -> str:
             f"| {name} | {len(scores)} | {100 * row['mean']:.2f} ± {100 * row['std']:.2f} | {min(scores):.2f} | "
             f"{max(scores):.2f} | {row['seconds']:.0f} |"
         )
+    lines += ["", "| difference | points ± standard error | seed by seed | seeds won |", "|---|---|---|---|"]
+    for name, entry in results["differences"].items():
+        lines.append(
+            f"| {name} | {entry['points']:+.2f} ± {entry['standard_error']:.2f} | "
+            f"± {entry['paired_standard_error']:.2f} | {entry['seeds_won']} of {len(scores)} |"
+        )
+    lines += ["", "| method | best point of its search |", "|---|---|"]
+    for name, entry in results["searches"].items():
+        values = {path: value for path, value in entry["best"].items() if path != "method.name"}
+        shown = ", ".join(f"{path} = {value:.3g}" for path, value in values.items())
+        lines.append(f"| {name} | {shown} |")
     return "\n".join(lines)
+
+
+def finish(results: dict[str, Any], seeds: list[int]) -> None:
+    """Write what is known so far."""
+    rows = results["methods"]
+    pairs = [
+        ("ft", "none"),
+        ("ft", "kd"),
+        ("ft", "at"),
+        ("kd", "none"),
+        ("at", "none"),
+        ("ft+kd", "none"),
+        ("ft+kd", "kd"),
+    ]
+    results["differences"] = {f"{one} − {other}": difference(rows[one], rows[other]) for one, other in pairs}
+    headline: dict[str, float] = {}
+    for one, other in (("ft", "none"), ("ft", "kd"), ("ft", "at"), ("ft+kd", "kd")):
+        entry = results["differences"][f"{one} − {other}"]
+        name = f"{one.replace('+', '_')}_minus_{other}"
+        headline |= {name: entry["points"], f"{name}_standard_error": entry["standard_error"]}
+    write("factor_transfer", headline, results, seeds, table(results))
 
 
 def main() -> None:
@@ -126,28 +167,19 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, default=Path("kt-workspace/benchmarks/factor_transfer"), help="keeps what is finished"
     )
-    parser.add_argument("--trials", type=int, default=5, help="search trials a method")
-    parser.add_argument("--search-epochs", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=3, help="epochs of a student")
+    parser.add_argument("--trials", type=int, default=6, help="search trials a method")
+    parser.add_argument("--search-epochs", type=int, default=None, help="the space's training.epochs if unset")
+    parser.add_argument("--epochs", type=int, default=None, help="of a student; the space's training.epochs if unset")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--teacher-depth", type=int, default=8)
-    parser.add_argument("--teacher-epochs", type=int, default=6)
-    parser.add_argument("--paraphraser-epochs", type=int, default=2)
-    parser.add_argument("--train-images", type=int, default=None, help="fewer, for a trial of the script itself")
-    parser.add_argument("--mnist", action="store_true", help="also the table on the MNIST pair (needs KT_RAY_DATA)")
-    parser.add_argument("--mnist-epochs", type=int, default=3)
-    parser.add_argument("--translator", type=Path, default=None, help="a translator checkpoint for that table")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="changes the space's file")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    config = load_config(DistillConfig, locate("factor_transfer"), [
-        f"teacher.network.resnet.depth={arguments.teacher_depth}",
-        f"teacher.training.epochs={arguments.teacher_epochs}",
-        f"paraphraser.training.epochs={arguments.paraphraser_epochs}",
-        f"dataset.train_images={arguments.train_images or 'null'}",
-    ])  # fmt: skip
+    config = load_config(DistillConfig, locate("factor_transfer"), arguments.set)
+    arguments.epochs = arguments.epochs or config.training.epochs
+    arguments.search_epochs = arguments.search_epochs or config.training.epochs
     dataset = load_dataset(config.dataset)
 
     def report(progress: Progress) -> None:
@@ -164,11 +196,13 @@ def main() -> None:
         "selection_images": len(dataset.selection),
         "trials_a_method": arguments.trials,
         "search_epochs": arguments.search_epochs,
+        "configuration": config.trial.model_dump(mode="json"),
         "teacher": teacher.facts | {
             "accuracy": accuracy(teacher.module, test),
+            "selection_accuracy": teacher.facts.get("accuracy"),
             "parameters": parameter_count(teacher.module),
             "multiply_adds": multiply_adds(teacher.module, dataset.image_shape),
-            "epochs": arguments.teacher_epochs,
+            "epochs": config.teacher.training.epochs,
         },
         "student": {
             "parameters": parameter_count(student),
@@ -176,7 +210,6 @@ def main() -> None:
             "epochs": arguments.epochs,
         },
         "searches": {method: search(stages, config, method, arguments) for method in METHODS},
-        "methods": {},
     }  # fmt: skip
     scores: dict[str, list[float]] = {method: [] for method in METHODS}
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
@@ -193,22 +226,6 @@ def main() -> None:
         results["minutes"] = (time.perf_counter() - start) / 60
         if seed:
             finish(results, list(range(seed + 1)))
-    if arguments.mnist:
-        results["mnist_pair"], rows = mnist_table(arguments)
-        finish(results, list(range(arguments.seeds)), rows)
-
-
-def finish(results: dict[str, Any], seeds: list[int], more: str = "") -> None:
-    """Write what is known so far."""
-    rows = results["methods"]
-    headline: dict[str, float] = {}
-    for other in ("none", "kd", "at"):
-        points, error = difference(rows["ft"], rows[other])
-        headline |= {f"ft_minus_{other}": points, f"ft_minus_{other}_standard_error": error}
-    points, error = difference(rows["ft+kd"], rows["kd"])
-    headline |= {"ft_kd_minus_kd": points, "ft_kd_minus_kd_standard_error": error}
-    text = "\n".join(f"{name}: {value:+.2f}" for name, value in headline.items() if "error" not in name)
-    write("factor_transfer", headline, results, seeds, f"{table(results)}\n\n{text}{more}")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,12 @@ def test_the_papers_file_is_the_defaults() -> None:
     config = load_config(DistillConfig, locate("factor_transfer_paper"))
     assert config.trial == DistillTrialConfig()
     assert (config.method.ft.beta, config.paraphraser.rate, config.method.ft.p) == (500, 0.5, 1)
+    assert (config.method.name, config.method.ft.layers) == ("ft", ("stage3",))
+    for fit in (config.teacher.training, config.training, config.paraphraser.training):
+        assert (fit.learning_rate, fit.momentum, fit.weight_decay, fit.batch_size) == (0.1, 0.9, 5e-4, 128)
     assert (config.training.epochs, config.paraphraser.training.epochs) == (164, 6)
+    assert (config.training.schedule, config.training.milestones, config.training.decay) == ("steps", (0.5, 0.75), 0.1)
+    assert (config.teacher.network.resnet.depth, config.student.resnet.depth) == (56, 20)
     assert config.name == "factor_transfer_paper"
 
 
