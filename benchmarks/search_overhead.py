@@ -4,6 +4,8 @@ Trials train nothing. Both searches use the same space, TPE seed, concurrency an
 databases of its own, and alternate. Further: the driver's memory as trials pass, the time of one ask with many finished
 trials, and how many copies of a zoo lie in memory with one and with eight translators in training at once.
 
+Each measurement is kept as soon as it is made, so a run that is cut short goes on with the next one.
+
     python benchmarks/search_overhead.py --trials 1000 --rounds 2
 """
 
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -208,10 +211,24 @@ def count_copies(at_once: int, members: int) -> dict[str, float]:
     return {"zoo_mb": megabytes, "private_mb": sum(private), "copies": 1 + sum(private) / megabytes}
 
 
+class Parts:
+    """What is measured already, in a file until all of it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def once(self, name: str, measure: Callable[[], Any]) -> None:
+        """Measure `name` unless that is done."""
+        if name not in self.made:
+            self.made[name] = measure()
+            self.path.write_text(json.dumps(self.made))
+
+
 def side(name: str, root: Path, trials: int) -> dict[str, Any]:
     """One search in a process of its own."""
-    command = [sys.executable, __file__, "--side", name, str(root), str(trials)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, str(Path(__file__).resolve()), "--side", name, str(root), str(trials)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root.parent).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     print(f"{name}: {60 * trials / result['seconds']:.1f} trials a minute", flush=True)
     return result
@@ -230,14 +247,25 @@ def main() -> None:
         name, root, trials = options.side
         print(json.dumps({"ours": ours, "bare": bare}[name](Path(root), int(trials))))
         return
-    results: dict[str, Any] = {"ours": [], "bare": []}
+    options.output.mkdir(exist_ok=True)
+    parts = Parts(options.output / f".search_overhead-{options.trials}-{options.members}.json")
     with tempfile.TemporaryDirectory(prefix="kt-overhead-") as scratch:
         for number in range(options.rounds):
             for name in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
-                results[name].append(side(name, Path(scratch) / f"{name}-{number}", options.trials))
-    results["ask_ms"] = time_asks(options.trials)
-    results["zoo"] = {at_once: count_copies(at_once, options.members) for at_once in (1, 8)}
-    write(results, options)
+                root = Path(scratch) / f"{name}-{number}"
+                parts.once(f"{name} {number}", lambda name=name, root=root: side(name, root, options.trials))
+    parts.once("ask_ms", lambda: time_asks(options.trials))
+    for at_once in (1, 8):
+        parts.once(f"zoo {at_once}", lambda at_once=at_once: count_copies(at_once, options.members))
+    write(
+        {
+            **{name: [parts.made[f"{name} {number}"] for number in range(options.rounds)] for name in ("ours", "bare")},
+            "ask_ms": parts.made["ask_ms"],
+            "zoo": {at_once: parts.made[f"zoo {at_once}"] for at_once in (1, 8)},
+        },
+        options,
+    )
+    parts.path.unlink()
 
 
 def write(results: dict[str, Any], options: argparse.Namespace) -> None:
@@ -264,7 +292,6 @@ def write(results: dict[str, Any], options: argparse.Namespace) -> None:
         "seeds": [0],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    options.output.mkdir(exist_ok=True)
     (options.output / "search_overhead.json").write_text(json.dumps(content, indent=1) + "\n")
     lines = ["| measure | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.2f} |" for name, value in headline.items()]
