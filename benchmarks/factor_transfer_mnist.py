@@ -141,27 +141,33 @@ def summarised(seeds: list[list[Row]]) -> list[Row]:
         accuracies = [entry["accuracy"] for entry in same]
         rows.append(same[0] | {
             "accuracy": statistics.mean(accuracies),
-            "std": statistics.stdev(accuracies) if len(accuracies) > 1 else float("nan"),
+            "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
             "accuracies": accuracies,
             "seconds": statistics.mean(entry["seconds"] for entry in same),
         })  # fmt: skip
     return rows
 
 
+def shown(entry: Row) -> str:
+    """Mean and standard deviation of the accuracy; of one seed, the accuracy alone."""
+    mean = f"{100 * entry['accuracy']:.2f}"
+    return f"{mean} ± {100 * entry['std']:.2f}" if len(entry["accuracies"]) > 1 else mean
+
+
 def as_markdown(rows: list[Row], fit: FitConfig, dataset: Dataset, translator: str | None) -> str:
     """The rows as a table."""
     lines = [
         f"MNIST, the pair basic_to_simple, {len(dataset.train):,} training images, {fit.epochs} epochs each, "
-        f"{len(rows[0]['accuracies'])} seeds, accuracy on the test images. Hyper-parameters are the literature's (KD: "
-        "T = 4, α = 0.9; FT: β = 500, k = 0.5, layer `block`), not tuned here. A student's row does not count its "
+        f"{len(rows[0]['accuracies'])} seed(s), accuracy on test images. Hyper-parameters are the literature's (KD: "
+        "T = 4, α = 0.9; FT: β = 500, k = 0.5, layer `block`), not tuned. A student's row does not count its "
         "teacher and paraphraser, a translated block's not its source, nor the zoo its translator may have learned "
         "from.",
         "",
-        "| network | test accuracy: mean ± standard deviation | parameters | training images seen | seconds |",
+        "| network | test accuracy | parameters | training images seen | seconds |",
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {entry['name']} | {100 * entry['accuracy']:.2f} ± {100 * entry['std']:.2f} | {entry['parameters']:,} | "
+        f"| {entry['name']} | {shown(entry)} | {entry['parameters']:,} | "
         f"{entry['images_seen']:,} | {entry['seconds']:.3g} |"
         for entry in rows
     ]
