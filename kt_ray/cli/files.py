@@ -64,7 +64,10 @@ def validate(
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="With --address: the one there.")] = None,
     format_: Format = "table",
 ) -> None:
-    """Tell everything wrong with a study or distillation file; try one batch of a trial; ask a cluster's nodes."""
+    """Tell everything wrong with a study or distillation file, each with its line; try one batch of a trial.
+
+    `include: FILE` in a mapping of the file stands for the entries of that file, whose path is relative to it.
+    """
     from kt_ray.spaces import locate
     from kt_ray.validation import validate_file
 
