@@ -35,6 +35,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def command() -> str:
+    """The command line that runs; of folders of this machine, only their names."""
+    arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *arguments])
+
+
 def write(name: str, headline: dict[str, float], results: dict[str, Any], seeds: list[int], table: str) -> None:
     """`results/<name>.json` and `results/<name>.md`."""
     content = {
@@ -42,7 +48,7 @@ def write(name: str, headline: dict[str, float], results: dict[str, Any], seeds:
         "results": results,
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
-        "command": "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "seeds": seeds,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
