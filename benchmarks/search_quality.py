@@ -1,0 +1,231 @@
+"""How many device-hours TPE with pruning needs for what random search finds, on a recorded table of real trials.
+
+The table holds every point of the space of `search_quality.yaml`, trained once over a real zoo: its accuracy after
+each epoch, and the CPU seconds that each took. A search on it is this project's own (`SearchStudy`: sampler, pruner,
+reports) with the table in the place of training, so a suggestion always meets a trial that was trained, and no value is
+made up. A point asked for twice costs twice.
+
+For each seed, random search without pruning runs its trials to the end; the ratio is the device-hours until a complete
+trial of the other search is as good as random search's best, over all the device-hours of random search. A search that
+has not got there after `GIVE_UP` times those counts as infinite.
+
+    kt-ray zoo build benchmarks/search_quality.yaml
+    python benchmarks/search_quality.py --record    # 240 trials; goes on where it stopped
+    python benchmarks/search_quality.py             # the searches
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import optuna
+
+from kt_ray.config import StudyConfig
+from kt_ray.search.space import apply, to_optuna
+from kt_ray.search.study import SearchStudy
+from kt_ray.validation import read_study
+from kt_ray.workspace import Workspace
+
+FOLDER = Path(__file__).parent
+STUDY = FOLDER / "search_quality.yaml"
+TABLE = FOLDER / "results" / "search_quality_trials.jsonl"
+GIVE_UP = 4.0  # times random search's device-hours
+SHARES = (0.25, 0.5, 1.0)  # of random search's device-hours at which the best so far is compared
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A trial as it was trained: accuracy after each epoch, and CPU seconds of each."""
+
+    accuracy: list[float]
+    seconds: list[float]
+
+
+Table = dict[str, Recorded]
+
+
+def key(values: dict[str, Any]) -> str:
+    """A point's name in the table."""
+    return json.dumps(values, sort_keys=True)
+
+
+def read_table(path: Path) -> Table:
+    """The recorded trials by point."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {key(row["values"]): Recorded(row["accuracy"], row["seconds"]) for row in rows}
+
+
+def record(config: StudyConfig, root: Path | None, path: Path) -> None:
+    """Train the points that the table lacks, one line each; CPU time is counted, so a busy machine changes nothing."""
+    import torch
+
+    from kt_ray.data import load_dataset
+    from kt_ray.training import TranslatorTraining
+    from kt_ray.zoo.store import ZooStore
+
+    torch.set_num_threads(1)
+    zoo, dataset = ZooStore(Workspace.open(root).zoo(config.zoo.name)).read(), load_dataset(config.dataset)
+    present = read_table(path)
+    points = list(to_optuna(config.space, config.trial).points())
+    for number, values in enumerate(points, 1):
+        if key(values) in present:
+            continue
+        training = TranslatorTraining(apply(config.trial, values), zoo, dataset)
+        accuracy, seconds = [], []
+        while not training.finished:
+            began = time.process_time()
+            accuracy.append(round(training.run_epoch()["accuracy_mean"], 6))
+            seconds.append(round(time.process_time() - began, 4))
+        with path.open("a") as file:
+            file.write(json.dumps({"values": values, "accuracy": accuracy, "seconds": seconds}) + "\n")
+        print(f"{number} of {len(points)}: {accuracy[-1]:.4f} in {sum(seconds):.1f} s", flush=True)
+
+
+def searched(config: StudyConfig, table: Table, seed: int, budget: float, goal: float) -> list[tuple[float, float]]:
+    """Device-seconds and best complete value after each trial.
+
+    Ends with `config`'s trials where `budget` is infinite, else with the first trial at `goal` or past `budget`.
+    """
+    search = config.search.model_copy(update={"seed": seed})
+    study = SearchStudy(config.model_copy(update={"search": search}), optuna.storages.InMemoryStorage())
+    spent, best = 0.0, -math.inf
+    curve: list[tuple[float, float]] = []
+    while len(curve) < config.search.trials if math.isinf(budget) else spent < budget and best < goal:
+        candidate = study.ask()
+        trial = table[key(candidate.values)]
+        for epoch, (accuracy, seconds) in enumerate(zip(trial.accuracy, trial.seconds, strict=True), 1):
+            spent += seconds
+            metrics = {"accuracy_mean": accuracy}
+            last = epoch == len(trial.accuracy)
+            pruned = study.report(candidate, epoch, metrics) and not last
+            if pruned:
+                break
+        study.end(candidate, metrics, sum(trial.seconds[:epoch]), pruned=pruned)
+        best = best if pruned else max(best, accuracy)
+        curve.append((spent, best))
+    return curve
+
+
+def variant(config: StudyConfig, sampler: bool, pruner: bool) -> StudyConfig:
+    """The study with its own sampler or random search, with its own pruner or none."""
+    content = config.model_dump()
+    if not sampler:
+        content["search"]["sampler"] = {"name": "random"}
+    if not pruner:
+        content["search"]["pruner"] = {"name": "none"}
+    return StudyConfig.model_validate(content)
+
+
+def best_at(curve: list[tuple[float, float]], spent: float) -> float:
+    """The best complete value within `spent` device-seconds; 0 (an accuracy) before the first complete trial."""
+    return max((best for seconds, best in curve if seconds <= spent and math.isfinite(best)), default=0.0)
+
+
+def compare(config: StudyConfig, table: Table, seed: int) -> dict[str, Any]:
+    """Random search to its end, then how soon the others are as good, each with the same seed."""
+    random_search = searched(variant(config, sampler=False, pruner=False), table, seed, math.inf, math.inf)
+    spent, goal = random_search[-1]
+    result: dict[str, Any] = {"seed": seed, "random": {"seconds": spent, "best": goal}}
+    result["random"]["shares"] = {share: best_at(random_search, share * spent) for share in SHARES}
+    variants = {"tpe_pruning": (True, True), "tpe": (True, False), "random_pruning": (False, True)}
+    for name, (sampler, pruner) in variants.items():
+        curve = searched(variant(config, sampler, pruner), table, seed, GIVE_UP * spent, goal)
+        reached = curve[-1][1] >= goal
+        ratio = curve[-1][0] / spent if reached else math.inf
+        result[name] = {"ratio": ratio if reached else None, "trials": len(curve)}
+        result[name]["shares"] = {share: best_at(curve, share * spent) for share in SHARES}
+    return result
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value below which `share` of `values` lie, without interpolation (some are infinite)."""
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def main() -> None:
+    """Record, or search the record and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="train what the table lacks, and end")
+    parser.add_argument("--workspace", type=Path, help="where the zoo lies")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--output", type=Path, default=FOLDER / "results")
+    options = parser.parse_args()
+    config = read_study(STUDY)
+    if options.record:
+        record(config, options.workspace, options.table)
+        return
+    table = read_table(options.table)
+    results = []
+    for seed in range(options.seeds):
+        results.append(compare(config, table, seed))
+        print({name: entry.get("ratio") for name, entry in results[-1].items() if isinstance(entry, dict)}, flush=True)
+    write(results, table, config, options)
+
+
+def write(results: list[dict[str, Any]], table: Table, config: StudyConfig, options: argparse.Namespace) -> None:
+    """The result as JSON, and as a table beside it."""
+    names = ("tpe_pruning", "tpe", "random_pruning")
+    ratios = {
+        name: [math.inf if entry[name]["ratio"] is None else entry[name]["ratio"] for entry in results]
+        for name in names
+    }
+    headline: dict[str, float] = {
+        "device_hours_ratio": statistics.median(ratios["tpe_pruning"]),
+        "device_hours_ratio_lower_quartile": quantile(ratios["tpe_pruning"], 0.25),
+        "device_hours_ratio_upper_quartile": quantile(ratios["tpe_pruning"], 0.75),
+        "seeds": len(results),
+        "seeds_within_half": sum(ratio <= 0.5 for ratio in ratios["tpe_pruning"]),
+        "seeds_never": sum(math.isinf(ratio) for ratio in ratios["tpe_pruning"]),
+        "device_hours_ratio_without_pruning": statistics.median(ratios["tpe"]),
+        "device_hours_ratio_random_with_pruning": statistics.median(ratios["random_pruning"]),
+    }
+    final = [trial.accuracy[-1] for trial in table.values()]
+    content = {
+        "headline": headline,
+        "results": results,
+        "table": {
+            "points": len(table),
+            "cpu_hours": sum(sum(trial.seconds) for trial in table.values()) / 3600,
+            "accuracy_best": max(final),
+            "accuracy_median": statistics.median(final),
+            "accuracy_worst": min(final),
+        },
+        "search": config.search.model_dump(mode="json", include={"trials", "sampler", "pruner"}),
+        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
+        "versions": {name: metadata.version(name) for name in ("kt_ray", "optuna", "torch")},
+        "command": f"python benchmarks/search_quality.py {' '.join(sys.argv[1:])}".split(" --output")[0].strip(),
+        "seeds": [entry["seed"] for entry in results],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    content = json.loads(json.dumps(content), parse_constant=lambda name: None)  # JSON has no infinity
+    (options.output / "search_quality.json").write_text(json.dumps(content, indent=1) + "\n")
+    lines = ["| search | device-hours until as good as random search's best, median (quartiles) | seeds within half |"]
+    lines.append("|---|---|---|")
+    words = {"tpe_pruning": "TPE with median pruning", "tpe": "TPE alone", "random_pruning": "random with pruning"}
+    for name in names:
+        median, low, high = statistics.median(ratios[name]), quantile(ratios[name], 0.25), quantile(ratios[name], 0.75)
+        half = sum(ratio <= 0.5 for ratio in ratios[name])
+        lines.append(f"| {words[name]} | {median:.2f} ({low:.2f} to {high:.2f}) | {half} of {len(results)} |")
+    (options.output / "search_quality.md").write_text("\n".join(lines) + "\n")
+    print(json.dumps(headline, indent=1))
+
+
+if __name__ == "__main__":
+    main()
