@@ -1,11 +1,11 @@
 """SQLite with a write-ahead log, where the filesystem bears one.
 
 Asking for a trial and telling its end takes half the time that it takes with the default journal, for a commit then
-waits for no disk (`synchronous=NORMAL`). What was committed outlives the death of its process in either
-mode, by whatever signal. When the machine itself dies (power, kernel), the database stays whole, but the commits of the
-last moments may be gone: a search then runs those trials again. The log's shared memory works on one machine only
-(https://sqlite.org/wal.html), so a database on a network filesystem keeps SQLite's default journal. Who only reads needs write permission on the
-directory too, while no other process has the database open.
+waits for no disk (`synchronous=NORMAL`). What was committed outlives the death of its process in either mode, by
+whatever signal. When the machine itself dies (power, kernel), the database stays whole, but the commits of the last
+moments may be gone: a search then runs those trials again. The log's shared memory works on one machine only
+(https://sqlite.org/wal.html), so a database on a network filesystem keeps SQLite's default journal. Who only reads
+needs write permission on the directory too, while no other process has the database open.
 """
 
 from __future__ import annotations
