@@ -6,6 +6,7 @@ import os
 import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.store import open_store, reaching, shown
@@ -22,7 +23,7 @@ def probe_artifacts(uri: str, root: str | None = None) -> None:
     with reaching(uri), TemporaryDirectory(prefix="kt-ray-probe-") as directory:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        place = root or open_store(uri).get_experiment("0").artifact_location
+        place = root or _default_root(uri)
         file = Path(directory) / f".kt-ray-probe-{secrets.token_hex(8)}"
         file.write_text(CONTENT)
         (back := Path(directory) / "back").mkdir()
@@ -36,3 +37,20 @@ def probe_artifacts(uri: str, root: str | None = None) -> None:
             raise TrackingError(f"artifacts cannot be kept at {shown(place)} ({reason})") from None
         if (back / file.name).read_text() != CONTENT:
             raise TrackingError(f"artifacts at {shown(place)} come back changed")
+
+
+def _default_root(uri: str) -> str:
+    """Where the store at `uri` puts the artifacts of its first experiment, made with it.
+
+    Raises TrackingError for a directory that is not here: MLflow would make one on whichever machine writes.
+    """
+    place = str(open_store(uri).get_experiment("0").artifact_location)
+    if urlsplit(place).scheme not in ("", "file"):
+        return place
+    directory = Path(place.removeprefix("file://")).parent
+    if not (directory.is_absolute() and directory.is_dir()):
+        raise TrackingError(
+            f"MLflow at {shown(uri)} keeps artifacts in the directory {directory} of whoever writes them, which is not "
+            "here; start the server with --serve-artifacts, or name a root with storage.artifacts"
+        )
+    return str(directory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,22 @@ def test_what_cannot_be_written_is_named(store_uri: str, tmp_path: Path) -> None
 
 
 def test_a_server_keeps_them(server: str) -> None:
-    probe_artifacts(server)
+    probe_artifacts(server, "mlflow-artifacts:/")
+
+
+def test_a_directory_of_the_store_is_not_made_here(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = store_uri.removeprefix("sqlite:///")
+    for place, refused in ((tmp_path, False), (tmp_path / "missing", True), (Path("mlruns"), True)):
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE experiments SET artifact_location = ?", [str(place / "0")])
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(TrackingError, match=f"in the directory {place} of whoever") if refused else nullcontext():
+            probe_artifacts(store_uri)
+        assert sorted(tmp_path.iterdir()) == before
+        assert not Path("mlruns").exists()
 
 
 def test_a_bucket_keeps_them(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
