@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +140,8 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def finish(results: dict[str, Any], seeds: list[int]) -> None:
-    """Write what is known so far."""
+def finish(name: str, results: dict[str, Any], seeds: list[int]) -> None:
+    """Write what is known so far as `results/<name>`."""
     rows = results["methods"]
     pairs = [
         ("ft", "none"),
@@ -157,9 +156,9 @@ def finish(results: dict[str, Any], seeds: list[int]) -> None:
     headline: dict[str, float] = {}
     for one, other in (("ft", "none"), ("ft", "kd"), ("ft", "at"), ("ft+kd", "kd")):
         entry = results["differences"][f"{one} − {other}"]
-        name = f"{one.replace('+', '_')}_minus_{other}"
-        headline |= {name: entry["points"], f"{name}_standard_error": entry["standard_error"]}
-    write("factor_transfer", headline, results, seeds, table(results))
+        points = f"{one.replace('+', '_')}_minus_{other}"
+        headline |= {points: entry["points"], f"{points}_standard_error": entry["standard_error"]}
+    write(name, headline, results, seeds, table(results))
 
 
 def main() -> None:
@@ -172,6 +171,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=None, help="of a student; the space's training.epochs if unset")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="changes the space's file")
+    parser.add_argument("--results", default="factor_transfer", help="name of the files written")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -186,7 +186,6 @@ def main() -> None:
         print(f"{progress.stage} {progress.epoch}/{progress.epochs} {progress.metrics}", flush=True)
 
     stages = Stages(Cache(arguments.directory), dataset, arguments.device, report)
-    start = time.perf_counter()
     teacher = stages.teacher(config.teacher)
     test = dataset.test.to(arguments.device)
     student = stages.network(config.student, 0)
@@ -223,9 +222,11 @@ def main() -> None:
         results["methods"] = {
             method: spread(scores[method]) | {"seconds": statistics.mean(seconds[method])} for method in METHODS
         }
-        results["minutes"] = (time.perf_counter() - start) / 60
+        searched = [entry.get("seconds", 0.0) for found in results["searches"].values() for entry in found["trials"]]
+        students = [value for row in seconds.values() for value in row]
+        results["training_minutes"] = (sum(searched) + sum(students) + teacher.facts["seconds"]) / 60
         if seed:
-            finish(results, list(range(seed + 1)))
+            finish(arguments.results, results, list(range(seed + 1)))
 
 
 if __name__ == "__main__":

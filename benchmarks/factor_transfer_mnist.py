@@ -110,7 +110,7 @@ def rows_of(seed: int, stages: Stages, fit: FitConfig, translator: Path | None) 
         config = DistillTrialConfig(
             seed=seed,
             teacher=source_config,
-            paraphraser=ParaphraserConfig(training=fit.model_copy(update={"learning_rate": 1.0, "weight_decay": 0.0})),
+            paraphraser=ParaphraserConfig(training=fit.model_copy(update={"learning_rate": 0.3, "weight_decay": 0.0})),
             student=ClassifierConfig(family="target"),
             method=MethodConfig(name=name, ft=FTOptions(layers=("block",))),
             training=fit,
