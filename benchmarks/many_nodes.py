@@ -59,6 +59,7 @@ EPOCH_SECONDS = 1.0
 EPOCHS = 4
 TRIALS_A_NODE = 4
 GPUS = 1000  # the projection's
+GIB_A_NODE = 0.75  # a raylet, its agents, an actor that has imported torch; asked of the machine before it starts
 START_SECONDS = 900.0  # until the processes of all nodes are up
 
 
@@ -264,6 +265,12 @@ def measure(nodes: int) -> dict[str, Any]:
         cluster.shutdown()
 
 
+def free_gib() -> float:
+    """Memory that programs can still have, in GiB."""
+    entries = dict(entry.split(":") for entry in Path("/proc/meminfo").read_text().splitlines())
+    return int(entries["MemAvailable"].split()[0]) / 2**20
+
+
 def line(points: Sequence[tuple[float, float]]) -> float:
     """The value at `GPUS` nodes of the straight line through the points that never falls (least squares)."""
     nodes, values = np.array(points, dtype=float).T
@@ -293,7 +300,7 @@ def project(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[dict[str, Any]], projection: Mapping[str, Any]) -> str:
+def table(rows: Sequence[dict[str, Any]], projection: Mapping[str, Any], failure: str | None) -> str:
     """Markdown."""
     lines = [
         "| nodes | batches a node (fewest–most) | a node waits for its next batch (median, most) "
@@ -311,12 +318,17 @@ def table(rows: Sequence[dict[str, Any]], projection: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} | {row['driver_mib']:.0f} MiB |")
     lines += [
         "",
+        f"Load averages were {', '.join(format(row['load_average'], '.0f') for row in rows)}: other work and the start "
+        "of so many processes share the cores with the driver, and lengthen the waits.",
+        "",
         f"Projected to {projection['gpus']} GPUs: {projection['driver_mib']:.0f} MiB of driver memory, "
         f"{projection['zoo_driver_ms_per_batch']:.1f} ms a batch, "
         f"{projection['search_driver_ms_per_report']:.1f} ms a report; one driver feeds them while a batch takes "
         f"{projection['shortest_batch_seconds']:.0f} s or more and an epoch "
         f"{projection['shortest_epoch_seconds']:.0f} s or more. Assumed: " + "; ".join(projection["assumptions"]) + ".",
     ]
+    if failure:
+        lines += ["", f"This machine bore {rows[-1]['nodes']} nodes: {failure}."]
     return "\n".join(lines)
 
 
@@ -348,7 +360,7 @@ def write(rows: Sequence[dict[str, Any]], asked: Sequence[int], failure: str | N
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "many_nodes.json").write_text(json.dumps(content, indent=2) + "\n")
-    written = table(rows, projection)
+    written = table(rows, projection, failure)
     (RESULTS / "many_nodes.md").write_text(f"{written}\n\n`{content['command']}`, {content['date']}\n")
     return written
 
@@ -357,14 +369,24 @@ def main() -> None:
     """Measure each number of nodes in a process of its own, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4, 8, 16, 24])
+    parser.add_argument("--resume", action="store_true", help="keep what the results hold, measure the rest")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # what a process of its own is told
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one)))
         return
     rows: list[dict[str, Any]] = []
+    if options.resume:
+        rows = json.loads((RESULTS / "many_nodes.json").read_text())["results"]["rows"]
     failure = None
     for nodes in options.nodes:
+        if nodes in {row["nodes"] for row in rows}:
+            continue
+        free = free_gib()
+        if free < nodes * GIB_A_NODE:
+            failure = f"{nodes} nodes need some {nodes * GIB_A_NODE:.0f} GiB, and {free:.0f} GiB were free"
+            print(failure, file=sys.stderr)
+            break
         command = [sys.executable, __file__, "--one", str(nodes)]
         for last in (False, True):  # on a busy machine a raylet may not be up within Ray's 30 s
             done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
