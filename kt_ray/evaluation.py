@@ -92,34 +92,32 @@ class Transplants:
         with torch.no_grad():
             self.kept = list(self._activations()) if size <= keep else None
 
-    def _activations(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows of members and their stem activations [M, N, C, H, W], members by members and batch by batch."""
+    def _activations(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Some members, some images, and their stem activations [M, N, C, H, W]."""
         for start in range(0, len(self.zoo), MEMBERS):
             rows = slice(start, start + MEMBERS)
             stems = {name: value[rows].to(self.device) for name, value in self.zoo.part("stem").items()}
-            for batch, _ in self.images.batches(BATCH):
-                yield rows, stacked.forward(self.stem, stems, batch.to(self.device), shared=True)
+            for number, (batch, _) in enumerate(self.images.batches(BATCH)):
+                columns = slice(number * BATCH, number * BATCH + len(batch))
+                yield rows, columns, stacked.forward(self.stem, stems, batch.to(self.device), shared=True)
 
     @torch.no_grad()
     def predictions(self, blocks: Mapping[str, State]) -> dict[str, Tensor]:
-        """Predicted classes [R, N] of every member with each kind of block; stems are run once for all kinds."""
+        """Predicted classes [R, N], on the CPU, of every member with each kind of block; stems are run once for all."""
         modules = {name: _block(self.zoo, block) for name, block in blocks.items()}
         heads = {name: value.to(self.device) for name, value in self.zoo.part("head").items()}
-        predicted: dict[str, dict[int, list[Tensor]]] = {name: {} for name in blocks}
-        for rows, x in self._activations() if self.kept is None else self.kept:
+        predicted = {name: torch.empty(len(self.zoo), len(self.images), dtype=torch.long) for name in blocks}
+        for rows, columns, x in self._activations() if self.kept is None else self.kept:
             of_rows = {name: value[rows] for name, value in heads.items()}
             for name, block in blocks.items():
                 state = {key: value[rows].to(self.device) for key, value in block.items()}
                 outputs = stacked.forward(modules[name], state, x)
-                classes = stacked.forward(self.head, of_rows, outputs).argmax(-1)
-                predicted[name].setdefault(rows.start, []).append(classes)
-        return {
-            name: torch.cat([torch.cat(part, dim=1) for part in parts.values()]) for name, parts in predicted.items()
-        }
+                predicted[name][rows, columns] = stacked.forward(self.head, of_rows, outputs).argmax(-1).cpu()
+        return predicted
 
     def accuracy(self, blocks: State) -> Tensor:
         """Accuracy of each member with its row of `blocks` (source or target blocks) in place, float [R]."""
-        predicted = self.predictions({"blocks": blocks})["blocks"].cpu()
+        predicted = self.predictions({"blocks": blocks})["blocks"]
         return (predicted == self.images.labels.cpu()).float().mean(1)
 
 
