@@ -62,3 +62,16 @@ def test_a_model_that_takes_only_as_many_blocks_as_its_example_is_not_kept(tmp_p
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         "MLmodel", "README.md", "translator.safetensors",
     ]  # fmt: skip
+
+
+def test_refinement_is_kept_as_its_file_without_minutes_of_tracing(random_zoo: Zoo, tmp_path: Path) -> None:
+    architecture = random_zoo.architecture
+    config = TranslatorConfig(refinement={"steps": 4, "probes": 4, "width": 8}, mixer={"size": "tiny"})
+    translator = build_translator(config, architecture).eval()
+    file = tmp_path / "translator.safetensors"
+    save_translator(file, translator, config, architecture, {})
+    example = translator.read(random_zoo.parameters)
+    reason = write_model(tmp_path / "model", translator, example, file, "", "m-1", "run", {})
+    assert reason == "refinement takes gradients, which torch.export does not trace"
+    again = load_translator(tmp_path / "model" / "translator.safetensors").translator
+    assert torch.equal(flat(again(example)), flat(translator.requires_grad_(False)(example)))
