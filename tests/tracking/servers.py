@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,8 +65,9 @@ class Postgres:
         self.uri = f"postgresql+psycopg://mlflow@127.0.0.1:{self.port}/mlflow"
         self.data.mkdir(parents=True)
         if os.getuid() == 0:  # PostgreSQL refuses to run as root
-            for path in (self.data, *list(self.data.parents)[:4]):
-                path.chmod(0o755)
+            for path in (self.data, *self.data.parents):
+                if Path(tempfile.gettempdir()) in path.parents:
+                    path.chmod(0o755)
             shutil.chown(self.data, "postgres")
         self._run("initdb", "-D", str(self.data), "-A", "trust", "-U", "mlflow", "--no-sync")
         self.start()
