@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kt_ray.cli.options import File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
+
+if TYPE_CHECKING:
+    from kt_ray.config import StudyConfig
+    from kt_ray.workspace import Workspace
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +36,19 @@ From = Annotated[
 ]
 
 
+def _opened(
+    file: str, overrides: list[str] | None, start_from: list[str] | None, workspace: Path | None
+) -> tuple[StudyConfig, Workspace]:
+    """The study that a file and its overrides describe, with the points it starts from, and its workspace."""
+    from kt_ray import lookup
+    from kt_ray.spaces import locate
+    from kt_ray.validation import read_study
+
+    config = read_study(locate(file), overrides or ())
+    place = lookup.open_workspace(config, workspace)
+    return lookup.started_from(config, place, start_from or ()), place
+
+
 def run(
     file: File,
     overrides: Set = None,
@@ -39,14 +57,10 @@ def run(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    from kt_ray import lookup, pipeline
+    from kt_ray import pipeline
     from kt_ray.narrator import Narrator
-    from kt_ray.spaces import locate
-    from kt_ray.validation import read_study
 
-    config = read_study(locate(file), overrides or ())
-    place = lookup.open_workspace(config, workspace)
-    config = lookup.started_from(config, place, start_from or ())
+    config, place = _opened(file, overrides, start_from, workspace)
     with Narrator() as narrator:
         pipeline.run(config, place, narrator, accept_changes=accept_changes)
 
@@ -59,14 +73,10 @@ def search(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
-    from kt_ray import lookup, pipeline
+    from kt_ray import pipeline
     from kt_ray.narrator import Narrator
-    from kt_ray.spaces import locate
-    from kt_ray.validation import read_study
 
-    config = read_study(locate(file), overrides or ())
-    place = lookup.open_workspace(config, workspace)
-    config = lookup.started_from(config, place, start_from or ())
+    config, place = _opened(file, overrides, start_from, workspace)
     with Narrator() as narrator:
         pipeline.search(config, place, narrator, accept_changes=accept_changes)
 
