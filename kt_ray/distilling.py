@@ -22,8 +22,9 @@ from kt_ray.distillation.trials import StudentTask, choices, prepare
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.narrator import Narrator
 from kt_ray.networks import State
-from kt_ray.pipeline import extended, open_tracker, resume_command
+from kt_ray.pipeline import open_tracker
 from kt_ray.ray_cluster import connected, fitting
+from kt_ray.resuming import Extension, resume_command
 from kt_ray.search.runner import run_task
 from kt_ray.search.space import size
 from kt_ray.search.storage import open_storage
@@ -112,27 +113,19 @@ def is_distilled(study: str, root: Path | None) -> bool:
 
 
 def resume(
-    study: str,
-    root: Path | None,
-    narrator: Narrator,
-    *,
-    trials: int | None = None,
-    add: int | None = None,
-    hours: float | None = None,
-    device_hours: float | None = None,
-    start_from: Sequence[str] = (),
-    accept_changes: bool = False,
+    study: str, root: Path | None, narrator: Narrator, extension: Extension, *, accept_changes: bool = False
 ) -> Distillation | None:
-    """Go on with a distillation as it was last run; the arguments are those of `pipeline.resume`.
+    """Go on with a distillation as it was last run, but for what `extension` asks for.
 
-    Raises ConfigError where `start_from` names anything: only studies of translators start from others.
+    Raises ConfigError where it names points to start from: only studies of translators start from others.
     """
-    if start_from:
-        raise ConfigError(f"--from {start_from[0]}: a distillation starts from the points in its `search.points` alone")
+    if extension.start_from:
+        raise ConfigError(
+            f"--from {extension.start_from[0]}: a distillation starts from the points in its `search.points` alone"
+        )
     content = json.loads((Workspace.existing(root).study_directory(study) / FILE).read_text("utf-8"))
     config = validate(DistillConfig, content, study)
-    wanted = extended(config.search, trials=trials, add=add, hours=hours, device_hours=device_hours)
-    config = config.model_copy(update={"search": wanted})
+    config = config.model_copy(update={"search": extension.extended(config.search)})
     return run(config, Workspace.open(root, config.storage), narrator, accept_changes=accept_changes)
 
 

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-from kt_ray.config import DistillConfig, SearchConfig, StudyConfig
+from kt_ray.conclusion import Conclusion, conclude, read_conclusion, tell
+from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.errors import ConfigError, StudyError, ZooError
-from kt_ray.lookup import open_workspace, started_from, study_config, study_report
+from kt_ray.errors import StudyError, ZooError
+from kt_ray.lookup import open_workspace, started_from, study_config
 from kt_ray.narrator import Narrator
 from kt_ray.ray_cluster import connected
+from kt_ray.resuming import Extension, resume_command
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.tracking.tracker import Input, Tracker
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
 
-CONCLUSION = "conclusion.json"
 OUTBOX = "mlflow-outbox.jsonl"
-Search = TypeVar("Search", bound=SearchConfig)
-
-
-@dataclass(frozen=True)
-class Conclusion:
-    """What a finished study came to: its best translator on test members and test images, and the registry's answer."""
-
-    study: str
-    trial: int
-    value: float
-    params: dict[str, Any]
-    zoo: str
-    dataset: str
-    translator: str
-    evaluation: dict[str, Any]
-    table: str
-    model: str
-    version: int
-    promoted: bool
-    comparison: str
-    study_page: str
 
 
 def run(
@@ -56,7 +32,7 @@ def run(
     present = read_conclusion(workspace, config.name)
     if present is not None and _complete(config, workspace, present):
         narrator.say(f"study {config.name} is finished: nothing to do")
-        _tell(config, workspace, present, narrator)
+        tell(config, workspace, present, narrator)
         return present
     dataset = load_dataset(config.dataset)
     narrator.say(
@@ -69,44 +45,23 @@ def run(
         result = _search(config, workspace, zoo, dataset, tracker, narrator, accept_changes)
     if result.stopped is not None:
         return None
-    conclusion = _conclude(config, workspace, zoo, dataset, tracker, result)
-    _tell(config, workspace, conclusion, narrator)
+    conclusion = conclude(config, workspace, zoo, dataset, tracker, result)
+    tell(config, workspace, conclusion, narrator)
     return conclusion
 
 
 def resume(
-    study: str,
-    root: Path | None,
-    narrator: Narrator,
-    *,
-    trials: int | None = None,
-    add: int | None = None,
-    hours: float | None = None,
-    device_hours: float | None = None,
-    start_from: Sequence[str] = (),
-    accept_changes: bool = False,
+    study: str, root: Path | None, narrator: Narrator, extension: Extension, *, accept_changes: bool = False
 ) -> Conclusion | None:
-    """Go on with a study as it was last run: `trials` in all or `add` more, `hours` of this run, `device_hours` in all.
+    """Go on with a study as it was last run, but for what `extension` asks for.
 
-    `start_from` names studies or champions whose points are tried next. Raises StudyError where the workspace has no
-    such study, ConfigError where both `trials` and `add` are given.
+    Raises StudyError where the workspace has no such study.
     """
     config = study_config(study, root)
-    wanted = extended(config.search, trials=trials, add=add, hours=hours, device_hours=device_hours)
-    config = config.model_copy(update={"search": wanted})
+    config = config.model_copy(update={"search": extension.extended(config.search)})
     workspace = open_workspace(config, root)
-    return run(started_from(config, workspace, start_from), workspace, narrator, accept_changes=accept_changes)
-
-
-def extended(
-    search: Search, *, trials: int | None, add: int | None, hours: float | None, device_hours: float | None
-) -> Search:
-    """`search` with what is given in place of its own budgets. Raises ConfigError where `trials` and `add` both are."""
-    if trials is not None and add is not None:
-        raise ConfigError("--trials and --add exclude each other; give one")
-    budgets = {"hours": hours, "device_hours": device_hours}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    return search.model_copy(update={"trials": trials or search.trials + (add or 0), **given})
+    config = started_from(config, workspace, extension.start_from)
+    return run(config, workspace, narrator, accept_changes=accept_changes)
 
 
 def build(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
@@ -135,12 +90,6 @@ def open_tracker(config: StudyConfig | DistillConfig, workspace: Workspace) -> T
     """MLflow's experiment of the project. What it misses while it is away waits in the study's directory."""
     outbox = workspace.study_directory(config.name) / OUTBOX
     return Tracker(workspace.tracking_uri, config.project, workspace.artifact_root, outbox)
-
-
-def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
-    """What the study came to last, if it came to an end."""
-    path = workspace.study_directory(study) / CONCLUSION
-    return Conclusion(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def _complete(config: StudyConfig, workspace: Workspace, conclusion: Conclusion) -> bool:
@@ -218,121 +167,3 @@ def _search(
     elif result.best_trial is None:
         raise StudyError(f"no trial of {config.name} was complete; `kt-ray trials {config.name}` says why")
     return result
-
-
-def _conclude(
-    config: StudyConfig, workspace: Workspace, zoo: Zoo, dataset: Dataset, tracker: Tracker, result: SearchResult
-) -> Conclusion:
-    """Evaluate the best translator on test members and test images, once a translator, and register it."""
-    from kt_ray.evaluation import evaluate
-    from kt_ray.tracking.figures import accuracy_histogram
-    from kt_ray.tracking.registry import register_champion
-    from kt_ray.translators.checkpoint import load_translator
-
-    if result.best_trial is None or result.translator is None:
-        raise StudyError(f"the translator of the best trial of {config.name} is missing; add trials with kt-ray resume")
-    present = read_conclusion(workspace, config.name)
-    loaded = load_translator(result.translator)
-    made = (result.best_trial, result.best_value, result.best_params, zoo.fingerprint)
-    if present is not None and (present.trial, present.value, present.params, present.zoo) == made:
-        evaluation, table = present.evaluation, present.table
-    else:
-        measured = evaluate(loaded.translator, zoo, dataset)
-        evaluation, table = measured.to_dict(), measured.to_markdown()
-    accuracies = {row["name"]: row["accuracies"] for row in evaluation["rows"]}
-    translated = next(row for row in evaluation["rows"] if row["name"] == "translated")
-    run_id = tracker.trial_run(result.study_run, config.name, result.best_trial, {}, {})
-    registered = register_champion(
-        tracker,
-        config.model_name,
-        result.translator,
-        loaded.translator,
-        {name: value[:2] for name, value in loaded.translator.read(zoo.where("test").parameters).items()},
-        evaluation,
-        accuracy=translated["mean"],
-        zoo_fingerprint=zoo.fingerprint,
-        study=config.name,
-        trial=result.best_trial,
-        run_id=run_id,
-        protocol=f"{len(zoo.where('test'))} test members, {len(dataset.test)} test images, {dataset.fingerprint}",
-        card=model_card(config, table),
-    )
-    tracker.finish(run_id, "FINISHED")
-    tracker.log_inputs(
-        result.study_run,
-        [
-            Input(dataset.name, dataset.fingerprint, dataset.name),
-            Input(config.zoo.name, zoo.fingerprint, workspace.zoo(config.zoo.name)),
-        ],
-    )
-    tracker.log_text(result.study_run, table, "evaluation.md")
-    tracker.log_figure(result.study_run, accuracy_histogram(accuracies), "figures/accuracy.png")
-    metrics = {f"test_{name}": translated[name] for name in ("mean", "min", "max")}
-    tracker.log(result.study_run, metrics, result.progress.total)
-    tracker.finish(result.study_run, "FINISHED")
-    conclusion = Conclusion(
-        study=config.name,
-        trial=result.best_trial,
-        value=float(result.best_value or 0.0),
-        params=result.best_params,
-        zoo=zoo.fingerprint,
-        dataset=dataset.fingerprint,
-        translator=str(result.translator),
-        evaluation=evaluation,
-        table=table,
-        model=config.model_name,
-        version=registered.version,
-        promoted=registered.promoted,
-        comparison=registered.comparison,
-        study_page=tracker.run_url(result.study_run),
-    )
-    path = workspace.study_directory(config.name) / CONCLUSION
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(asdict(conclusion), indent=1))
-    temporary.replace(path)
-    tracker.log_artifact(result.study_run, study_report(workspace, config.name))
-    return conclusion
-
-
-def model_card(config: StudyConfig, table: str) -> str:
-    """What a registered translator is for, from what it was made, how well it did. Markdown."""
-    counts = config.zoo.members
-    return (
-        f"# {config.model_name}: translator for {config.pair}\n\n"
-        f"Reads the parameters of a trained source block and writes those of the target block (arXiv 2401.05772).\n\n"
-        f"Found by the study `{config.name}` over the zoo `{config.zoo.name}`: {counts.train} training, "
-        f"{counts.selection} selection and {counts.test} test members trained on {config.dataset.name}. "
-        "Selected on selection members and selection images; the table below is on test members and test images.\n\n"
-        f"{table}\n"
-        "It translates blocks of networks trained like these members; others were not measured.\n"
-    )
-
-
-def resume_command(config: StudyConfig | DistillConfig, workspace: Workspace) -> str:
-    """What to type to go on with the study."""
-    default = workspace.root == Path("kt-workspace").absolute()
-    return f"kt-ray resume {config.name}" + ("" if default else f" --workspace {workspace.root}")
-
-
-def _tell(config: StudyConfig, workspace: Workspace, conclusion: Conclusion, narrator: Narrator) -> None:
-    """The end of a run: table, where everything lies, what to type next."""
-    model = f"models:/{conclusion.model}@champion"
-    place = "" if workspace.root == Path("kt-workspace").absolute() else f" --workspace {workspace.root}"
-    narrator.say()
-    narrator.evaluation(conclusion.evaluation)
-    narrator.say(
-        f"best: trial {conclusion.trial}, {config.search.objectives[0].metric} {conclusion.value:.4f} "
-        "on selection members and images"
-    )
-    narrator.say(f"registry: {conclusion.comparison}")
-    for label, value in {
-        "zoo": workspace.zoo(config.zoo.name),
-        "study": f"{workspace.study_storage} ({config.name})",
-        "report": str(workspace.study_directory(config.name)),
-        "MLflow": workspace.tracking_uri,
-        "page": conclusion.study_page,
-    }.items():
-        narrator.say(f"{label + ':':<8} {value}")
-    narrator.say(f"browse:    kt-ray ui{place}")
-    narrator.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{place}")
-    narrator.say(f"extend:    {resume_command(config, workspace)} --add 12")

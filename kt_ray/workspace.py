@@ -10,6 +10,7 @@ from kt_ray.config import StorageConfig, validate
 from kt_ray.errors import ConfigError
 
 VARIABLE = "KT_RAY_WORKSPACE"
+DEFAULT = "kt-workspace"
 STORAGE_VARIABLES = {field: f"KT_RAY_STORAGE_{field.upper()}" for field in StorageConfig.model_fields}
 
 
@@ -26,7 +27,7 @@ class Workspace:
     @classmethod
     def at(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
         """The workspace at `root`, else at `KT_RAY_WORKSPACE`, else `./kt-workspace`, whether it is there or not."""
-        path = Path(root or os.environ.get(VARIABLE) or "kt-workspace").expanduser().absolute()
+        path = Path(root or os.environ.get(VARIABLE) or DEFAULT).expanduser().absolute()
         return cls(path, from_environment(storage or StorageConfig()))
 
     @classmethod
@@ -59,6 +60,11 @@ class Workspace:
     def present(self) -> bool:
         """Whether there can be anything to read: its directory, or a storage elsewhere."""
         return self.root.is_dir() or self.storage != StorageConfig()
+
+    @property
+    def option(self) -> str:
+        """What a command to be typed ends with to work here: ` --workspace ROOT`, nothing for `./kt-workspace`."""
+        return "" if self.root == Path(DEFAULT).absolute() else f" --workspace {self.root}"
 
     def zoo(self, name: str) -> str:
         """Path or URI of the zoo `name`."""

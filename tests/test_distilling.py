@@ -19,6 +19,7 @@ from kt_ray.distillation.distill import load_student
 from kt_ray.errors import ConfigError
 from kt_ray.jobs import submit
 from kt_ray.narrator import Narrator
+from kt_ray.resuming import Extension
 from kt_ray.search.space_problems import problems
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
@@ -113,7 +114,7 @@ def test_a_search_is_resumed_with_more_students(workspace: Path, ray_session: No
     assert distilling.is_distilled("resumed", workspace)
     assert not distilling.is_distilled("other", workspace)
     with Narrator(Console(quiet=True)) as narrator:
-        made = distilling.resume("resumed", workspace, narrator, add=1)
+        made = distilling.resume("resumed", workspace, narrator, Extension(add=1))
     assert made is not None
     resumed = config("resumed", method={"name": "kd"}, space=space, search=search | {"trials": 2})
     study = SearchStudy(resumed, open_storage(Workspace.open(workspace).study_storage))

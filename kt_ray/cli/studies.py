@@ -102,20 +102,12 @@ def resume(
     """Go on with a study or distillation after any end, or give a finished one more trials."""
     from kt_ray import distilling, pipeline
     from kt_ray.narrator import Narrator
+    from kt_ray.resuming import Extension
 
+    extension = Extension(trials, add, hours, gpu_hours, tuple(start_from or ()))
     go_on = distilling.resume if distilling.is_distilled(study, workspace) else pipeline.resume
     with Narrator() as narrator:
-        go_on(
-            study,
-            workspace,
-            narrator,
-            trials=trials,
-            add=add,
-            hours=hours,
-            device_hours=gpu_hours,
-            start_from=start_from or (),
-            accept_changes=accept_changes,
-        )
+        go_on(study, workspace, narrator, extension, accept_changes=accept_changes)
 
 
 def status(
