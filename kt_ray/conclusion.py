@@ -55,7 +55,7 @@ def conclude(
 
     Raises StudyError where the translator's file is missing.
     """
-    from kt_ray.tracking.registry import register_champion
+    from kt_ray.tracking.promotion import register_champion
     from kt_ray.translators.checkpoint import load_translator
 
     if result.best_trial is None or result.translator is None:
@@ -79,7 +79,8 @@ def conclude(
         {name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
         evaluation,
         accuracy=_translated(evaluation)["mean"],
-        zoo_fingerprint=zoo.fingerprint,
+        on="zoo",
+        fingerprint=zoo.fingerprint,
         study=config.name,
         trial=result.best_trial,
         run_id=run_id,

@@ -29,7 +29,7 @@ from kt_ray.search.runner import run_task
 from kt_ray.search.space import size
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.tracking.registry import register_champion
+from kt_ray.tracking.promotion import register_champion
 from kt_ray.tracking.runs import STUDY_ID, Input
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.validation import search_problems
@@ -242,7 +242,8 @@ def _register(
         {"images": images},
         made.to_dict(),
         accuracy=made.rows[-1].accuracy,
-        zoo_fingerprint=dataset.fingerprint,
+        on="dataset",
+        fingerprint=dataset.fingerprint,
         study=config.name,
         trial=trial,
         run_id=run_id,

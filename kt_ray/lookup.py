@@ -16,7 +16,6 @@ from kt_ray.zoo.store import ZooStore
 
 if TYPE_CHECKING:
     from kt_ray.tracking.registry import RegisteredTranslator
-    from kt_ray.tracking.tracker import Tracker
 
 
 def open_workspace(config: StudyConfig, root: Path | None) -> Workspace:
@@ -75,19 +74,11 @@ def translator_file(model: str, root: Path | None) -> Path:
     return load_champion_path(Workspace.existing(root).tracking_uri, model)
 
 
-def open_tracker(root: Path | None, project: str) -> Tracker:
-    """MLflow's experiment `project` in the workspace's store."""
-    from kt_ray.tracking.tracker import Tracker
-
-    workspace = Workspace.existing(root)
-    return Tracker(workspace.tracking_uri, project, workspace.artifact_root)
-
-
-def registered(root: Path | None, project: str, name: str) -> list[RegisteredTranslator]:
+def registered(root: Path | None, name: str) -> list[RegisteredTranslator]:
     """The versions of the registered model `name`."""
     from kt_ray.tracking.registry import champions
 
-    return champions(open_tracker(root, project), name)
+    return champions(Workspace.existing(root).tracking_uri, name)
 
 
 def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool) -> Evaluation:

@@ -69,6 +69,7 @@ def test_a_student_is_trained_once_and_registered(workspace: Path) -> None:
     versions = tracker.client.search_model_versions("name = 'kt-student'")
     assert len(versions) == 1
     assert float(versions[0].tags["kt_ray.accuracy"]) == made.rows[-1].accuracy
+    assert f"on dataset {versions[0].tags['kt_ray.dataset_fingerprint']}" in versions[0].description
 
 
 @pytest.mark.slow

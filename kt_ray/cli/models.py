@@ -76,14 +76,13 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")
 
 def champions(
     name: Name = "kt-translator",
-    project: Annotated[str, typer.Option(help="The MLflow experiment.")] = "kt_ray",
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
     """List the registered versions of a translator, the champion among them."""
     from kt_ray.lookup import registered
 
-    rows = [entry.to_dict() for entry in registered(workspace, project, name)]
+    rows = [entry.to_dict() for entry in registered(workspace, name)]
     brief = ("version", "champion", "accuracy", "study", "trial", "registered")
     show(rows, [{key: row[key] for key in brief} for row in rows], format_, name)
 
@@ -92,12 +91,11 @@ def promote(
     name: Name,
     version: Annotated[int, typer.Argument(help="As `kt-ray champions` lists it.")],
     reason: Annotated[str, typer.Option(help="Kept in the version's description.")] = "",
-    project: Annotated[str, typer.Option(help="The MLflow experiment.")] = "kt_ray",
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Make a registered version champion because you say so."""
-    from kt_ray.lookup import open_tracker
-    from kt_ray.tracking.registry import promote as make_champion
+    from kt_ray.tracking.promotion import promote as make_champion
+    from kt_ray.workspace import Workspace
 
-    entry = make_champion(open_tracker(workspace, project), name, version, reason)
+    entry = make_champion(Workspace.existing(workspace).tracking_uri, name, version, reason)
     say(f"models:/{name}@champion is version {entry.version} now")

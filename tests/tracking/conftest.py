@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kt_ray.networks import State
+from kt_ray.tracking.promotion import ChampionResult, register_champion
 from kt_ray.tracking.store import open_store
 from kt_ray.tracking.tracker import Tracker
 from tests.tracking.servers import Gate, mlflow_server
+
+NAME = "kt-translator"
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +65,24 @@ def example() -> State:
         "conv1.weight": torch.randn(3, 4, 2, generator=generator),
         "conv2.weight": torch.randn(3, 6, 2, 2, generator=generator),
     }
+
+
+@pytest.fixture
+def register(tracker: Tracker, translator: nn.Module, example: State, tmp_path: Path) -> Callable[..., ChampionResult]:
+    """Registers a translator whose file differs by `number`."""
+    study = tracker.study_run("s", {}, {})
+
+    def run(number: int, accuracy: float, *, module: nn.Module = translator, **changed: Any) -> ChampionResult:
+        file = tmp_path / f"{number}.safetensors"
+        save_file({"factor": torch.tensor([float(number)])}, file)
+        details = {"on": "zoo", "fingerprint": "zoo1", "protocol": "3 test members, 1000 test images abc"} | changed
+        return register_champion(
+            tracker, NAME, file, module, example, {"rows": [{"name": "translated", "mean": accuracy}]},
+            accuracy=accuracy, study="s", trial=number, card="# A translator\n",
+            run_id=tracker.trial_run(study, "s", number, {}, {}), **details,
+        )  # fmt: skip
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kt_ray.tracking.registry import register_champion
+from kt_ray.tracking.promotion import register_champion
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.tracking.ui import start, stop
 from tests.tracking.browser import MISSING, Browser, browser
@@ -53,7 +53,7 @@ def seen(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     save_file(translator.state_dict(), directory / "translator.safetensors")
     result = register_champion(
         tracker, "kt-translator", directory / "translator.safetensors", translator, example, {}, accuracy=0.62,
-        zoo_fingerprint="zoo", study="digits", trial=2, run_id=trials[2], protocol="3 test members",
+        on="zoo", fingerprint="z", study="digits", trial=2, run_id=trials[2], protocol="3 test members",
     )  # fmt: skip
     port = free_port()
     server = start(tracker.uri, root, port=port)

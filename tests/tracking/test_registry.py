@@ -1,3 +1,5 @@
+"""What is registered, read back: listed, loaded by MLflow alone, found as a file."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,76 +9,15 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
-from kt_ray.tracking.model import CARD_FILE, TRANSLATOR_FILE, flat
-from kt_ray.tracking.registry import ChampionResult, champions, load_champion_path, promote, register_champion
+from kt_ray.tracking.model import CARD_FILE, flat
+from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.store import check_tracking
 from kt_ray.tracking.tracker import Tracker
-
-NAME = "kt-translator"
-
-
-@pytest.fixture
-def register(tracker: Tracker, translator: nn.Module, example: State, tmp_path: Path) -> Any:
-    """Registers a translator whose file differs by `number`."""
-    study = tracker.study_run("s", {}, {})
-
-    def run(number: int, accuracy: float, *, module: nn.Module = translator, **changed: Any) -> ChampionResult:
-        file = tmp_path / f"{number}.safetensors"
-        save_file({"factor": torch.tensor([float(number)])}, file)
-        details = {"zoo_fingerprint": "zoo1", "protocol": "3 test members, 1000 test images abc"} | changed
-        return register_champion(
-            tracker, NAME, file, module, example, {"rows": [{"name": "translated", "mean": accuracy}]},
-            accuracy=accuracy, study="s", trial=number, card="# A translator\n",
-            run_id=tracker.trial_run(study, "s", number, {}, {}), **details,
-        )  # fmt: skip
-
-    return run
-
-
-def test_the_first_is_champion(register: Any, tracker: Tracker) -> None:
-    result = register(1, 0.7)
-    assert (result.version, result.promoted, result.not_exported) == (1, True, None)
-    assert result.comparison == (
-        "First champion: version 1 (70.00% mean accuracy, study s, trial 1) on zoo zoo1, "
-        "3 test members, 1000 test images abc."
-    )
-    version = tracker.client.get_model_version_by_alias(NAME, "champion")
-    assert (int(version.version), version.description) == (1, result.comparison)
-
-
-def test_only_a_better_one_takes_its_place(register: Any, tracker: Tracker) -> None:
-    register(1, 0.7)
-    worse, better = register(2, 0.6), register(3, 0.8)
-    assert not worse.promoted
-    assert "does not beat version 1 (70.00%" in worse.comparison
-    assert better.promoted
-    assert "beats version 1 (70.00%" in better.comparison
-    entries = champions(tracker.uri, NAME)
-    assert [(entry.version, entry.champion) for entry in entries] == [(3, True), (2, False), (1, False)]
-    assert not register(4, 0.8).promoted  # a draw changes nothing
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [({"zoo_fingerprint": "zoo2"}, "on the zoo zoo2"), ({"protocol": "9 test members"}, "on the test protocol 9 test")],
-)
-def test_other_zoos_and_protocols_are_not_compared(register: Any, changed: dict[str, str], words: str) -> None:
-    register(1, 0.7)
-    result = register(2, 0.9, **changed)
-    assert not result.promoted
-    assert result.comparison.startswith("Not compared: ")
-    assert words in result.comparison
-
-
-def test_the_same_file_is_registered_once(register: Any, tracker: Tracker) -> None:
-    first, second = register(1, 0.7), register(1, 0.7)
-    assert (second.version, second.promoted, second.comparison) == (1, True, first.comparison)
-    assert len(champions(tracker.uri, NAME)) == 1
+from tests.tracking.conftest import NAME
 
 
 def test_the_model_loads_without_this_package(
@@ -106,31 +47,6 @@ def test_the_safetensors_file_and_its_card_are_found(register: Any, tracker: Tra
     assert (path.parent / "evaluation.json").is_file()
     assert not [found for found in path.parent.rglob("*") if found.suffix in (".pkl", ".pth", ".pickle")]
     assert load_champion_path(tracker.uri, str(path)) == path == load_champion_path(tracker.uri, str(path.parent))
-
-
-class Unexportable(nn.Module):
-    """Decides by a value, which torch.export cannot trace."""
-
-    def forward(self, source: State) -> State:
-        return {name: value[:, :1] if float(value.sum()) > 0 else value[:, :2] for name, value in source.items()}
-
-
-def test_a_translator_that_cannot_be_exported_is_registered_by_its_file(register: Any, tracker: Tracker) -> None:
-    result = register(1, 0.7, module=Unexportable())
-    assert result.promoted
-    assert result.not_exported
-    assert load_champion_path(tracker.uri, f"models:/{NAME}@champion").name == TRANSLATOR_FILE
-
-
-def test_promote_by_hand(register: Any, tracker: Tracker) -> None:
-    register(1, 0.7)
-    register(2, 0.6)
-    entry = promote(tracker.uri, NAME, 2, "smaller")
-    assert entry.champion
-    assert entry.version == 2
-    assert "in place of version 1: smaller." in entry.description
-    with pytest.raises(TrackingError, match="kt-translator has no version 9; it has 1, 2"):
-        promote(tracker.uri, NAME, 9)
 
 
 @pytest.mark.parametrize(

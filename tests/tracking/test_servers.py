@@ -11,7 +11,8 @@ from torch import nn
 
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
-from kt_ray.tracking.registry import champions, load_champion_path, register_champion
+from kt_ray.tracking.promotion import register_champion
+from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.tracker import Input, Tracker
 from tests.tracking.servers import POSTGRES, Postgres, mlflow_server, postgres_server
 
@@ -42,7 +43,7 @@ def whole_path(uri: str, artifact_root: str | None, translator: nn.Module, examp
     save_file(translator.state_dict(), file)
     for _ in range(2):
         result = register_champion(
-            later, "kt-translator", file, translator, example, {"rows": []}, accuracy=0.6, zoo_fingerprint="zoo",
+            later, "kt-translator", file, translator, example, {"rows": []}, accuracy=0.6, on="zoo", fingerprint="z",
             study="s", trial=1, run_id=trials[1], protocol="p",
         )  # fmt: skip
         assert (result.version, result.promoted, result.not_exported) == (1, True, None)
