@@ -16,7 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from kt_ray.distillation.stages import Progress
     from kt_ray.search.progress import SearchProgress
-    from kt_ray.zoo.actors import BuildProgress
+    from kt_ray.zoo.progress import BuildProgress
 
 LINE_EVERY = 15.0  # seconds between plain lines about the same stage
 

@@ -110,7 +110,8 @@ def _lacking(config: StudyConfig, store: ZooStore) -> set[str]:
 
 
 def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> Zoo:
-    from kt_ray.zoo.actors import BuildProgress, build_zoo
+    from kt_ray.zoo.actors import build_zoo
+    from kt_ray.zoo.progress import BuildProgress
 
     store = ZooStore(workspace.zoo(config.zoo.name))
     lacking = _lacking(config, store)

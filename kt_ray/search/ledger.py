@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.trial import TrialState
-
 from kt_ray.config import Frozen
 from kt_ray.errors import StudyError
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.session import Report
 from kt_ray.search.space import apply
-from kt_ray.search.study import SECONDS, Candidate, SearchStudy, chosen, lineages
+from kt_ray.search.study import Candidate, SearchStudy
+from kt_ray.search.tally import Tally
 from kt_ray.search.task import PRODUCT
+from kt_ray.search.worker_loss import why_lost
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +81,16 @@ class Ledger:
         self._tracker = tracker
         self._study_run = study_run
         self._checkpoints = checkpoints
-        self._total = total
+        self._tally = Tally(study, total=total, devices=devices)
         self.concurrency = concurrency
-        self._devices = devices
         self._on_progress = on_progress
         self._live: dict[str, _Live] = {}
-        self._search = study.config.search
         self._base: Frozen = study.config.trial
-        self._began = time.monotonic()
-        self._finished_before = study.finished()
         self._failures_in_a_row = 0
         self._losses_in_a_row = 0
         self._resume_at = 0.0
         self.stopped: str | None = None
         self.fault: Exception | None = None
-        self._count()
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles the searcher and scheduler that hold a ledger, and nobody reads that back."""
@@ -104,7 +99,7 @@ class Ledger:
     @property
     def over(self) -> bool:
         """Whether the search starts no further trial, ever."""
-        return self.halted or (not self._live and not self._lacks())
+        return self.halted or (not self._live and not self._tally.lacks([]))
 
     @property
     def halted(self) -> bool:
@@ -115,34 +110,23 @@ class Ledger:
         """End the search in order; trials that run are asked again by the next one."""
         self.stopped = self.stopped or reason
 
-    def _lacks(self) -> bool:
-        """Whether the study needs a trial that nothing runs."""
-        return self._done + len(self._live) < self._total and self.limit is None
-
     @property
     def limit(self) -> str | None:
         """What keeps the search from starting more trials though the study lacks some: a budget, or the grid's end."""
-        hours, device_hours = self._search.hours, self._search.device_hours
-        if hours is not None and time.monotonic() - self._began > 3600 * hours:
-            return f"search.hours={hours:g} are used up"
-        if device_hours is not None and self._device_hours() >= device_hours:
-            return f"search.device_hours={device_hours:g} are used up"
-        if self._exhausted:
-            return "every point of the grid is tried"
-        return None
+        return self._tally.limit(self._running())
 
-    def _device_hours(self) -> float:
-        seconds = self._seconds + sum(live.seconds for live in self._live.values())
-        return self._devices * seconds / 3600
+    def _running(self) -> list[float]:
+        """Seconds that the trials which run have taken."""
+        return [live.seconds for live in self._live.values()]
 
     def start(self, tune_id: str) -> dict[str, Any] | None:
         """Ask the study for a trial. Returns what its worker needs, or None while there is nothing to start."""
         if self.halted or len(self._live) >= self.concurrency or time.monotonic() < self._resume_at:
             return None
         try:
-            while self._lacks():
+            while self._tally.lacks(self._running()):
                 candidate = self._study.ask()
-                self._exhausted = self._study.exhausted
+                self._tally.look()
                 run = self._tracker.trial_run(
                     self._study_run,
                     self._study.config.name,
@@ -177,8 +161,7 @@ class Ledger:
         if report.failure is not None:
             live.failure, live.infrastructure = report.failure, report.infrastructure
             return False
-        cost = {"trial_seconds": report.seconds, "device_hours": self._devices * report.seconds / 3600}
-        live.metrics = report.metrics | cost
+        live.metrics = report.metrics | self._tally.cost(report.seconds)
         live.seconds, live.finished = report.seconds, report.finished
         try:
             if report.epoch > live.candidate.step:
@@ -235,12 +218,12 @@ class Ledger:
             self._tracker.finish(live.run, "KILLED" if live.pruned else "FINISHED", tags)
             self._study.end(live.candidate, live.metrics, live.seconds, pruned=live.pruned)
         del self._live[tune_id]
-        self._count()
+        self._tally.count()
         self._tidy(live)
         self._tell_progress()
 
     def _end_failed(self, live: _Live, reason: str) -> None:
-        again = live.infrastructure and live.candidate.deaths < self._search.retries
+        again = live.infrastructure and live.candidate.deaths < self._study.config.search.retries
         logger.warning("trial %d: %s%s", live.candidate.lineage, reason, "; it is tried again" if again else "")
         if live.infrastructure:
             first, most = BACK_OFF
@@ -275,47 +258,10 @@ class Ledger:
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
 
-    def _count(self) -> None:
-        """Count how lineages ended: once a trial, not once a report."""
-        trials = self._study.trials()
-        last = list(lineages(trials).values())
-        self._pruned = sum(trial.state is TrialState.PRUNED for trial in last)
-        self._failed = sum(trial.state is TrialState.FAIL for trial in last)
-        self._done = self._pruned + sum(trial.state is TrialState.COMPLETE for trial in last)
-        self._seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last)
-        self._best = chosen(self._study.optuna, trials)
-        self._exhausted = self._study.exhausted
-
     def progress(self) -> SearchProgress:
         """Where the search stands."""
-        done_now = self._done - self._finished_before
-        elapsed = time.monotonic() - self._began
-        return SearchProgress(
-            done=self._done - self._pruned,
-            running=len(self._live),
-            pruned=self._pruned,
-            failed=self._failed,
-            total=self._total,
-            best_value=self._best.values[0] if self._best else None,
-            best_params=dict(self._best.params) if self._best else {},
-            eta_seconds=elapsed / done_now * max(self._total - self._done, 0) if done_now else None,
-            device_hours=self._device_hours(),
-        )
+        return self._tally.progress(self._running())
 
     def _tell_progress(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self.progress())
-
-
-def why_lost(words: str) -> tuple[str, bool]:
-    """What Ray's words about a lost worker come to, in one line, and whether the machine is to blame."""
-    lowered = words.lower()
-    # Ray's words about any lost worker name the OOM killer among common causes: only these mean that it was.
-    if "outofmemoryerror" in lowered or "running low on memory" in lowered:
-        return "out of memory: Ray's memory monitor killed the worker", True
-    if "creation task" in lowered:
-        lines = [line.strip() for line in words.splitlines() if line.strip()]
-        return f"its worker could not start: {lines[-1]}", False
-    if "actor's node" in lowered or "node was terminated" in lowered or "node died" in lowered:
-        return "node lost", True
-    return "worker lost", True

@@ -23,6 +23,7 @@ from kt_ray.errors import ConfigError, StudyError
 from kt_ray.ray_cluster import fitting
 from kt_ray.search.changes import check_space, check_unchanged, searched_with
 from kt_ray.search.ledger import Ledger, Tracking
+from kt_ray.search.lineages import lineage_of
 from kt_ray.search.lock import Lease, driving
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.pruning import PruningScheduler
@@ -30,7 +31,7 @@ from kt_ray.search.searcher import StudySearcher
 from kt_ray.search.sharing import pack
 from kt_ray.search.space_problems import point_problems, problems
 from kt_ray.search.storage import enduring_storage
-from kt_ray.search.study import SearchStudy, lineage_of
+from kt_ray.search.study import SearchStudy
 from kt_ray.search.task import PRODUCT, Task, TrainingFactory, TranslatorTask, train_translator
 from kt_ray.search.trial import TaskTrial
 from kt_ray.workspace import Workspace
@@ -57,7 +58,7 @@ class SearchResult:
 
     `stopped` names the signal that ended it, `limit` the budget or grid that kept it from having all its trials.
     `translator` is the file of the champion: a translator or a student; with several objectives or constraints, see
-    `kt_ray.search.study.chosen` for the rule that names the champion.
+    `kt_ray.search.lineages.chosen` for the rule that names the champion.
     """
 
     name: str

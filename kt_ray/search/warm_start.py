@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from kt_ray.config import TrialConfig, validate
 from kt_ray.errors import StudyError
+from kt_ray.search.lineages import lineages
 from kt_ray.search.space import Distributions, contains
-from kt_ray.search.study import lineages
 from kt_ray.search.summary import load_study
 
 BEST = 5

@@ -4,81 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import ray
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from kt_ray.config import ActorConfig, PairName, RecipeConfig, ZooConfig
+from kt_ray.config import ActorConfig, PairName, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.networks import Architecture
 from kt_ray.ray_cluster import fitting
 from kt_ray.zoo.batching import Buffer, batches_of, bytes_of
 from kt_ray.zoo.members import Member, Zoo, members_of
-from kt_ray.zoo.probe import Candidate, ProbeMemory, candidates, choose, device_name, measure
+from kt_ray.zoo.probe import Candidate, ProbeMemory, candidates, choose
+from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.training import Plan, train_members
+from kt_ray.zoo.trainer import Trained, Trainer
+from kt_ray.zoo.training import Plan
 
 logger = logging.getLogger(__name__)
 
 TRIES = 4  # of one batch of members, each time on an actor that died
 WATCH_SECONDS = 2.0  # between looks for new nodes
 PATIENCE_SECONDS = 60.0  # without any node that could hold an actor
-PROBE_IMAGES = 512
-Trained = tuple[dict[str, npt.NDArray[np.float32]], pa.Table]
-OnProgress = Callable[["BuildProgress"], None]
-
-
-@dataclass(frozen=True)
-class BuildProgress:
-    """How far a build is. Counts are of members; `mean_accuracy` is of the sources trained by this build."""
-
-    members: int
-    done: int
-    seconds: float
-    members_per_hour: float
-    eta_seconds: float | None
-    mean_accuracy: float | None
-    actors: int
-
-
-class Trainer:
-    """Trains batches of members on its share of a node."""
-
-    def __init__(self, recipe: RecipeConfig, architecture: Architecture, dataset: Dataset, gpus: float) -> None:
-        torch.set_num_threads(1)
-        self.recipe, self.architecture, self.dataset = recipe, architecture, dataset
-        self.device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-        if self.device == "cuda" and gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(gpus)
-
-    def ready(self) -> str:
-        """The device, once the actor has started."""
-        return self.device
-
-    def device_name(self) -> str:
-        """What the device is."""
-        return device_name(self.device)
-
-    def measure(self, candidate: Candidate, phase: str) -> float:
-        """Seconds of one member's step."""
-        images = self.dataset.train.take(slice(0, PROBE_IMAGES)).to(self.device)
-        return measure(candidate, phase, self.architecture, images, self.recipe)
-
-    def train(self, members: Sequence[Member], plan: Plan) -> Trained:
-        """A stack of NumPy arrays (read by the driver without a copy) and its index."""
-        parameters, rows = train_members(members, self.recipe, self.architecture, self.dataset, self.device, plan)
-        return {name: value.numpy() for name, value in parameters.items()}, rows
+OnProgress = Callable[[BuildProgress], None]
 
 
 def build_zoo(
@@ -110,7 +63,7 @@ class _Build:
         missing: list[Member], total: int, on_progress: OnProgress | None,
     ) -> None:  # fmt: skip
         self.config, self.architecture, self.store = config, architecture, store
-        self.on_progress, self.total, self.missing = on_progress, total, missing
+        self.on_progress = on_progress
         actors = config.actors
         demand = {"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}
         self.demand = {name: amount for name, amount in demand.items() if amount}
@@ -125,8 +78,8 @@ class _Build:
         self.running: dict[Any, tuple[Any, list[Member]]] = {}
         self.tries: dict[str, int] = {}
         self.buffer = Buffer(store)
-        self.began, self.done, self.accuracies = time.monotonic(), 0, list[float]()
-        self.last_look = self.last_room = self.began
+        self.count = Count(total, len(missing))
+        self.last_look = self.last_room = time.monotonic()
 
     def run(self) -> None:
         """Train until nothing is missing. Actors are gone afterwards, and what was trained is in the store."""
@@ -189,7 +142,7 @@ class _Build:
                 continue
             actor, batch = self.running.pop(reference)
             try:
-                arrays, rows = ray.get(reference)
+                trained = ray.get(reference)
             except RayTaskError as error:
                 raise ZooError(f"training {batch[0].id} failed: {error.cause!r}") from error
             except RayError as error:
@@ -197,32 +150,17 @@ class _Build:
                 self._lost(batch, error)
                 continue
             self.idle.append(actor)
-            self._take(batch, arrays, rows)
+            self._take(batch, trained)
 
-    def _take(self, batch: list[Member], arrays: dict[str, npt.NDArray[np.float32]], rows: pa.Table) -> None:
-        last = not self.batches and not self.running
+    def _take(self, batch: list[Member], trained: Trained) -> None:
+        arrays, rows = trained
         # A copy, because the arrays lie in the object store, which is to be free again.
         self.buffer.add({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, rows)
-        if last:
+        if not self.batches and not self.running:
             self.buffer.flush()
-        self.done += len(batch)
-        self.accuracies += rows.filter(rows["has_target"])["source_accuracy"].to_pylist()
-        if self.on_progress is None:
-            return
-        seconds = time.monotonic() - self.began
-        left = len(self.missing) - self.done
-        known = [accuracy for accuracy in self.accuracies if not math.isnan(accuracy)]
-        self.on_progress(
-            BuildProgress(
-                members=self.total,
-                done=self.total - left,
-                seconds=seconds,
-                members_per_hour=self.done / seconds * 3600,
-                eta_seconds=left * seconds / self.done,
-                mean_accuracy=sum(known) / len(known) if known else None,
-                actors=len(self.idle) + len(self.running),
-            )
-        )
+        self.count.add(len(batch), rows.filter(rows["has_target"])["source_accuracy"].to_pylist())
+        if self.on_progress is not None:
+            self.on_progress(self.count.progress(actors=len(self.idle) + len(self.running)))
 
     def _lost(self, batch: list[Member], error: RayError) -> None:
         """Put the batch of a dead actor back."""

@@ -3,6 +3,7 @@
 Images lie last: arrays are [channels, H, W, N], convolution inputs [channels, H+2, W+2, N] with a border of zeros, so
 that every inner loop runs over neighbouring columns of all images at once and LLVM turns it into vector code.
 Slices shift the columns, because Numba checks computed indices for being negative, which spoils vectorisation.
+They stay in one file, because Numba's cache does not see a change in a function of another file.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from kt_ray.config import DatasetConfig, MemberCounts, StudyConfig, TrialConfig
 from kt_ray.data import load_dataset
 from kt_ray.networks import Architecture
 from kt_ray.search import ledger as ledgers
-from kt_ray.search.ledger import Ledger, why_lost
+from kt_ray.search.ledger import Ledger
+from kt_ray.search.lineages import lineages
 from kt_ray.search.session import Report, Training
 from kt_ray.search.storage import open_storage
-from kt_ray.search.study import lineages
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.training import TranslatorTraining
 from kt_ray.zoo.untrained import untrained_zoo
@@ -79,9 +79,9 @@ def states(ledger: Ledger) -> list[TrialState]:
 def test_no_trial_starts_after_the_hours_and_the_one_that_runs_ends(tracker: Tracker, tmp_path: Path) -> None:
     config = study_config("hours", hours=1e-9)
     ledger = ledger_of(config, InMemoryStorage(), tracker, tmp_path)
-    ledger._search = config.search.model_copy(update={"hours": 1000.0})
+    ledger._tally.search = config.search.model_copy(update={"hours": 1000.0})
     session = begin(ledger, stand_in)
-    ledger._search = config.search  # the hours pass
+    ledger._tally.search = config.search  # the hours pass
     assert ledger.limit == "search.hours=1e-09 are used up"
     assert not ledger.over
     while ledger.hear("t", session.advance()):
@@ -130,25 +130,6 @@ def test_a_trial_out_of_memory_is_named_so_and_tried_again_as_often_as_allowed(
     assert (run.info.status, run.data.tags["kt_ray.reason"]) == ("FAILED", "out of memory: MemoryError")
     work(ledger, stand_in)  # another trial takes its place
     assert runs(tracker, "memory").keys() == {0, 3}
-
-
-@pytest.mark.parametrize(
-    ("words", "reason", "infrastructure"),
-    [
-        (
-            "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
-            "out of memory",
-            True,
-        ),
-        ("The actor died because its node has died. Its actor's node was terminated", "node lost", True),
-        ("The actor died unexpectedly before finishing this task.", "worker lost", True),
-        ("The actor died because of an error raised in its creation task\nImportError: no", "its worker could", False),
-    ],
-)
-def test_lost_workers_are_named(words: str, reason: str, infrastructure: bool) -> None:
-    said, machine = why_lost(words)
-    assert said.startswith(reason)
-    assert machine is infrastructure
 
 
 def test_a_retry_that_a_budget_leaves_over_is_nobodys_and_goes_on_later(tracker: Tracker, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from optuna.trial import TrialState
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, StudyError
+from kt_ray.search.lineages import lineages
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.search.storage import open_storage
-from kt_ray.search.study import lineages
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo

@@ -9,9 +9,10 @@ from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, 
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
 from kt_ray.networks import Architecture
-from kt_ray.zoo.actors import BuildProgress, build_zoo
+from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.probe import ProbeMemory, device_name
+from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training import Plan
 

@@ -21,8 +21,9 @@ from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.networks import Architecture
 from kt_ray.zoo import actors
-from kt_ray.zoo.actors import BuildProgress, build_zoo
+from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.members import Zoo, members_of
+from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training import train_members
 

@@ -1,0 +1,80 @@
+"""What the trials of a study are: lineages, the attributes they carry, and the champion among them.
+
+A trial that an infrastructure failure or a dead driver cuts short is told FAIL, and a WAITING trial with the same
+parameters takes its place; both belong to one *lineage*, named by the number of its first trial (Optuna's
+`failed_trial` and `retry_history` attributes). A search counts lineages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from kt_ray.config.study import Constraint
+from kt_ray.errors import StudyError
+from kt_ray.search.samplers import ORDINAL
+
+# User attributes of the study.
+SEARCH = "search"  # what reading it needs to know of its configuration
+IDENTITY = "identity"  # tells it from another study that had its name before, or has it elsewhere
+
+# User attributes of a trial.
+GRID = "grid"  # which point of the grid it is
+METRICS = "metrics"  # the last report
+STEP = "step"  # the epoch of the last report
+SECONDS = "seconds"  # time its workers spent on it
+REASON = "reason"  # why it failed
+DEATHS = "deaths"  # how often its worker or node was lost
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def lineage_of(trial: FrozenTrial) -> int:
+    """Number of the first trial of the lineage that `trial` belongs to. Raises StudyError where the storage lies."""
+    first = trial.system_attrs.get("failed_trial", trial.number)
+    if not isinstance(first, int) or not 0 <= first <= trial.number:  # it names a directory of checkpoints
+        raise StudyError(f"trial {trial.number} says that it tries trial {str(first)[:40]!r} again; expected a number")
+    return first
+
+
+def retries_of(trial: FrozenTrial) -> list[int]:
+    """Numbers of the trials of its lineage before it."""
+    return list(trial.system_attrs.get("retry_history", []))
+
+
+def lineages(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """The last trial of each lineage, by lineage. Trials that died before their values were drawn are left out."""
+    last: dict[int, FrozenTrial] = {}
+    for trial in trials:
+        if trial.state.is_finished() and ORDINAL not in trial.user_attrs and not trial.values:
+            continue
+        last[lineage_of(trial)] = trial
+    return last
+
+
+def broken(trial: FrozenTrial, constraints: Iterable[Constraint]) -> list[Constraint]:
+    """The constraints that a finished trial breaks."""
+    metrics = trial.user_attrs.get(METRICS, {})
+    return [constraint for constraint in constraints if constraint.excess(metrics) > 0]
+
+
+def chosen(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> FrozenTrial | None:
+    """The champion of a study: of its complete trials within the constraints, the best by the first objective.
+
+    Of several objectives, the next one decides among those within `tolerance` of the best, and so on; of equals, the
+    earlier one wins.
+    """
+    search = study.user_attrs.get(SEARCH, {})
+    constraints = [Constraint.model_validate(text) for text in search.get("constraints", [])]
+    last = lineages(study.get_trials(deepcopy=False) if trials is None else trials)
+    left = [trial for _, trial in sorted(last.items()) if trial.state is TrialState.COMPLETE]
+    left = [trial for trial in left if not broken(trial, constraints)]
+    for index, direction in enumerate(study.directions):
+        sign = 1 if direction is optuna.study.StudyDirection.MAXIMIZE else -1
+        slack = search.get("tolerance", 0.0) if index + 1 < len(study.directions) else 0.0
+        best = max((sign * trial.values[index] for trial in left), default=math.nan)
+        left = [trial for trial in left if sign * trial.values[index] >= best - slack]
+    return left[0] if left else None
