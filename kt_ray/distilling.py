@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +30,7 @@ from kt_ray.search.study import SearchStudy
 from kt_ray.tracking.promotion import register_champion
 from kt_ray.tracking.runs import STUDY_ID, Input
 from kt_ray.tracking.tracker import Tracker
-from kt_ray.validation import search_problems
+from kt_ray.validation import Validation, search_problems
 from kt_ray.workspace import Workspace
 
 CONCLUSION = "distillation.json"
@@ -49,35 +47,7 @@ def read_distillation(path: Path, overrides: Sequence[str] = ()) -> DistillConfi
     return config
 
 
-@dataclass(frozen=True)
-class DistillationValidation:
-    """A distillation file without fault: its space, the trials at once, and what one batch of its student gave."""
-
-    file: str
-    name: str
-    size: str
-    trials: int
-    concurrency: int | None
-    parameters: int
-    loss: float
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
-    def lines(self) -> list[str]:
-        """For a person to read."""
-        at_once = f", {self.concurrency} at once" if self.concurrency else ""
-        return [
-            f"{self.file}: valid",
-            f"space: {self.size}; {self.trials} students asked for{at_once}" if self.trials > 1 else "no search",
-            f"one batch from an untrained teacher: loss {self.loss:.4g}, student of {self.parameters:,} parameters, "
-            f"{self.seconds:.2f} s",
-        ]
-
-
-def validate_distillation(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> DistillationValidation:
+def validate_distillation(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> Validation:
     """Check the distillation file at `path`, every listed choice of it, and train one batch; nothing is kept.
 
     `here`, a search is fitted to its Ray cluster too. Raises ConfigError with every fault of the file, CheckpointError
@@ -95,12 +65,14 @@ def validate_distillation(path: Path, overrides: Sequence[str] = (), *, here: bo
         stages.check(trial)
     start = time.perf_counter()
     metrics = try_batch(stages, config.trial)
-    return DistillationValidation(
+    return Validation(
         file=str(path),
         name=config.name,
+        makes="student",
         size=size(config.space, config.trial),
-        trials=config.search.trials if config.space else 1,
+        trials=config.search.trials if config.space else 0,
         concurrency=concurrency,
+        zoo_actors=None,
         parameters=int(metrics["parameters"]),
         loss=metrics["loss"],
         seconds=time.perf_counter() - start,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from kt_ray.config import (
     DistillConfig,
@@ -21,18 +21,20 @@ from kt_ray.config import (
 from kt_ray.errors import ConfigError
 from kt_ray.spaces import is_distillation, only_study
 
-if TYPE_CHECKING:
-    from kt_ray.distilling import DistillationValidation
-
 PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A study file without fault: its space, its resources, and what one batch of its base trial gave."""
+    """A file without fault: its space, what its cluster bears at once, and what one batch of its base trial gave.
+
+    `makes` says what a trial trains, of `parameters` parameters; `trials` is 0 where nothing is searched. `concurrency`
+    and `zoo_actors` are None where no cluster was asked, or nothing of it is wanted.
+    """
 
     file: str
     name: str
+    makes: Literal["translator", "student"]
     size: str
     trials: int
     concurrency: int | None
@@ -47,12 +49,13 @@ class Validation:
 
     def lines(self) -> list[str]:
         """For a person to read."""
-        fit = [f"resources: {self.zoo_actors} zoo actors, {self.concurrency} trials at once"] if self.zoo_actors else []
+        wanted = {"zoo actors": self.zoo_actors, "trials at once": self.concurrency}
+        fit = ", ".join(f"{count} {what}" for what, count in wanted.items() if count is not None)
         return [
             f"{self.file}: valid",
-            f"space: {self.size}; {self.trials} trials asked for",
-            *fit,
-            f"one batch of the base trial: loss {self.loss:.4g}, translator of {self.parameters:,} parameters, "
+            f"space: {self.size}; {self.trials} trials asked for" if self.trials else "no search",
+            *([f"resources: {fit}"] if fit else []),
+            f"one batch of the base trial: loss {self.loss:.4g}, {self.makes} of {self.parameters:,} parameters, "
             f"{self.seconds:.2f} s",
         ]
 
@@ -111,9 +114,7 @@ def search_problems(config: StudyConfig | DistillConfig) -> list[str]:
     return faults
 
 
-def validate_file(
-    path: Path, overrides: Sequence[str] = (), *, here: bool = True
-) -> Validation | DistillationValidation:
+def validate_file(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> Validation:
     """Check the study or distillation file at `path`; see `validate_study` and `distilling.validate_distillation`."""
     if is_distillation(path):
         from kt_ray.distilling import validate_distillation
@@ -150,6 +151,7 @@ def validate_study(path: Path, overrides: Sequence[str] = (), *, here: bool = Tr
     return Validation(
         file=str(path),
         name=config.name,
+        makes="translator",
         size=size(config.space),
         trials=config.search.trials,
         concurrency=concurrency,

@@ -127,9 +127,11 @@ def test_validation_tries_one_batch_and_keeps_nothing(tmp_path: Path, monkeypatc
     path = tmp_path / "distillation.yaml"
     path.write_text(yaml.safe_dump(CONTENT | {"name": "checked"}))
     validation = distilling.validate_distillation(path)
-    assert (validation.name, validation.trials, validation.parameters) == ("checked", 1, 4934)
+    assert (validation.name, validation.makes, validation.parameters) == ("checked", "student", 4934)
     assert validation.loss > 0
-    assert validation.lines()[0] == f"{path}: valid"
+    valid, space, batch = validation.lines()
+    assert (valid, space) == (f"{path}: valid", "no search")
+    assert "student of 4,934 parameters" in batch
     assert list(tmp_path.iterdir()) == [path]
 
 
