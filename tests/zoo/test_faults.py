@@ -16,16 +16,25 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
-from kt_ray.data import Dataset
+from kt_ray.config import (
+    ActorConfig,
+    DatasetConfig,
+    MemberCounts,
+    NetworkConfig,
+    PhaseConfig,
+    RecipeConfig,
+    ZooConfig,
+)
+from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.networks import Architecture
 from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.members import Zoo, members_of
+from kt_ray.zoo.probe import ProbeMemory, device_name
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.training import train_members
+from kt_ray.zoo.training import Plan, train_members
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -35,6 +44,7 @@ CONFIG = ZooConfig(
 )
 IMAGES = DatasetConfig(name="mnist5k", train_images=512, selection_images=128)
 TOLERANCE = 5e-3
+STORE_BYTES = 75 << 20
 
 pytestmark = pytest.mark.slow
 
@@ -148,6 +158,40 @@ def test_gpus_are_shared_and_custom_resources_and_labels_place_actors(
                 build_zoo(refused, "basic_to_simple", dataset, ZooStore(str(tmp_path / "refused")))
     finally:
         cluster.remove_node(node)
+
+
+def test_no_more_batches_are_in_flight_than_fit_into_half_of_the_smallest_object_store(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four actors have room on the node; the results of two fill half of its store, which is Ray's smallest."""
+    phase = PhaseConfig(epochs=1, steps=1, batch_size=2)
+    config = ZooConfig(
+        members=MemberCounts(train=14, selection=1, test=1),
+        network=NetworkConfig(channels=256, source_hidden=256),
+        recipe=RecipeConfig(source=phase, target=phase),
+        actors=ActorConfig(cpus=0.5, members_at_once=4, resources={"zoo": 1}),
+    )
+    dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=16, selection_images=4))
+    store = ZooStore(str(tmp_path / "zoo"))
+    ProbeMemory(store.uri).keep(
+        ProbeMemory.key(Architecture("basic_to_simple", config.network), config.recipe, 4, device_name("cpu")), Plan()
+    )
+    in_flight, wait = list[int](), actors._Build._wait
+
+    def counting(build: actors._Build) -> None:
+        in_flight.append(len(build.running))
+        wait(build)
+
+    monkeypatch.setattr(actors._Build, "_wait", counting)
+    node = add_node(cluster, zoo=4, object_store_memory=STORE_BYTES)
+    try:
+        zoo = build_zoo(config, "basic_to_simple", dataset, store)
+    finally:
+        cluster.remove_node(node)
+    batch = 4 * sum(value.nbytes for value in zoo.parameters.values()) / len(zoo)
+    assert len(zoo) == 16
+    assert 3 * batch > STORE_BYTES / 2
+    assert max(in_flight) == 2
 
 
 DRIVER = """
