@@ -123,7 +123,7 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
 def study_report(workspace: Workspace, study: str, output: Path | None = None) -> Path:
     """The report of a study as one HTML page at `output`, else in the study's directory; returns where it lies.
 
-    Raises StudyError where there is no such study.
+    Raises StudyError where there is no such study, ConfigError where the page cannot be written.
     """
     from kt_ray.search.summary import load_study, summarise
     from kt_ray.tracking.report import write_report
@@ -132,7 +132,11 @@ def study_report(workspace: Workspace, study: str, output: Path | None = None) -
     conclusion = workspace.study_directory(study) / "conclusion.json"
     evaluation = json.loads(conclusion.read_text(encoding="utf-8"))["evaluation"] if conclusion.is_file() else None
     facts = {name: value for name, value in summarise(found).row().items() if value is not None}
-    return write_report(output or workspace.study_directory(study) / "report.html", found, evaluation, facts)
+    path = output or workspace.study_directory(study) / "report.html"
+    try:
+        return write_report(path, found, evaluation, facts)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; name another --output") from None
 
 
 def study_config(study: str, root: Path | None) -> StudyConfig:

@@ -4,20 +4,23 @@ Asking for a trial and telling its end takes half the time that it takes with th
 waits for no disk (`synchronous=NORMAL`). What was committed outlives the death of its process in either mode, by
 whatever signal. When the machine itself dies (power, kernel), the database stays whole, but the commits of the last
 moments may be gone: a search then runs those trials again. The log's shared memory works on one machine only
-(https://sqlite.org/wal.html), so a database on a network filesystem keeps SQLite's default journal. Who only reads
-needs write permission on the directory too, while no other process has the database open.
+(https://sqlite.org/wal.html), so a database on a network filesystem keeps SQLite's default journal.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 LOCAL = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
 MOUNTS = Path("/proc/self/mountinfo")
 PATIENCE = 60.0  # seconds that a connection waits for another's lock
+LOGGED = b"\x02\x02"  # bytes 18 and 19 of a database with a write-ahead log (https://sqlite.org/fileformat.html)
 
 
 def local(path: Path, mounts: Path = MOUNTS) -> bool:
@@ -41,6 +44,35 @@ def prepare(path: Path) -> bool:
             except sqlite3.OperationalError:  # locked: others use it
                 present = _journal(database, "")
         return present == "wal"
+
+
+def reader(path: Path) -> Callable[[], sqlite3.Connection] | None:
+    """How to connect to the database at `path` where its directory cannot be written; None where it can.
+
+    SQLite reads a write-ahead log there only beside its shared memory, `PATH-shm`, which is there while a writer lives
+    or after one died. Without a log, all is in the database, and nobody writes to it.
+    Raises sqlite3.OperationalError where commits are in a log that cannot be read, OSError where `path` cannot be.
+    """
+    if writable(path.parent):
+        return None
+    mode = "mode=ro"
+    log, memory = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    with path.open("rb") as file:
+        logged = file.read(20)[18:] == LOGGED
+    if logged and not (log.exists() and memory.exists()):
+        if log.exists() and log.stat().st_size:
+            raise sqlite3.OperationalError(
+                f"commits are in {log.name} alone, which can be read only where {path.parent} can be written; copy "
+                "both files to a directory that can"
+            )
+        mode = "immutable=1"
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    return partial(sqlite3.connect, uri, uri=True, timeout=PATIENCE, check_same_thread=False)
+
+
+def writable(directory: Path) -> bool:
+    """Whether files can be made in `directory`."""
+    return os.access(directory, os.W_OK | os.X_OK)
 
 
 def _journal(database: sqlite3.Connection, setting: str) -> str:

@@ -1,8 +1,10 @@
-"""The journal that a database gets, by its filesystem."""
+"""The journal that a database gets, by its filesystem, and how it is read where nothing can be written."""
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -74,3 +76,64 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     path.write_text("notes, and more of them than a header holds: " * 10)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
         sqlite.prepare(path)
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A database in a directory that counts as not writable; its last commit is in the log of an open connection."""
+    path = tmp_path / "a b?.db"
+    monkeypatch.setattr(sqlite, "local", lambda path: True)
+    assert sqlite.prepare(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE t (x)")
+        writer.execute("INSERT INTO t VALUES (1)")
+        monkeypatch.setattr(sqlite, "writable", lambda directory: False)
+        yield path
+
+
+def rows(path: Path) -> list[tuple[int]]:
+    connect = sqlite.reader(path)
+    assert connect is not None
+    with closing(connect()) as database:
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            database.execute("INSERT INTO t VALUES (9)")
+        return database.execute("SELECT x FROM t").fetchall()
+
+
+def test_a_directory_that_can_be_written_needs_no_reader(tmp_path: Path) -> None:
+    assert sqlite.reader(tmp_path / "optuna.db") is None
+
+
+def test_a_database_that_is_being_written_is_read_with_its_log(logged: Path) -> None:
+    assert rows(logged) == [(1,)]
+
+
+def test_a_database_without_a_log_is_read_alone(logged: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    with closing(sqlite3.connect(logged)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    assert {path.name for path in tmp_path.glob("copy*")} == {"copy.db"}
+    assert rows(copy) == [(1,)]
+    assert {path.name for path in tmp_path.glob("copy*")} == {"copy.db"}  # the log's files cannot be made
+
+
+def test_a_log_without_its_memory_is_an_error_not_older_rows(logged: Path, tmp_path: Path) -> None:
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{logged}{suffix}", tmp_path / f"copy.db{suffix}")
+    with pytest.raises(sqlite3.OperationalError, match=r"commits are in copy\.db-wal alone.*copy both files"):
+        sqlite.reader(tmp_path / "copy.db")
+
+
+def test_the_default_journal_is_read_with_its_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "optuna.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE t (x)")
+    monkeypatch.setattr(sqlite, "writable", lambda directory: False)
+    assert rows(path) == []
+    monkeypatch.setattr(sqlite, "PATIENCE", 0.0)
+    connect = sqlite.reader(path)
+    assert connect is not None
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer, closing(connect()) as database:
+        writer.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            database.execute("SELECT x FROM t")

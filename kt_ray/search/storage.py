@@ -30,7 +30,8 @@ TRIES = 10  # at making the tables, which another process may be making too
 def open_storage(url: str, *, create: bool = True) -> BaseStorage:
     """The Optuna storage at `url`: `sqlite:///PATH`, `postgresql://…`, `journal:///PATH`.
 
-    Raises StudyError in one line where it cannot be reached; with `create` false, also where there is none yet.
+    With `create` false, one that lies where nothing can be written is opened to be read alone. Raises StudyError in
+    one line where it cannot be reached; with `create` false, also where there is none yet.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = _file(url)
@@ -38,7 +39,7 @@ def open_storage(url: str, *, create: bool = True) -> BaseStorage:
         raise StudyError(f"no studies yet: {path} does not exist; `kt-ray search` or `kt-ray run` makes it")
     for attempt in range(TRIES):
         try:
-            return _open(url, path)
+            return _open(url, path, create)
         except Exception as error:  # SQLAlchemy, database drivers and the operating system each raise their own
             reason = first_line(error)
             if attempt + 1 == TRIES or not any(
@@ -59,7 +60,7 @@ def study_names(url: str) -> list[str]:
     path = _file(url)
     if path is not None and not path.exists():
         return []
-    return sorted(optuna.get_all_study_names(open_storage(url)))
+    return sorted(optuna.get_all_study_names(open_storage(url, create=False)))
 
 
 def shown(url: str) -> str:
@@ -77,8 +78,8 @@ def _file(url: str) -> Path | None:
     return None
 
 
-def _open(url: str, path: Path | None) -> BaseStorage:
-    if path is not None:
+def _open(url: str, path: Path | None, create: bool) -> BaseStorage:
+    if path is not None and create:
         path.parent.mkdir(parents=True, exist_ok=True)
     if url.startswith(JOURNAL):
         from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -86,6 +87,8 @@ def _open(url: str, path: Path | None) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path)))
     if path is None:
         storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    elif not create and (reader := sqlite.reader(path)):
+        storage = RDBStorage(url, engine_kwargs={"creator": reader})
     else:
         logged = sqlite.prepare(path)
         storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": sqlite.PATIENCE}})

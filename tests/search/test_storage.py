@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
+from typer.testing import CliRunner
 
 from kt_ray import sqlite
-from kt_ray.errors import StudyError
+from kt_ray.cli import app
+from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search import storage as storages
 from kt_ray.search.storage import Enduring, enduring_storage, open_storage, shown, study_names
+from kt_ray.search.summary import summaries, trial_rows
 from tests.search.stand_in import study_config
 from tests.search.test_study import SAMPLERS, driver, outcome, searched
 from tests.tracking.servers import POSTGRES, Postgres, postgres_server
@@ -132,6 +136,51 @@ def test_reading_makes_no_storage(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"no studies yet: .*optuna\.db does not exist"):
         open_storage(url, create=False)
     assert not (tmp_path / "optuna.db").exists()
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """Shows a directory at another place, where nothing can be written, as on a read-only filesystem."""
+    shown_at = tmp_path / "sealed"
+    shown_at.mkdir()
+
+    def seal(directory: Path) -> Path:
+        bind = subprocess.run(["mount", "--bind", directory, shown_at], capture_output=True, check=False)
+        if bind.returncode:
+            pytest.skip("mounting a directory needs more rights than these")
+        subprocess.run(["mount", "-o", "remount,bind,ro", shown_at], check=True)
+        return shown_at
+
+    yield seal
+    subprocess.run(["umount", "--lazy", shown_at], capture_output=True, check=False)  # connections may be open
+
+
+def test_a_storage_where_nothing_can_be_written_is_read(tmp_path: Path, sealed: Callable[[Path], Path]) -> None:
+    whole = tmp_path / "workspace"
+    url = f"sqlite:///{whole}/optuna.db"
+    study = driver(CONFIG, open_storage(url))
+    there = f"sqlite:///{sealed(whole)}/optuna.db"
+    assert study_names(there) == ["s"]
+    assert trial_rows(there, "s") == trial_rows(url, "s")
+    study.ask()
+    assert (whole / "optuna.db-wal").stat().st_size
+    assert summaries(there)[0].running == 1  # what is in the log alone is seen
+
+
+def test_commands_that_read_need_write_nothing(tmp_path: Path, sealed: Callable[[Path], Path]) -> None:
+    whole = tmp_path / "workspace"
+    storage = open_storage(f"sqlite:///{whole}/optuna.db")
+    driver(CONFIG, storage)
+    storage._backend.engine.dispose()  # type: ignore[attr-defined]
+    place = ["--workspace", str(sealed(whole))]
+    commands = (["status"], ["trials", "s"], ["best", "s"], ["importance", "s"], ["pareto", "s"])
+    for command in (*commands, ["report", "s", "--output", str(tmp_path / "s.html")]):
+        result = CliRunner().invoke(app, [*command, *place])
+        assert result.exit_code == 0, (command, result.exception)
+    assert (tmp_path / "s.html").is_file()
+    with pytest.raises(ConfigError, match=r"report\.html cannot be written: Read-only file system; name another"):
+        CliRunner().invoke(app, ["report", "s", *place], catch_exceptions=False)
+    assert {path.name for path in whole.iterdir()} == {"optuna.db"}
 
 
 def test_faults_are_one_line_without_the_password(tmp_path: Path) -> None:
