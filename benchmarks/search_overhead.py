@@ -45,6 +45,7 @@ from kt_ray.zoo.untrained import untrained_zoo
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS = 3
+PAGE = 4096  # bytes
 DATASET = DatasetConfig(name="mnist5k", train_images=200, selection_images=100)
 
 
@@ -171,25 +172,19 @@ def time_asks(finished: int) -> dict[str, float]:
 
 @ray.remote(num_cpus=0)
 class Holder:
-    """Holds a translator in training over the zoo, and says by how much its private memory grew."""
+    """Holds a translator in training over a zoo, every page of which is mapped."""
 
     def hold(self, zoo: Any, dataset: Any) -> float:
-        """MB of private memory that the zoo and the training took, a fresh translator's own parameters apart."""
-        import torch
-
+        """MB of this process's private memory then."""
         from kt_ray.training import TranslatorTraining
 
         trial = TrialConfig.model_validate({"translator": {"mixer": {"size": "tiny"}}})
-        small = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=4, selection=2, test=1))
-        images = unpack(dataset)
-        TranslatorTraining(trial, small, images)  # imports and allocations that are not the zoo's
-        before = private_memory()
         shared = unpack(zoo)
-        self.training = TranslatorTraining(trial, shared, images)
+        self.training = TranslatorTraining(trial, shared, unpack(dataset))
         for tensors in (shared.parameters, self.training.members):
             for value in tensors.values():
-                torch.nansum(value)  # maps every page
-        return private_memory() - before
+                float(value.reshape(-1)[:: PAGE // 4].nan_to_num().sum())
+        return private_memory()
 
 
 def private_memory() -> float:
@@ -201,14 +196,25 @@ def private_memory() -> float:
 
 
 def count_copies(at_once: int, members: int) -> dict[str, float]:
-    """Copies of a zoo in memory while `at_once` processes train over it."""
-    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=members, selection=8, test=8))
-    megabytes = sum(value.numel() * value.element_size() for value in zoo.parameters.values()) / 2**20
+    """Copies of a zoo in memory while `at_once` processes train over it: beyond the one in the object store, the
+    private memory that they take more than with a zoo of four training members."""
+    counts = MemberCounts(train=4, selection=8, test=1)
+    few, many = (
+        untrained_zoo(Architecture("basic_to_simple"), counts.model_copy(update={"train": train}))
+        for train in (counts.train, members)
+    )
+    megabytes = sum(value.numel() * value.element_size() for value in many.parameters.values()) / 2**20
     with connected(RayConfig(cpus=2)):
-        reference, images = ray.put(pack(zoo)), ray.put(pack(load_dataset(DATASET)))
-        holders = [Holder.remote() for _ in range(at_once)]
-        private = ray.get([holder.hold.remote(reference, images) for holder in holders])
-    return {"zoo_mb": megabytes, "private_mb": sum(private), "copies": 1 + sum(private) / megabytes}
+        few_images = DATASET.model_copy(update={"selection_images": 1})  # what runs on them would drown the zoo
+        images, private = ray.put(pack(load_dataset(few_images))), []
+        for zoo in (few, many):
+            reference = ray.put(pack(zoo))
+            holders = [Holder.remote() for _ in range(at_once)]
+            private.append(sum(ray.get([holder.hold.remote(reference, images) for holder in holders])))
+            for holder in holders:
+                ray.kill(holder)
+    more = private[1] - private[0]
+    return {"zoo_mb": megabytes, "private_mb": more, "copies": 1 + more / megabytes}
 
 
 class Parts:

@@ -59,7 +59,8 @@ def arms(mixer: str) -> dict[str, Settings]:
     named[f"{FEW_STEPS} steps on a mixture alone"] = named["+ refinement on a mixture"] | few | {UNTRAINED: True}
     for name in ("refinement on strokes", "refinement on a mixture"):
         named[f"{name} alone"] = named[f"+ {name}"] | {UNTRAINED: True}
-    return {name: settings | {"translator.mixer.size": mixer} for name, settings in named.items()}
+    named["faithful, the paper's mixer"] = FAITHFUL | {"translator.mixer.size": "paper"}
+    return {name: {"translator.mixer.size": mixer} | settings for name, settings in named.items()}
 
 
 def trial(settings: Settings, seed: int, steps: int, batch: int, reports: int) -> TrialConfig:

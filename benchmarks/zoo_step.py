@@ -1,0 +1,206 @@
+"""Where a training step's time goes, beside PyTorch's step and beside the arithmetic alone.
+
+One thread, the paper's network, batch 128. The arithmetic's time is what the step's multiply-adds would take at the
+rate of a large matrix product on the same core, measured in the same run; forward, gradients by inputs and gradients
+by kernels count once each (the stem's input needs none). Rounds alternate; figures are medians.
+
+    KT_RAY_DATA=... python benchmarks/zoo_step.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from distillation_report import write
+from torch.nn.functional import cross_entropy
+
+from kt_ray.config import DatasetConfig, RecipeConfig
+from kt_ray.data import LabelledImages, as_float, load_dataset
+from kt_ray.networks import Architecture
+from kt_ray.networks.cost import multiply_adds
+from kt_ray.zoo import kernels
+from kt_ray.zoo.objectives import FusedSource, FusedTarget, Objective
+from kt_ray.zoo.optimizers import Optimizer, Parameters
+from kt_ray.zoo.recipe import Order, epoch_of
+from kt_ray.zoo.stacking import fresh
+
+ARCHITECTURE = Architecture("basic_to_simple")
+RECIPE = RecipeConfig()
+BATCH = 128
+PHASES = ("source", "target")
+MATRIX = 1024
+PARTS = {
+    "convolutions forward": ("convolve", "convolve_read"),
+    "gradients by kernels": ("kernel_gradient",),
+    "gradients by inputs": ("input_gradient", "read_gradients"),
+    "stem, pooled, forward": ("stem_forward",),
+    "stem, pooled, backward": ("stem_backward",),
+    "batch norm and ReLU": ("moments", "norm_relu", "norm_sums", "through_norm", "mask"),
+    "gathering a batch": ("gather_images", "gather_activations"),
+}
+
+
+def ours(phase: str, data: LabelledImages) -> Callable[[int], None]:
+    """This project's steps of one member in `phase`."""
+    state = fresh(ARCHITECTURE.source_network, [0])
+    objective: Objective
+    if phase == "source":
+        parameters, objective = Parameters(state), FusedSource(ARCHITECTURE, data)
+    else:
+        frozen = {name: value for name, value in state.items() if not name.startswith("block.")}
+        parameters = Parameters(fresh(ARCHITECTURE.target_block, [0]))
+        objective = FusedTarget(ARCHITECTURE, frozen, data, variants=2)
+    draw = epoch_of([Order(0, len(data), RECIPE)], "cpu")
+    optimizer = Optimizer(parameters.theta, [getattr(RECIPE, phase)])
+
+    def run(steps: int) -> None:
+        for step in range(steps):
+            optimizer.step(objective.gradient(parameters, draw.batch(step % (len(data) // BATCH) * BATCH, BATCH)), 1.0)
+
+    return run
+
+
+def pytorch(phase: str, data: LabelledImages) -> Callable[[int], None]:
+    """The same by nn.Module and autograd; images are tensors already, and the whole network runs in both phases."""
+    network = ARCHITECTURE.source_network()
+    if phase == "target":
+        network.eval().requires_grad_(False)
+        network.block = ARCHITECTURE.target_block()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, 0.01, 0.9)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            rows = torch.randint(len(data), (BATCH,))
+            optimizer.zero_grad()
+            cross_entropy(network(as_float(data.images[rows])), data.labels[rows]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return run
+
+
+def multiply_adds_of_a_step() -> dict[str, int]:
+    """For each phase; the target's needs no stem, and of its last convolution only what the head reads (a quarter)."""
+    with torch.random.fork_rng(devices=[]):
+        stem, head = ARCHITECTURE.stem(), ARCHITECTURE.head()
+        source, target = ARCHITECTURE.source_block(), ARCHITECTURE.target_block()
+    shape = ARCHITECTURE.activation_shape
+    of_stem = multiply_adds(stem, ARCHITECTURE.image_shape)
+    of_head = multiply_adds(head, shape)
+    convolution = multiply_adds(target, shape) // 2  # both of its convolutions are of one size
+    first, last = convolution, convolution // 4
+    return {
+        "source": BATCH * (2 * of_stem + 3 * multiply_adds(source, shape) + 3 * of_head),
+        "target": BATCH * (2 * first + 3 * last + 2 * of_head),
+    }
+
+
+def matrix_product_rate(rounds: int) -> float:
+    """Multiply-adds a second of a large matrix product."""
+    a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
+    return MATRIX**3 / statistics.median(seconds(lambda _: a @ b, 1) for _ in range(2 * rounds + 1))
+
+
+def seconds(run: Callable[[int], Any], steps: int) -> float:
+    """Of one of `steps`."""
+    began = time.perf_counter()
+    run(steps)
+    return (time.perf_counter() - began) / steps
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """Seconds in each kernel that Python calls, by its name, while the context is open."""
+    spent: dict[str, float] = defaultdict(float)
+    before = {name: getattr(kernels, name) for names in PARTS.values() for name in names}
+
+    def wrapped(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = before[name](*arguments)
+            spent[name] += time.perf_counter() - began
+            return result
+
+        return call
+
+    for name in before:
+        setattr(kernels, name, wrapped(name))
+    try:
+        yield spent
+    finally:
+        for name, kernel in before.items():
+            setattr(kernels, name, kernel)
+
+
+def shares(run: Callable[[int], None], steps: int) -> dict[str, float]:
+    """Milliseconds of a step in each part; what no kernel took is the head's products, the optimiser and Python."""
+    with timed() as spent:
+        total = seconds(run, steps)
+    parts = {part: 1000 * sum(spent[name] for name in names) / steps for part, names in PARTS.items()}
+    return parts | {"head, optimiser, Python": 1000 * total - sum(parts.values())}
+
+
+def measure(rounds: int, steps: int) -> dict[str, Any]:
+    """Milliseconds of a step of each kind and phase."""
+    data = load_dataset(DatasetConfig(name="mnist5k", selection_images=1000)).train
+    runs = {
+        (kind, phase): make(phase, data) for kind, make in (("ours", ours), ("pytorch", pytorch)) for phase in PHASES
+    }
+    for run in runs.values():
+        run(3)  # compiles
+    samples = [{key: 1000 * seconds(run, steps) for key, run in runs.items()} for _ in range(rounds)]
+    needed, rate = multiply_adds_of_a_step(), matrix_product_rate(rounds)
+    return {
+        phase: {
+            "ours_ms": statistics.median(sample["ours", phase] for sample in samples),
+            "pytorch_ms": statistics.median(sample["pytorch", phase] for sample in samples),
+            "multiply_adds": needed[phase],
+            "arithmetic_ms": 1000 * needed[phase] / rate,
+            "parts_ms": shares(runs["ours", phase], rounds * steps),
+        }
+        for phase in PHASES
+    } | {"matrix_product_multiply_adds_per_second": rate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=40, help="of each kind in a round")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = measure(options.rounds, options.steps)
+    headline = {
+        f"{phase}_{name}": results[phase]["ours_ms" if name == "over_arithmetic" else "pytorch_ms"]
+        / results[phase]["arithmetic_ms" if name == "over_arithmetic" else "ours_ms"]
+        for phase in PHASES
+        for name in ("over_arithmetic", "speedup_over_pytorch")
+    }
+    write("zoo_step", headline, results, [0], table_of(results, headline))
+
+
+def table_of(results: dict[str, Any], headline: dict[str, float]) -> str:
+    lines = ["| milliseconds of a step | source | target |", "|---|---|---|"]
+    rows = {
+        "PyTorch, images as tensors": "pytorch_ms",
+        "kt_ray": "ours_ms",
+        "its arithmetic at a matrix product's rate": "arithmetic_ms",
+    }
+    lines += [
+        f"| {label} | {results['source'][key]:.2f} | {results['target'][key]:.2f} |" for label, key in rows.items()
+    ]
+    lines += [
+        f"| of kt_ray's: {part} | {results['source']['parts_ms'][part]:.2f} | {results['target']['parts_ms'][part]:.2f} |"
+        for part in results["source"]["parts_ms"]
+    ]
+    return "\n".join([*lines, "", *(f"- {name}: {value:.2f}" for name, value in headline.items())])
+
+
+if __name__ == "__main__":
+    main()
