@@ -195,9 +195,10 @@ def table_of(results: dict[str, Any], headline: dict[str, float]) -> str:
     lines += [
         f"| {label} | {results['source'][key]:.2f} | {results['target'][key]:.2f} |" for label, key in rows.items()
     ]
+    parts = {phase: results[phase]["parts_ms"] for phase in PHASES}
     lines += [
-        f"| of kt_ray's: {part} | {results['source']['parts_ms'][part]:.2f} | {results['target']['parts_ms'][part]:.2f} |"
-        for part in results["source"]["parts_ms"]
+        f"| of kt_ray's: {part} | {parts['source'][part]:.2f} | {parts['target'][part]:.2f} |"
+        for part in parts["source"]
     ]
     return "\n".join([*lines, "", *(f"- {name}: {value:.2f}" for name, value in headline.items())])
 
