@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kt_ray.data import LabelledImages, as_float
-from kt_ray.losses import kl, relative_error
+from kt_ray.divergences import kl, relative_error
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translators.one_shot import one_shot_block
 from kt_ray.translators.probes import strokes

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kt_ray.config import LOGIT_TERMS, STRUCTURE_TERMS, LossConfig
+from kt_ray.divergences import kl, relative_error
 from kt_ray.networks import Architecture, State
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Layout, balanced, take, to_units
@@ -60,17 +61,6 @@ def best_order(cost: Tensor) -> Tensor:
         return orders[totals.argmin(1)]
     solved = [linear_sum_assignment(matrix)[1] for matrix in cost.cpu().numpy()]
     return torch.from_numpy(np.stack(solved)).to(cost.device)
-
-
-def relative_error(given: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square error over the variance of what is wanted, per member: [B]."""
-    return (given - wanted).square().flatten(1).mean(1) / wanted.flatten(1).var(1).clamp_min(1e-6)
-
-
-def kl(given: Tensor, wanted: Tensor) -> Tensor:
-    """KL divergence from the predictions of logits `wanted` to those of `given` [B, N, classes], per member: [B]."""
-    wanted = wanted.log_softmax(-1)
-    return (wanted.exp() * (wanted - given.log_softmax(-1))).sum(-1).mean(1)
 
 
 class TranslationLoss:

@@ -7,7 +7,7 @@ import torch
 
 from kt_ray import baselines
 from kt_ray.data import Dataset, as_float
-from kt_ray.losses import relative_error
+from kt_ray.divergences import relative_error
 from kt_ray.networks import PAIRS, Architecture, State, stacked
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.zoo.members import Zoo

@@ -73,6 +73,10 @@ class RefinementOptions(Frozen):
         "strokes", description="how probes begin: drawn from no data, or from a mixture fitted to the training images"
     )
     trained: bool = Field(True, description="false: only the family is trained, without the steps, which stay Adam's")
+    predictions: float = Field(
+        0.0, ge=0, le=1, description="share of the steps, the last ones, that match the source's predictions too"
+    )
+    starts: PositiveInt = Field(1, description="blocks to begin at; the best of what comes of them is written")
     probes: PositiveInt = Field(24, description="images in a set")
     probe_sets: PositiveInt = Field(8, description="sets of them, which the steps take in turn")
     width: PositiveInt = 32

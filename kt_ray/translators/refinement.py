@@ -6,10 +6,13 @@ parameters; at translation they are run through the user's own stem, block and h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
+from kt_ray.divergences import relative_error, tempered_kl
 from kt_ray.networks import Architecture, State
 from kt_ray.translators.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
 from kt_ray.translators.probes import mixture, strokes
@@ -19,6 +22,7 @@ from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, write
 FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
 CHANGE = 0.1  # of the layer's output beside Adam's direction, whose entries are about 1
+FEATURES = 0.1  # weight of the error of the head's input where predictions count too
 SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
 
@@ -28,7 +32,9 @@ class Refiner(nn.Module):
     Before training a step is Adam's; its rates are learned for each kind of weight, and to it comes what an axial
     layer over the target's and source's tokens [B, K + H, C, width] adds, at first nothing. The layer is the same at
     every step; tokens are carried from step to step. The error is that of the input of the head's ReLU plus that of
-    the logits, each over its variance, on one set of the probes after the other.
+    the logits, each over its variance, on one set of the probes after the other; in the last steps (`predictions`)
+    the divergence of tempered predictions joins it. Of several starts, each member keeps the block with the least
+    divergence on all probes.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -37,6 +43,7 @@ class Refiner(nn.Module):
         self.architecture = architecture
         self.layout = LAYOUTS[architecture.pair]
         width, steps = options.width, options.steps
+        self.matched = round(options.predictions * steps)
         values = self.layout.kernels * self.layout.values + len(self.layout.unit) + len(self.layout.channel)
         self.sets = options.probe_sets
         drawn = strokes(options.probes * options.probe_sets, architecture.image_shape)
@@ -53,20 +60,34 @@ class Refiner(nn.Module):
         """Begin with probes like `images`, uint8 [N, C, H, W], in place of strokes (see `probes.mixture`)."""
         self.probes.data = _logits(mixture(images, len(self.probes), generator)).to(self.probes)
 
-    def forward(self, units: Units, source: Units, members: State) -> Units:
-        """`units` refined; `source` as the family read it; `members` is the source block with `stem.` and `head.`."""
+    def forward(self, starts: Sequence[Units], source: Units, members: State) -> Units:
+        """The best of `starts` refined; `source` as the family read it; `members` is the source block with `stem.` and
+        `head.`."""
         probes = torch.sigmoid(SHARPNESS * self.probes)
         sets = [
             Surroundings(members, stem_activations(members, part), self.architecture)
             for part in probes.chunk(self.sets)[: len(self.log_rates)]
         ]
-        known = self.source(source.tokens())
+        refined = [self._steps(units, self.source(source.tokens()), sets) for units in starts]
+        if len(refined) == 1:
+            return refined[0]
+        with torch.no_grad():
+            divergence = torch.stack([self._divergence(units, sets) for units in refined])  # [starts, B]
+        best, rows = divergence.argmin(0), torch.arange(divergence.shape[1], device=divergence.device)
+        edges, unit, channel = (
+            torch.stack([getattr(units, part) for units in refined])[best, rows]
+            for part in ("edges", "unit", "channel")
+        )
+        return Units(edges, unit, channel)
+
+    def _steps(self, units: Units, known: Tensor, sets: Sequence[Surroundings]) -> Units:
+        """`units` after all steps; `known` [B, H, C, width] are the source's tokens."""
         count = units.edges.shape[1]
         tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
         adam, steps = Adam(), len(self.log_rates)
         times = rank_code(steps, known)
         for step in range(steps):
-            gradient, errors = self._gradient(units, sets[step % len(sets)])
+            gradient, errors = self._gradient(units, sets[step % len(sets)], step >= steps - self.matched)
             direction = Units(*adam(gradient))
             facts = torch.cat([errors, times[step].expand(len(errors), -1)], dim=1)
             facts = facts[:, None, None].expand(*tokens.shape[:3], -1)
@@ -82,21 +103,34 @@ class Refiner(nn.Module):
             )
         return units
 
-    def _gradient(self, units: Units, surroundings: Surroundings) -> tuple[list[Tensor], Tensor]:
-        """The gradient on the probes for each part of the units; logs of both errors and of its size, [B, 3]."""
+    def _divergence(self, units: Units, sets: Sequence[Surroundings]) -> Tensor:
+        """Of the tempered predictions of `units` on all probes from the source's, [B]."""
+        block = write(units, self.layout)
+        found = []
+        for surroundings in sets:
+            logits = surroundings.logits(surroundings.features(surroundings.outputs(block)))
+            found.append(tempered_kl(logits, surroundings.wanted_logits))
+        return torch.stack(found).mean(0)
+
+    def _gradient(self, units: Units, surroundings: Surroundings, predictions: bool) -> tuple[list[Tensor], Tensor]:
+        """The gradient on the probes for each part of the units, with `predictions` that of theirs too; logs of both
+        errors and of the gradient's size, [B, 3]."""
         parts = [units.edges, units.unit, units.channel]
         with torch.enable_grad():
             if not self.training:
                 parts = [part.detach() for part in parts]
             parts = [part if part.requires_grad else part.requires_grad_() for part in parts]
             features = surroundings.features(surroundings.outputs(write(Units(*parts), self.layout)))
+            logits = surroundings.logits(features)
             errors = [
-                _relative_error(features, surroundings.wanted_features),
-                _relative_error(surroundings.logits(features), surroundings.wanted_logits),
+                relative_error(features, surroundings.wanted_features),
+                relative_error(logits, surroundings.wanted_logits),
             ]
+            total = errors[0] + errors[1]
+            if predictions:
+                total = FEATURES * errors[0] + errors[1] + tempered_kl(logits, surroundings.wanted_logits)
             used = [part for part in parts if part.numel()]
-            total = torch.stack(errors).sum()
-            found = iter(torch.autograd.grad(total, used, create_graph=self.training, retain_graph=self.training))
+            found = iter(torch.autograd.grad(total.sum(), used, create_graph=self.training, retain_graph=self.training))
         gradient = [next(found) if part.numel() else part for part in parts]
         size = gradient[0].flatten(1).square().mean(1).add(1e-12).sqrt()
         logs = torch.stack([*errors, size], dim=1).clamp_min(1e-8).log()
@@ -129,8 +163,3 @@ class Adam:
 
 def _logits(images: Tensor) -> Tensor:
     return torch.logit(images.clamp(0.02, 0.98)) / SHARPNESS
-
-
-def _relative_error(given: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square error over the variance of what is wanted, [B]."""
-    return (given - wanted).square().flatten(1).mean(1) / wanted.flatten(1).var(1).clamp_min(1e-6)

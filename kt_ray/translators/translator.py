@@ -71,5 +71,15 @@ class Translator(nn.Module):
                 base.channel + self.scale[-1] * written.channel,
             )
         if self.refiner is not None and (self.config.refinement.trained or not self.training):
-            written = self.refiner(written, read, source)
+            written = self.refiner([written, *self._further_starts(plain)], read, source)
         return tokens.write(written, self.layout)
+
+    def _further_starts(self, plain: Units) -> list[Units]:
+        """One-shot blocks of other units than the most important ones: start k's kept units begin k·stride further."""
+        hidden = plain.edges.shape[1]
+        starts = self.config.refinement.starts
+        orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
+        base = BASES[self.config.base]
+        return [
+            base(plain.take(order.expand(len(plain.edges), -1)), self.layout, self.target_hidden) for order in orders
+        ]

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig
+from kt_ray.divergences import tempered_kl
 from kt_ray.networks import PAIRS, Architecture
 from kt_ray.translators import build_translator
 from kt_ray.translators.probes import strokes
-from kt_ray.translators.refinement import Adam
+from kt_ray.translators.refinement import SHARPNESS, Adam
 from kt_ray.translators.surroundings import Surroundings, stem_activations
+from kt_ray.translators.translator import Translator
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
@@ -37,6 +39,33 @@ def test_untrained_steps_lower_the_error(pair: str) -> None:
         assert not any(value.requires_grad for value in block.values())
         errors[steps] = float((logits - surroundings.wanted_logits).square().mean())
     assert errors[8] < errors[0]
+
+
+def divergence(translator: Translator, zoo: Zoo) -> torch.Tensor:
+    """Of the translated blocks' tempered predictions on the translator's probes from the source's, a member each."""
+    members = translator.read(zoo.parameters)
+    images = torch.sigmoid(SHARPNESS * translator.refiner.probes.detach())
+    surroundings = Surroundings(members, stem_activations(members, images), zoo.architecture)
+    with torch.no_grad():
+        logits = surroundings.logits(surroundings.features(surroundings.outputs(translator.eval()(members))))
+    return tempered_kl(logits, surroundings.wanted_logits)
+
+
+def refined(zoo: Zoo, **options: float) -> Translator:
+    torch.manual_seed(0)
+    settings = {"steps": 8, "probes": 4, "width": 8} | options
+    return build_translator(TranslatorConfig(mixer=MixerOptions(size="tiny"), refinement=settings), zoo.architecture)
+
+
+def test_last_steps_match_predictions(random_zoo: Zoo) -> None:
+    without, matched = (divergence(refined(random_zoo, predictions=share), random_zoo) for share in (0.0, 0.5))
+    assert float(matched.mean()) < float(without.mean())
+
+
+def test_the_best_of_several_starts_is_written(random_zoo: Zoo) -> None:
+    one, three = (divergence(refined(random_zoo, starts=starts), random_zoo) for starts in (1, 3))
+    assert (three <= one + 1e-6).all()
+    assert float(three.mean()) < float(one.mean())
 
 
 def test_gradients_reach_probes_rates_and_layers(random_zoo: Zoo) -> None:

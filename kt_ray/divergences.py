@@ -1,0 +1,25 @@
+"""How far outputs are from wanted ones, per member of a stack."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+TEMPERATURE = 0.5  # in deviations of the wanted logits
+
+
+def relative_error(given: Tensor, wanted: Tensor) -> Tensor:
+    """Mean square error over the variance of what is wanted, per member: [B]."""
+    return (given - wanted).square().flatten(1).mean(1) / wanted.flatten(1).var(1).clamp_min(1e-6)
+
+
+def kl(given: Tensor, wanted: Tensor) -> Tensor:
+    """KL divergence from the predictions of logits `wanted` to those of `given` [B, N, classes], per member: [B]."""
+    wanted = wanted.log_softmax(-1)
+    return (wanted.exp() * (wanted - given.log_softmax(-1))).sum(-1).mean(1)
+
+
+def tempered_kl(given: Tensor, wanted: Tensor) -> Tensor:
+    """`kl` at a temperature that follows the spread of `wanted`: on made-up images predictions are too sure to learn
+    from. [B]."""
+    temperature = TEMPERATURE * wanted.flatten(1).std(1).clamp_min(1e-6)[:, None, None]
+    return kl(given / temperature, wanted / temperature)
