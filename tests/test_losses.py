@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from kt_ray.config import LossConfig, MemberCounts, NetworkConfig
 from kt_ray.data import Dataset, as_float
-from kt_ray.evaluation import readable
 from kt_ray.divergences import kl, relative_error
+from kt_ray.evaluation import readable
 from kt_ray.losses import TranslationLoss, aligned_mse, best_order, normalised_mse, weight_mse
 from kt_ray.networks import PAIRS, Architecture, stacked
 from kt_ray.translators.surroundings import Surroundings, stem_activations

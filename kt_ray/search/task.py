@@ -82,7 +82,8 @@ class TranslatorTask:
     @property
     def code(self) -> tuple[str, ...]:
         """The files and folders of the package that decide a translator's numbers."""
-        return ("augmentations.py", "data.py", "divergences.py", "evaluation.py", "losses.py", "training.py", "networks", "translators")
+        files = ("augmentations.py", "data.py", "divergences.py", "evaluation.py", "losses.py", "training.py")
+        return (*files, "networks", "translators")
 
     def params(self) -> Mapping[str, Any]:
         """Pair and zoo."""
