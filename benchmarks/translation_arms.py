@@ -20,6 +20,7 @@ MASK_AND_NOISE: Settings = {
     "augmentation.noise": {"std": 0.01, "sides": "both"},
 }
 REFINEMENT = {"steps": 384, "probes": 24, "probe_sets": 16, "width": 8, "trained": False}
+MATCHED = REFINEMENT | {"images": "mixture", "predictions": 0.5}
 FEW_STEPS = 24
 # Each is added to all before it, beginning at the faithful arm.
 INGREDIENTS: dict[str, Settings] = {
@@ -40,6 +41,8 @@ INGREDIENTS: dict[str, Settings] = {
     "+ varied and swapped units": {"augmentation.vary": 0.05, "augmentation.swap_units": 0.1},
     "+ refinement on strokes": {"translator.canonical": True, "translator.refinement": REFINEMENT},
     "+ refinement on a mixture": {"translator.refinement": REFINEMENT | {"images": "mixture"}},
+    "+ matched predictions": {"translator.refinement": MATCHED},
+    "+ three starts": {"translator.refinement": MATCHED | {"starts": 3}},
 }
 FAMILIES = ("mlp", "neuron_transformer", "graph")
 BEFORE_FAMILIES = "+ permutations"
@@ -57,7 +60,7 @@ def arms(mixer: str) -> dict[str, Settings]:
     few = {"translator.refinement": REFINEMENT | {"images": "mixture", "steps": FEW_STEPS}}
     named[f"{FEW_STEPS} steps on a mixture, learned start"] = named["+ refinement on a mixture"] | few
     named[f"{FEW_STEPS} steps on a mixture alone"] = named["+ refinement on a mixture"] | few | {UNTRAINED: True}
-    for name in ("refinement on strokes", "refinement on a mixture"):
+    for name in ("refinement on strokes", "refinement on a mixture", "matched predictions", "three starts"):
         named[f"{name} alone"] = named[f"+ {name}"] | {UNTRAINED: True}
     named["faithful, the paper's mixer"] = FAITHFUL | {"translator.mixer.size": "paper"}
     return {name: {"translator.mixer.size": mixer} | settings for name, settings in named.items()}
