@@ -14,6 +14,9 @@ from typing import Any
 import numba
 import numpy as np
 
+EPS = 1e-5  # torch's default, as is the momentum of the running statistics
+MOMENTUM = np.float32(0.1)
+
 # Sums may be reordered and contracted; NaN and infinity keep their meaning, so that divergence is seen.
 _jit = numba.njit(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", nogil=True, cache=True)
 
@@ -99,8 +102,8 @@ def input_gradient(dy, w, dx):
 
 
 @compiled
-def moments(y, eps):
-    """Mean and 1/√(variance + eps) of the values of y[H, W, N], and the variance; rows are summed in float64."""
+def _moments(y):
+    """Mean and variance of the values of y[H, W, N]; rows are summed in float64."""
     height = y.shape[0]
     total = 0.0
     for h in range(height):
@@ -117,22 +120,49 @@ def moments(y, eps):
         for k in range(len(values)):
             of_row += (values[k] - mean) * (values[k] - mean)
         squares += float(of_row)
-    variance = squares / y.size
-    return mean, np.float32(1 / np.sqrt(variance + eps)), np.float32(variance)
+    return mean, squares / y.size
+
+
+@compiled
+def _measure(c, y, gamma, beta, running_mean, running_variance, mean, inverse, scale, shift, training):
+    """`measure` for channel `c`, which is y[H, W, N]."""
+    if training:
+        mean[c], variance = _moments(y)
+        unbiased = np.float32(variance * y.size / (y.size - 1))
+        running_mean[c] += MOMENTUM * (mean[c] - running_mean[c])
+        running_variance[c] += MOMENTUM * (unbiased - running_variance[c])
+    else:
+        mean[c], variance = running_mean[c], float(running_variance[c])
+    inverse[c] = 1 / np.sqrt(variance + EPS)
+    scale[c] = gamma[c] * inverse[c]
+    shift[c] = beta[c] - mean[c] * scale[c]
+
+
+@compiled
+def measure(y, gamma, beta, running_mean, running_variance, mean, inverse, scale, shift, training):
+    """Scale and shift [C] of a batch norm of y[C, H, W, N], and the mean and 1/√(variance + ε) that they come from.
+
+    In training mode those of y, which also move the running ones; else the running ones.
+    """
+    for c in range(len(y)):
+        _measure(c, y[c], gamma, beta, running_mean, running_variance, mean, inverse, scale, shift, training)
 
 
 @compiled
 def norm_relu(y, scale, shift, out):
-    """The inside of out[H+2, W+2, N] = ReLU(scale·y + shift) for y[H, W, N]."""
-    height, width = y.shape[:2]
-    for h in range(height):
-        source, goal = y[h].reshape(-1), out[h + 1, 1 : width + 1].reshape(-1)
-        for k in range(len(source)):
-            goal[k] = max(scale * source[k] + shift, np.float32(0))
+    """out = ReLU(scale·y + shift) for y[C, H, W, N] and scale and shift [C]; `out` may have a border of 1."""
+    channels, height, width = y.shape[:3]
+    border = (out.shape[1] - height) // 2
+    for c in range(channels):
+        a, b = scale[c], shift[c]
+        for h in range(height):
+            source, goal = y[c, h].reshape(-1), out[c, h + border, border : width + border].reshape(-1)
+            for k in range(len(source)):
+                goal[k] = max(a * source[k] + b, np.float32(0))
 
 
 @compiled
-def norm_sums(g, y, mean, inverse):
+def _norm_sums(g, y, mean, inverse):
     """Σ g and Σ g·(y − mean)·inverse over two arrays [H, W, N]; rows are summed in float64."""
     total = weighted = 0.0
     for h in range(len(g)):
@@ -147,62 +177,36 @@ def norm_sums(g, y, mean, inverse):
 
 
 @compiled
-def through_norm(g, y, mean, inverse, gamma, total, weighted, count, out):
-    """The inside of out[H+2, W+2, N] = the gradient before a batch norm, from g after it and its `norm_sums`."""
-    height, width = y.shape[:2]
-    scale = gamma * inverse
-    slope = -scale * inverse * weighted / np.float32(count)
-    offset = -scale * total / np.float32(count) - slope * mean
-    for h in range(height):
-        gradient, value = g[h].reshape(-1), y[h].reshape(-1)
-        goal = out[h + 1, 1 : width + 1].reshape(-1)
-        for k in range(len(goal)):
-            goal[k] = scale * gradient[k] + slope * value[k] + offset
+def norm_backward(g, y, activation, mean, inverse, scale, out, dgamma, dbeta):
+    """out = the gradient before a batch norm, from g[C, H, W, N] after its ReLU; dgamma and dbeta [C].
+
+    g is set to 0 where the ReLU's output `activation` is. It and `out` may have a border of 1.
+    """
+    mask(g, activation)
+    channels, height, width, n = g.shape
+    border, count = (out.shape[1] - height) // 2, np.float32(height * width * n)
+    for c in range(channels):
+        factor = scale[c]
+        dbeta[c], dgamma[c] = _norm_sums(g[c], y[c], mean[c], inverse[c])
+        slope = -factor * inverse[c] * dgamma[c] / count
+        offset = -factor * dbeta[c] / count - slope * mean[c]
+        for h in range(height):
+            gradient, value = g[c, h].reshape(-1), y[c, h].reshape(-1)
+            goal = out[c, h + border, border : width + border].reshape(-1)
+            for k in range(len(goal)):
+                goal[k] = factor * gradient[k] + slope * value[k] + offset
 
 
 @compiled
 def mask(g, activation):
-    """g[C, H, W, N] = 0 where the activation [C, H+2, W+2, N] (a ReLU's output) is 0, in place."""
+    """g[C, H, W, N] = 0 where a ReLU's output is 0, in place; `activation` may have a border of 1."""
     channels, height, width = g.shape[:3]
+    border = (activation.shape[1] - height) // 2
     for c in range(channels):
         for h in range(height):
-            gradient, value = g[c, h].reshape(-1), activation[c, h + 1, 1 : width + 1].reshape(-1)
+            gradient, value = g[c, h].reshape(-1), activation[c, h + border, border : width + border].reshape(-1)
             for k in range(len(gradient)):
                 gradient[k] = gradient[k] if value[k] > 0 else np.float32(0)
-
-
-@compiled
-def gather_images(images, rows, flips, shifts, x):
-    """The inside of x[C, H+2, W+2, N] = images[rows] / 255, mirrored where `flips`, moved by `shifts` [N, 2] pixels.
-
-    `shifts` may be empty. What moves in from outside is 0.
-    """
-    channels, height, width = images.shape[1:]
-    scaled = np.arange(256).astype(np.float32) / np.float32(255)
-    for c in range(channels):
-        for h in range(height):
-            for w in range(width):
-                goal = x[c, h + 1, w + 1]
-                if len(shifts) == 0:
-                    for n in range(len(rows)):
-                        goal[n] = scaled[images[rows[n], c, h, width - 1 - w if flips[n] else w]]
-                    continue
-                for n in range(len(rows)):
-                    i, j = h - shifts[n, 0], w - shifts[n, 1]
-                    j = width - 1 - j if flips[n] else j
-                    inside = 0 <= i < height and 0 <= j < width
-                    goal[n] = scaled[images[rows[n], c, i, j]] if inside else np.float32(0)
-
-
-@compiled
-def gather_activations(cached, rows, x):
-    """The inside of x[C, H+2, W+2, N] = cached[rows], cached being [images, C, H, W]."""
-    for c in range(cached.shape[1]):
-        for h in range(cached.shape[2]):
-            for w in range(cached.shape[3]):
-                goal = x[c, h + 1, w + 1]
-                for n in range(len(rows)):
-                    goal[n] = cached[rows[n], c, h, w]
 
 
 @compiled
@@ -244,34 +248,34 @@ def unpool(g, where, out):
 
 
 @compiled
-def stem_forward(x, w, best, where, mean, inverse, variance, gamma, eps, plane, training):
+def stem_forward(
+    x, w, gamma, beta, running_mean, running_variance, mean, inverse, scale, shift, training, plane, best, where
+):
     """Convolution and maximum of the stem, channel by channel: a batch norm is monotone, so pooling may come first.
 
-    Fills best and where [O, H/2, W/2, N] and, in training, the moments [O] of the convolution, which is kept nowhere.
+    Fills best and where [O, H/2, W/2, N] and, as `measure`, the norm of the convolution, which is kept nowhere.
     """
     for o in range(w.shape[0]):
         convolve(x, w[o : o + 1], plane)
-        if training:
-            mean[o], inverse[o], variance[o] = moments(plane[0], eps)
+        _measure(o, plane[0], gamma, beta, running_mean, running_variance, mean, inverse, scale, shift, training)
         pool(plane[0], np.float32(1) if gamma[o] >= 0 else np.float32(-1), best[o], where[o])
 
 
 @compiled
-def stem_backward(x, w, g, best, where, mean, inverse, gamma, dw, dgamma, dbeta, plane, dplane):
+def stem_backward(x, w, g, best, where, mean, inverse, scale, dw, dgamma, dbeta, plane, dplane):
     """Gradients of the stem's kernels and batch norm from g [O, H/2, W/2, N], already masked by the ReLU."""
+    height, width, n = plane.shape[1:]
+    count = np.float32(height * width * n)
     for o in range(w.shape[0]):
-        total, weighted = norm_sums(g[o], best[o], mean[o], inverse[o])
-        dbeta[o], dgamma[o] = total, weighted
+        dbeta[o], dgamma[o] = _norm_sums(g[o], best[o], mean[o], inverse[o])
         convolve(x, w[o : o + 1], plane)
         unpool(g[o], where[o], dplane[0])
-        height, width, n = plane.shape[1:]
-        scale = gamma[o] * inverse[o]
-        slope = -scale * inverse[o] * weighted / np.float32(height * width * n)
-        offset = -scale * total / np.float32(height * width * n) - slope * mean[o]
+        slope = -scale[o] * inverse[o] * dgamma[o] / count
+        offset = -scale[o] * dbeta[o] / count - slope * mean[o]
         for h in range(height):
             goal, value = dplane[0, h + 1, 1 : width + 1].reshape(-1), plane[0, h].reshape(-1)
             for k in range(len(goal)):
-                goal[k] = scale * goal[k] + slope * value[k] + offset
+                goal[k] = scale[o] * goal[k] + slope * value[k] + offset
         kernel_gradient(x, dplane, dw[o : o + 1])
 
 
@@ -291,8 +295,8 @@ def convolve_read(x, w, y):
 
 @compiled
 def read_gradients(x, dy, w, dx, dw):
-    """dw and dx[C, H, W, N] (without border), the gradients of `convolve_read`."""
-    channels, height, width, n = dx.shape
+    """dw and dx[C, H+2, W+2, N], the gradients of `convolve_read`; the border of dx is written, too."""
+    channels, n = x.shape[0], x.shape[3]
     dw[:] = 0
     dx[:] = 0
     for i in range(dy.shape[1]):
@@ -301,10 +305,9 @@ def read_gradients(x, dy, w, dx, dw):
             for c in range(channels):
                 x0, x1, x2 = x[c, h, k : k + 3], x[c, h + 1, k : k + 3], x[c, h + 2, k : k + 3]
                 for o in range(dy.shape[0]):
-                    _row_gradient(x0.reshape(-1), x1.reshape(-1), x2.reshape(-1), n, dy[o, i, j], dw[o, c])
+                    gradient = dy[o, i, j]
+                    _row_gradient(x0.reshape(-1), x1.reshape(-1), x2.reshape(-1), n, gradient, dw[o, c])
                     for q in range(9):
-                        a, b = h + q // 3 - 1, k + q % 3 - 1
-                        if 0 <= a < height and 0 <= b < width:
-                            goal, gradient, weight = dx[c, a, b], dy[o, i, j], w[o, c, q // 3, q % 3]
-                            for m in range(n):
-                                goal[m] += weight * gradient[m]
+                        goal, weight = dx[c, h + q // 3, k + q % 3], w[o, c, q // 3, q % 3]
+                        for m in range(n):
+                            goal[m] += weight * gradient[m]
