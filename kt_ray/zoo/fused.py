@@ -1,8 +1,8 @@
-"""Gradients of one network at a time by the kernels of `kernels.py`: the fastest way on a CPU core.
+"""Gradients of one network at a time by Numba kernels: the fastest way on a CPU core.
 
 Forward and backward of the paper's networks written out, batch norm in training mode for a source, and for a
 target only what the head reads: its first layer has stride 2, so that a quarter of the block's last convolution
-is enough.
+is enough. What a step needs is laid out once; logits and gradients are overwritten by the next step.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from kt_ray.networks import Architecture
-from kt_ray.zoo import kernels
+from kt_ray.zoo import head_kernels, kernels
 
 Array = npt.NDArray[np.float32]
-EPS = 1e-5  # torch's default, as is the momentum of the running statistics
-MOMENTUM = 0.1
-READ = np.s_[:, ::2, ::2]  # the positions of the block's output that the head reads
 
 
 def zeros(*shape: int) -> Array:
@@ -29,9 +26,9 @@ def zeros(*shape: int) -> Array:
     return array
 
 
-def tensor(array: Array) -> Tensor:
-    """`array` as a tensor of the same memory."""
-    return torch.from_numpy(array)
+def matrix(array: Array) -> Tensor:
+    """`array` [rows, …] as a tensor [rows, columns] of the same memory."""
+    return torch.from_numpy(array).view(len(array), -1)
 
 
 def arrays(state: Mapping[str, Tensor]) -> dict[str, Array]:
@@ -40,85 +37,76 @@ def arrays(state: Mapping[str, Tensor]) -> dict[str, Array]:
 
 
 class Norm:
-    """A batch norm over [C, H, W, N], with the moments that its backward pass needs."""
+    """The batch norm `name` of a state, and the ReLU after it, over [C, H, W, N]."""
 
-    def __init__(self, channels: int) -> None:
-        self.mean, self.inverse, self.variance = zeros(channels), zeros(channels), zeros(channels)
+    def __init__(self, name: str, channels: int) -> None:
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+        self.running = f"{name}.running_mean", f"{name}.running_var"
+        self.mean, self.inverse, self.scale, self.shift = (zeros(channels) for _ in range(4))
 
-    def measure(self, y: Array, state: Mapping[str, Array], name: str, training: bool) -> tuple[Array, Array]:
-        """Scale and shift [C] that normalise y [C, H, W, N] as in training or evaluation mode."""
-        if training:
-            for c in range(len(y)):
-                self.mean[c], self.inverse[c], self.variance[c] = kernels.moments(y[c], EPS)
-        return self.affine(state, name, y[0].size, training)
+    def arrays(self, state: Mapping[str, Array]) -> tuple[Array, ...]:
+        """What `kernels.measure` reads and writes beside y."""
+        mean, variance = self.running
+        return (
+            state[self.weight], state[self.bias], state[mean], state[variance],
+            self.mean, self.inverse, self.scale, self.shift,
+        )  # fmt: skip
 
-    def affine(self, state: Mapping[str, Array], name: str, count: int, training: bool) -> tuple[Array, Array]:
-        """The same from moments that are there already, of `count` values; moves the running statistics."""
-        mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-        if training:
-            mean += np.float32(MOMENTUM) * (self.mean - mean)
-            variance += np.float32(MOMENTUM) * (self.variance * np.float32(count / (count - 1)) - variance)
-        else:
-            self.mean[:] = mean
-            self.inverse[:] = 1 / np.sqrt(variance + np.float32(EPS))
-        scale = state[f"{name}.weight"] * self.inverse
-        return scale, state[f"{name}.bias"] - self.mean * scale
+    def forward(self, state: Mapping[str, Array], y: Array, training: bool, out: Array) -> None:
+        """The inside of `out` from y; in training mode by the moments of y, which move the running ones."""
+        kernels.measure(y, *self.arrays(state), training)
+        kernels.norm_relu(y, self.scale, self.shift, out)
 
-    def backward(
-        self, g: Array, y: Array, state: Mapping[str, Array], name: str, out: Array, gradient: Mapping[str, Array]
-    ) -> None:
-        """The inside of out [C, H+2, W+2, N] = the gradient before the norm, from g after it; also its parameters'."""
-        gamma = state[f"{name}.weight"]
-        for c in range(len(g)):
-            mean, inverse = self.mean[c], self.inverse[c]
-            total, weighted = kernels.norm_sums(g[c], y[c], mean, inverse)
-            gradient[f"{name}.bias"][c], gradient[f"{name}.weight"][c] = total, weighted
-            kernels.through_norm(g[c], y[c], mean, inverse, gamma[c], total, weighted, g[c].size, out[c])
+    def backward(self, g: Array, y: Array, activation: Array, out: Array, gradient: Mapping[str, Array]) -> None:
+        """The inside of `out` from g, the gradient by the `activation`, which is masked; also the norm's own."""
+        kernels.norm_backward(
+            g, y, activation, self.mean, self.inverse, self.scale, out, gradient[self.weight], gradient[self.bias]
+        )
 
 
 class Head:
     """The head on the positions of the block's output that it reads: z [channels, h, w, N] to logits, and back."""
 
     def __init__(self, architecture: Architecture, n: int) -> None:
-        _, height, width = architecture.activation_shape
-        self.shape = (architecture.network.head_channels, -(-height // 2), -(-width // 2), n)
-        self.norm = Norm(self.shape[0])
-        self.activation = zeros(self.shape[0], self.shape[1] + 2, self.shape[2] + 2, n)
-        self.padded = torch.from_numpy(self.activation)
+        channels, height, width = architecture.activation_shape
+        read = -(-height // 2), -(-width // 2), n
+        shape = (architecture.network.head_channels, *read)
+        self.norm = Norm("head.bn", shape[0])
+        self.y, self.features, self.g, self.dy = (zeros(*shape) for _ in range(4))
+        self.dz = zeros(channels, *read)
+        self.logits, self.dlogits = (torch.zeros(architecture.classes, n) for _ in range(2))
+        self.flat, self.flat_g = (torch.from_numpy(array).view(-1, n) for array in (self.features, self.g))
 
     def forward(self, state: Mapping[str, Array], z: Array, training: bool) -> Tensor:
         """Logits [classes, N]."""
-        self.z = torch.from_numpy(z).reshape(len(z), -1)
-        self.y = (tensor(state["head.conv.weight"][:, :, 0, 0]) @ self.z).reshape(self.shape).numpy()
-        scale, shift = self.norm.measure(self.y, state, "head.bn", training)
-        for c in range(len(self.y)):
-            kernels.norm_relu(self.y[c], scale[c], shift[c], self.activation[c])
-        self.features = self.padded[:, 1:-1, 1:-1].reshape(-1, self.shape[3])
-        return torch.addmm(
-            tensor(state["head.linear.bias"])[:, None], tensor(state["head.linear.weight"]), self.features
-        )
+        torch.mm(matrix(state["head.conv.weight"]), matrix(z), out=matrix(self.y))
+        self.norm.forward(state, self.y, training, self.features)
+        bias = torch.from_numpy(state["head.linear.bias"])[:, None]
+        return torch.addmm(bias, torch.from_numpy(state["head.linear.weight"]), self.flat, out=self.logits)
 
     def backward(
-        self, state: Mapping[str, Array], logits: Tensor, labels: Tensor, gradient: Mapping[str, Array] | None
+        self, state: Mapping[str, Array], z: Array, labels: Tensor, gradient: Mapping[str, Array] | None
     ) -> Array:
-        """The gradient of the mean cross-entropy by z; with `gradient`, the head's own are put there."""
-        channels, n = self.shape[0], self.shape[3]
-        dlogits = torch.softmax(logits, 0)
-        dlogits[labels, torch.arange(n)] -= 1
-        dlogits /= n
-        g = tensor(state["head.linear.weight"]).T @ dlogits
-        g *= self.features > 0
+        """The gradient of the mean cross-entropy by what the ReLU made z of, after `forward`.
+
+        With `gradient`, the head's own are put there; without, the head is frozen and its norm in evaluation mode.
+        """
+        head_kernels.cross_entropy_gradient(self.logits.numpy(), labels.numpy(), self.dlogits.numpy())
+        torch.mm(torch.from_numpy(state["head.linear.weight"]).T, self.dlogits, out=self.flat_g)
+        convolution = matrix(state["head.conv.weight"])
         if gradient is None:
-            dy = g.reshape(channels, -1) * tensor(state["head.bn.weight"] * self.norm.inverse)[:, None]
+            kernels.mask(self.g, self.features)
+            scaled = convolution * torch.from_numpy(self.norm.scale)[:, None]
+            torch.mm(scaled.T, matrix(self.g), out=matrix(self.dz))
         else:
-            torch.mm(dlogits, self.features.T, out=tensor(gradient["head.linear.weight"]))
-            gradient["head.linear.bias"][:] = dlogits.sum(1).numpy()
-            self.norm.backward(g.reshape(self.shape).numpy(), self.y, state, "head.bn", self.activation, gradient)
-            dy = self.padded[:, 1:-1, 1:-1].reshape(channels, -1)
-            gradient["head.conv.weight"][:, :, 0, 0] = (dy @ self.z.T).numpy()
-        dz = tensor(state["head.conv.weight"][:, :, 0, 0]).T @ dy
-        result: Array = dz.reshape(len(dz), *self.shape[1:]).numpy()
-        return result
+            torch.mm(self.dlogits, self.flat.T, out=torch.from_numpy(gradient["head.linear.weight"]))
+            torch.sum(self.dlogits, 1, out=torch.from_numpy(gradient["head.linear.bias"]))
+            self.norm.backward(self.g, self.y, self.features, self.dy, gradient)
+            dy = matrix(self.dy)
+            torch.mm(dy, matrix(z).T, out=matrix(gradient["head.conv.weight"]))
+            torch.mm(convolution.T, dy, out=matrix(self.dz))
+        kernels.mask(self.dz, z)
+        return self.dz
 
 
 class Stem:
@@ -131,25 +119,22 @@ class Stem:
         self.plane, self.dplane = zeros(1, height, width, n), zeros(1, height + 2, width + 2, n)
         self.best = zeros(channels, pooled_height, pooled_width, n)
         self.where = np.zeros(self.best.shape, np.int8)
-        self.norm = Norm(channels)
+        self.norm = Norm("stem.bn", channels)
 
     def forward(self, state: Mapping[str, Array], out: Array, training: bool) -> None:
         """Fill `out` from the images in `x`."""
-        weight, gamma, norm = state["stem.conv.weight"], state["stem.bn.weight"], self.norm
+        norm = self.norm
         kernels.stem_forward(
-            self.x, weight, self.best, self.where, norm.mean, norm.inverse, norm.variance, gamma, EPS, self.plane,
-            training,
-        )  # fmt: skip
-        scale, shift = norm.affine(state, "stem.bn", self.plane.size, training)
-        for c in range(len(out)):
-            kernels.norm_relu(self.best[c], scale[c], shift[c], out[c])
+            self.x, state["stem.conv.weight"], *norm.arrays(state), training, self.plane, self.best, self.where
+        )
+        kernels.norm_relu(self.best, norm.scale, norm.shift, out)
 
     def backward(self, state: Mapping[str, Array], dp: Array, gradient: Mapping[str, Array]) -> None:
         """Gradients from dp [channels, H, W, N], already masked by the ReLU."""
+        norm = self.norm
         kernels.stem_backward(
-            self.x, state["stem.conv.weight"], dp, self.best, self.where, self.norm.mean, self.norm.inverse,
-            state["stem.bn.weight"], gradient["stem.conv.weight"], gradient["stem.bn.weight"],
-            gradient["stem.bn.bias"], self.plane, self.dplane,
+            self.x, state["stem.conv.weight"], dp, self.best, self.where, norm.mean, norm.inverse, norm.scale,
+            gradient["stem.conv.weight"], gradient[norm.weight], gradient[norm.bias], self.plane, self.dplane,
         )  # fmt: skip
 
 
@@ -160,11 +145,10 @@ class SourceNetwork:
         channels, height, width = architecture.activation_shape
         hidden = architecture.network.source_hidden
         self.stem, self.head = Stem(architecture, n), Head(architecture, n)
-        self.norm1, self.norm2 = Norm(hidden), Norm(channels)
+        self.norm1, self.norm2 = Norm("block.bn1", hidden), Norm("block.bn2", channels)
         self.p, self.h = zeros(channels, height + 2, width + 2, n), zeros(hidden, height + 2, width + 2, n)
         self.a1, self.a2 = zeros(hidden, height, width, n), zeros(channels, height, width, n)
-        self.z = zeros(channels, -(-height // 2), -(-width // 2), n)
-        self.dz = zeros(channels, height, width, n)  # 0 but for the positions that the head reads
+        self.z = zeros(*self.head.dz.shape)
         self.dp, self.dh = zeros(channels, height, width, n), zeros(hidden, height, width, n)
         self.d1, self.d2 = zeros(hidden, height + 2, width + 2, n), zeros(channels, height + 2, width + 2, n)
 
@@ -172,33 +156,24 @@ class SourceNetwork:
         """Logits [classes, N]; in training mode the running statistics of `state` are moved."""
         self.stem.forward(state, self.p, training)
         kernels.convolve(self.p, state["block.conv1.weight"], self.a1)
-        scale, shift = self.norm1.measure(self.a1, state, "block.bn1", training)
-        for c in range(len(self.a1)):
-            kernels.norm_relu(self.a1[c], scale[c], shift[c], self.h[c])
+        self.norm1.forward(state, self.a1, training, self.h)
         kernels.convolve(self.h, state["block.conv2.weight"], self.a2)
-        scale, shift = self.norm2.measure(self.a2, state, "block.bn2", training)
-        np.multiply(self.a2[READ], scale[:, None, None, None], out=self.z)
-        self.z += shift[:, None, None, None]
-        self.z += self.p[:, 1:-1, 1:-1][READ]
-        np.maximum(self.z, 0, out=self.z)
+        kernels.measure(self.a2, *self.norm2.arrays(state), training)
+        head_kernels.residual(self.a2, self.norm2.scale, self.norm2.shift, self.p, self.z, 2)
         return self.head.forward(state, self.z, training)
 
-    def backward(
-        self, state: Mapping[str, Array], logits: Tensor, labels: Tensor, gradient: Mapping[str, Array]
-    ) -> None:
+    def backward(self, state: Mapping[str, Array], labels: Tensor, gradient: Mapping[str, Array]) -> None:
         """Fill `gradient` with that of the mean cross-entropy, after `forward` in training mode."""
-        dz = self.head.backward(state, logits, labels, gradient)
-        dz *= self.z > 0
-        self.dz[READ] = dz
-        self.norm2.backward(self.dz, self.a2, state, "block.bn2", self.d2, gradient)
+        dz, norm2 = self.head.backward(state, self.z, labels, gradient), self.norm2
+        head_kernels.read_norm_backward(
+            dz, self.a2, norm2.mean, norm2.inverse, norm2.scale, self.d2, gradient[norm2.weight], gradient[norm2.bias]
+        )
         kernels.kernel_gradient(self.h, self.d2, gradient["block.conv2.weight"])
         kernels.input_gradient(self.d2, state["block.conv2.weight"], self.dh)
-        kernels.mask(self.dh, self.h)
-        self.norm1.backward(self.dh, self.a1, state, "block.bn1", self.d1, gradient)
+        self.norm1.backward(self.dh, self.a1, self.h, self.d1, gradient)
         kernels.kernel_gradient(self.p, self.d1, gradient["block.conv1.weight"])
         kernels.input_gradient(self.d1, state["block.conv1.weight"], self.dp)
-        self.dp[READ] += dz
-        kernels.mask(self.dp, self.p)
+        head_kernels.residual_backward(self.dp, dz, self.p)
         self.stem.backward(state, self.dp, gradient)
 
 
@@ -210,37 +185,28 @@ class TargetNetwork:
         hidden = architecture.network.target_hidden
         self.stem, self.head = Stem(architecture, n), Head(architecture, n)
         self.p, self.h = zeros(channels, height + 2, width + 2, n), zeros(hidden, height + 2, width + 2, n)
-        self.a1, self.dh = zeros(hidden, height, width, n), zeros(hidden, height, width, n)
-        self.d1 = zeros(hidden, height + 2, width + 2, n)
-        self.z = zeros(channels, -(-height // 2), -(-width // 2), n)
+        self.a1, self.d1 = zeros(hidden, height, width, n), zeros(hidden, height + 2, width + 2, n)
+        self.z = zeros(*self.head.dz.shape)
+        self.ones, self.no_bias = np.ones(max(channels, hidden), np.float32), zeros(max(channels, hidden))
 
     def forward(self, state: Mapping[str, Array], frozen: Mapping[str, Array]) -> Tensor:
         """Logits [classes, N] with the block `state` and the `frozen` stem and head."""
         kernels.convolve(self.p, state["conv1.weight"], self.a1)
-        biased = "conv1.bias" in state
-        for c in range(len(self.a1)):
-            shift = state["conv1.bias"][c] if biased else np.float32(0)
-            kernels.norm_relu(self.a1[c], np.float32(1), shift, self.h[c])
+        kernels.norm_relu(self.a1, self.ones, state.get("conv1.bias", self.no_bias), self.h)
         kernels.convolve_read(self.h, state["conv2.weight"], self.z)
-        if biased:
-            self.z += state["conv2.bias"][:, None, None, None]
-        self.z += self.p[:, 1:-1, 1:-1][READ]
-        np.maximum(self.z, 0, out=self.z)
+        head_kernels.residual(self.z, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
         return self.head.forward(frozen, self.z, training=False)
 
     def backward(
-        self, state: Mapping[str, Array], frozen: Mapping[str, Array], logits: Tensor, labels: Tensor,
-        gradient: Mapping[str, Array],
-    ) -> None:  # fmt: skip
+        self, state: Mapping[str, Array], frozen: Mapping[str, Array], labels: Tensor, gradient: Mapping[str, Array]
+    ) -> None:
         """Fill `gradient` with that of the mean cross-entropy, after `forward`."""
-        dz = self.head.backward(frozen, logits, labels, None)
-        dz *= self.z > 0
-        kernels.read_gradients(self.h, dz, state["conv2.weight"], self.dh, gradient["conv2.weight"])
-        kernels.mask(self.dh, self.h)
-        self.d1[:, 1:-1, 1:-1] = self.dh
+        dz = self.head.backward(frozen, self.z, labels, None)
+        kernels.read_gradients(self.h, dz, state["conv2.weight"], self.d1, gradient["conv2.weight"])
+        kernels.mask(self.d1, self.h)
         kernels.kernel_gradient(self.p, self.d1, gradient["conv1.weight"])
         if "conv1.bias" in state:
-            gradient["conv1.bias"][:] = self.dh.sum((1, 2, 3))
+            gradient["conv1.bias"][:] = self.d1[:, 1:-1, 1:-1].sum((1, 2, 3))
             gradient["conv2.bias"][:] = dz.sum((1, 2, 3))
 
 

@@ -180,7 +180,7 @@ def _norm_sums(g, y, mean, inverse):
 def norm_backward(g, y, activation, mean, inverse, scale, out, dgamma, dbeta):
     """out = the gradient before a batch norm, from g[C, H, W, N] after its ReLU; dgamma and dbeta [C].
 
-    g is set to 0 where the ReLU's output `activation` is. It and `out` may have a border of 1.
+    g is set to 0 where the ReLU's output `activation` is 0. `activation` and `out` may have a border of 1.
     """
     mask(g, activation)
     channels, height, width, n = g.shape

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from kt_ray.data import LabelledImages, as_float
 from kt_ray.networks import Architecture, State, stacked
-from kt_ray.zoo import fused, kernels
+from kt_ray.zoo import fused, gather_kernels
 from kt_ray.zoo.optimizers import Parameters
 from kt_ray.zoo.recipe import Draw
 from kt_ray.zoo.stacking import Apply, Implementation, many
@@ -25,7 +25,7 @@ class Objective(Protocol):
     """Mean cross-entropy of every member on its own batch."""
 
     def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
-        """Gradients [M, P] by `parameters.theta`; running statistics are moved."""
+        """Gradients [M, P] by `parameters.theta`, valid until the next call; running statistics are moved."""
         ...
 
     def accuracy(self, state: State, images: LabelledImages) -> Tensor:
@@ -122,12 +122,28 @@ class TorchTarget:
         return accuracy(self.network, self.frozen | stacked.join(block=state), images)
 
 
+class _Stack:
+    """The members of `parameters` and a matrix of their gradients as arrays of the same memory, laid out once."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self.gradient = torch.zeros_like(parameters.theta)
+        self.states = rows(parameters.state)
+        self.gradients = rows(parameters.views(self.gradient))
+
+    @staticmethod
+    def of(parameters: Parameters, before: _Stack | None) -> _Stack:
+        """The one `before` if it is of these parameters, else a new one."""
+        return before if before is not None and before.parameters is parameters else _Stack(parameters)
+
+
 class FusedSource:
     """Source networks, one after another, by the kernels of this package."""
 
     def __init__(self, architecture: Architecture, data: LabelledImages) -> None:
         self.architecture, self.data = architecture, data
         self.networks: dict[int, fused.SourceNetwork] = {}
+        self.stack: _Stack | None = None
 
     def _network(self, n: int) -> fused.SourceNetwork:
         if n not in self.networks:
@@ -136,22 +152,21 @@ class FusedSource:
 
     def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
         network = self._network(draw.rows.shape[1])
-        gradient = torch.empty_like(parameters.theta)
-        views = parameters.views(gradient)
-        for m in range(len(parameters)):
+        stack = self.stack = _Stack.of(parameters, self.stack)
+        labels = self.data.labels[draw.rows]
+        for m, (state, gradient) in enumerate(zip(stack.states, stack.gradients, strict=True)):
             _fill(network.stem, self.data, draw, m)
-            state = row(parameters.state, m)
-            logits = network.forward(state, training=True)
-            network.backward(state, logits, self.data.labels[draw.rows[m]], row(views, m))
-        return gradient
+            network.forward(state, training=True)
+            network.backward(state, labels[m], gradient)
+        return stack.gradient
 
     def accuracy(self, state: State, images: LabelledImages) -> Tensor:
         hits = torch.zeros(stacked.size(state), dtype=torch.float64)
-        for m in range(len(hits)):
+        for m, member in enumerate(rows(state)):
             for draw in _in_order(images):
                 network = self._network(draw.rows.shape[1])
                 _fill(network.stem, images, draw, 0)
-                guess = network.forward(row(state, m), training=False).argmax(0)
+                guess = network.forward(member, training=False).argmax(0)
                 hits[m] += (guess == images.labels[draw.rows[0]]).sum()
         return hits / len(images) if len(images) else torch.full_like(hits, math.nan)
 
@@ -160,19 +175,19 @@ class FusedTarget:
     """Target blocks, one after another, by the kernels of this package."""
 
     def __init__(self, architecture: Architecture, frozen: State, data: LabelledImages, variants: int) -> None:
-        self.architecture, self.frozen, self.data = architecture, frozen, data
+        self.architecture, self.frozen, self.data = architecture, rows(frozen), data
         self.networks: dict[int, fused.TargetNetwork] = {}
-        self.cached = [self._cache(m, variants) for m in range(stacked.size(frozen))] if variants else None
+        self.stack: _Stack | None = None
+        self.cached = [self._cache(member, variants) for member in self.frozen] if variants else None
 
     def _network(self, n: int) -> fused.TargetNetwork:
         if n not in self.networks:
             self.networks[n] = fused.TargetNetwork(self.architecture, n)
         return self.networks[n]
 
-    def _cache(self, member: int, variants: int) -> fused.Array:
+    def _cache(self, frozen: Mapping[str, fused.Array], variants: int) -> fused.Array:
         """Stem activations [variants·images, channels, H, W] of all images, and then of their mirror images."""
         cached = np.empty((variants * len(self.data), *self.architecture.activation_shape), np.float32)
-        frozen = row(self.frozen, member)
         for variant in range(variants):
             for draw in _in_order(self.data, flip=variant == 1):
                 network = self._network(draw.rows.shape[1])
@@ -183,46 +198,45 @@ class FusedTarget:
 
     @staticmethod
     def _activations(
-        network: fused.TargetNetwork, frozen: dict[str, fused.Array], data: LabelledImages, draw: Draw, m: int
+        network: fused.TargetNetwork, frozen: Mapping[str, fused.Array], data: LabelledImages, draw: Draw, m: int
     ) -> None:
         _fill(network.stem, data, draw, m)
         network.stem.forward(frozen, network.p, training=False)
 
     def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
         network = self._network(draw.rows.shape[1])
-        gradient = torch.empty_like(parameters.theta)
-        views = parameters.views(gradient)
-        for m in range(len(parameters)):
-            frozen, state = row(self.frozen, m), row(parameters.state, m)
+        stack = self.stack = _Stack.of(parameters, self.stack)
+        labels = self.data.labels[draw.rows]
+        for m, (state, gradient) in enumerate(zip(stack.states, stack.gradients, strict=True)):
             if self.cached is not None:
-                places = draw.rows[m] + len(self.data) * draw.flips[m]
-                kernels.gather_activations(self.cached[m], places.numpy(), network.p)
+                gather_kernels.gather_activations(
+                    self.cached[m], draw.rows[m].numpy(), draw.flips[m].numpy(), len(self.data), network.p
+                )
             else:
-                self._activations(network, frozen, self.data, draw, m)
-            logits = network.forward(state, frozen)
-            network.backward(state, frozen, logits, self.data.labels[draw.rows[m]], row(views, m))
-        return gradient
+                self._activations(network, self.frozen[m], self.data, draw, m)
+            network.forward(state, self.frozen[m])
+            network.backward(state, self.frozen[m], labels[m], gradient)
+        return stack.gradient
 
     def accuracy(self, state: State, images: LabelledImages) -> Tensor:
         hits = torch.zeros(stacked.size(state), dtype=torch.float64)
-        for m in range(len(hits)):
-            frozen = row(self.frozen, m)
+        for m, (member, frozen) in enumerate(zip(rows(state), self.frozen, strict=True)):
             for draw in _in_order(images):
                 network = self._network(draw.rows.shape[1])
                 self._activations(network, frozen, images, draw, 0)
-                guess = network.forward(row(state, m), frozen).argmax(0)
+                guess = network.forward(member, frozen).argmax(0)
                 hits[m] += (guess == images.labels[draw.rows[0]]).sum()
         return hits / len(images) if len(images) else torch.full_like(hits, math.nan)
 
 
-def row(state: State, member: int) -> dict[str, fused.Array]:
-    """Row `member` of a stack as arrays of the same memory."""
-    return fused.arrays({name: value[member] for name, value in state.items()})
+def rows(state: State) -> list[dict[str, fused.Array]]:
+    """Each member of a stack as arrays of the same memory."""
+    return [fused.arrays({name: value[m] for name, value in state.items()}) for m in range(stacked.size(state))]
 
 
 def _fill(stem: fused.Stem, data: LabelledImages, draw: Draw, m: int) -> None:
     """Put row `m` of a draw into the stem's input."""
-    kernels.gather_images(
+    gather_kernels.gather_images(
         data.images.numpy(), draw.rows[m].numpy(), draw.flips[m].numpy(), draw.shifts[m].numpy(), stem.x
     )
 
