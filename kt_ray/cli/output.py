@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -44,8 +45,12 @@ def show_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> N
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row.get(name)) for name in rows[0]))
-    # A pipe or a log has no width to fold cells into.
-    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)
+    if sys.stdout.isatty():
+        Console(markup=False).print(table)
+        return
+    text = io.StringIO()  # a pipe or a log has no width to fold cells into, and no use for blanks at the end of lines
+    Console(file=text, width=1000, markup=False).print(table)
+    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def show(content: Any, rows: Sequence[Mapping[str, Any]], format_: str, title: str | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kt_ray.cli.options import File, Format, Set, WorkspaceRoot, Zoo
-from kt_ray.cli.output import say, show_json, show_table
+from kt_ray.cli.output import say, show
 
 zoo = typer.Typer(help="Build, look at and check zoos of trained networks.", no_args_is_help=True)
 
@@ -37,11 +37,8 @@ def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") 
     """Show members, splits, accuracies, bytes and recipe of a zoo."""
     from kt_ray.lookup import open_zoo
 
-    content = open_zoo(name, workspace).info().to_dict()
-    if format_ == "json":
-        show_json(content)
-    else:
-        show_table([{"": key, "value": value} for key, value in content.items()], f"zoo {name}")
+    found = open_zoo(name, workspace).info()
+    show(found.to_dict(), found.facts(), format_, f"zoo {name}")
 
 
 @zoo.command()

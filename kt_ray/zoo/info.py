@@ -41,6 +41,27 @@ class ZooInfo:
         """For JSON."""
         return asdict(self)
 
+    def facts(self) -> list[dict[str, str]]:
+        """A line a fact, for people: recipes and histograms only as far as they say something."""
+        recipe = {phase: value for phase, value in self.recipe.items() if isinstance(value, dict)}
+        others = {name: value for name, value in self.recipe.items() if name not in recipe}
+        found: dict[str, str] = {
+            "uri": self.uri,
+            "pair": self.pair,
+            "dataset": f"{self.dataset}, {self.dataset_fingerprint}",
+            "seed": str(self.seed),
+            "members": ", ".join(f"{count:,} {split}" for split, count in self.members.items()) or "none",
+            "brief sources": f"{self.brief:,}",
+            "rows, shards": f"{self.rows:,}, {self.shards:,}",
+            "size": f"{self.bytes / 1e6:,.1f} MB",
+            "device-hours": f"{self.device_hours:.2f}",
+            **{f"recipe: {phase}": _set(value) for phase, value in recipe.items()},
+            "recipe": _set(others),
+            "source accuracy": _accuracy(self.source_accuracy, self.source_histogram),
+            "target accuracy": _accuracy(self.target_accuracy, self.target_histogram),
+        }
+        return [{"": name, "value": value} for name, value in found.items()]
+
 
 def describe(uri: str, definition: dict[str, Any], index: pa.Table, shards: int, size: int) -> ZooInfo:
     """The zoo that `definition` (zoo.json) and `index` make, of `size` bytes in `shards` files."""
@@ -77,3 +98,18 @@ def describe(uri: str, definition: dict[str, Any], index: pa.Table, shards: int,
         source_histogram=tuple(np.histogram(source, BINS, (0, 1))[0].tolist()),
         target_histogram=tuple(np.histogram(target, BINS, (0, 1))[0].tolist()),
     )
+
+
+def _set(options: dict[str, Any]) -> str:
+    """What of `options` is set, as `name value` pairs."""
+    return ", ".join(f"{name} {value}" for name, value in options.items() if value not in (None, [], ()))
+
+
+def _accuracy(mean: float | None, histogram: tuple[int, ...]) -> str:
+    """The mean, and how many members lie in each bin that has any."""
+    if mean is None:
+        return "-"
+    bins = [
+        f"{count:,} in {place / BINS:.2f}–{(place + 1) / BINS:.2f}" for place, count in enumerate(histogram) if count
+    ]
+    return f"mean {mean:.4f}; " + ", ".join(bins)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import resource
@@ -204,6 +205,16 @@ def test_info_counts(store: ZooStore) -> None:
     assert info.target_accuracy is None  # of untrained networks
     assert (info.brief, info.device_hours, sum(info.source_histogram)) == (0, 0.0, 0)
     assert json.loads(json.dumps(info.to_dict()))["rows"] == 13
+
+
+def test_info_for_people_shows_filled_bins_and_set_options(store: ZooStore) -> None:
+    info = dataclasses.replace(
+        store.info(), source_accuracy=0.92, source_histogram=(0,) * 18 + (3, 1), recipe={"shift": 0, "snapshots": []}
+    )
+    facts = {row[""]: row["value"] for row in info.facts()}
+    assert facts["source accuracy"] == "mean 0.9200; 3 in 0.90–0.95, 1 in 0.95–1.00"
+    assert facts["target accuracy"] == "-"
+    assert facts["recipe"] == "shift 0"
 
 
 def test_a_pyarrow_uri_works_like_a_path(store: ZooStore) -> None:
