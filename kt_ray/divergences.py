@@ -7,9 +7,14 @@ from torch import Tensor
 TEMPERATURE = 0.5  # in deviations of the wanted logits
 
 
-def relative_error(given: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square error over the variance of what is wanted, per member: [B]."""
-    return (given - wanted).square().flatten(1).mean(1) / wanted.flatten(1).var(1).clamp_min(1e-6)
+def relative_error(given: Tensor, wanted: Tensor, variance: Tensor | None = None) -> Tensor:
+    """Mean square error over the variance of what is wanted (measured unless given), per member: [B]."""
+    return (given - wanted).square().flatten(1).mean(1) / (spread(wanted) if variance is None else variance)
+
+
+def spread(wanted: Tensor) -> Tensor:
+    """The variance of all values of a member, never 0: [B]."""
+    return wanted.flatten(1).var(1).clamp_min(1e-6)
 
 
 def kl(given: Tensor, wanted: Tensor) -> Tensor:

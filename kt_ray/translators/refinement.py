@@ -27,14 +27,12 @@ SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which
 
 
 class Refiner(nn.Module):
-    """Steps on target units, each from its error on the probes and the gradient of that, and all the source's units.
+    """Steps on target units, each from the gradient of their error on the probes.
 
-    Before training a step is Adam's; its rates are learned for each kind of weight, and to it comes what an axial
-    layer over the target's and source's tokens [B, K + H, C, width] adds, at first nothing. The layer is the same at
-    every step; tokens are carried from step to step. The error is that of the input of the head's ReLU plus that of
-    the logits, each over its variance, on one set of the probes after the other; in the last steps (`predictions`)
-    the divergence of tempered predictions joins it. Of several starts, each member keeps the block with the least
-    divergence on all probes.
+    A step is Adam's; its rates are learned for each kind of weight, and with `trained` it is changed by what a
+    `Change` has learned. The error is that of the input of the head's ReLU plus that of the logits, each over its
+    variance, on one set of the probes after the other; in the last steps (`predictions`) the divergence of tempered
+    predictions joins it. Of several starts, each member keeps the block with the least divergence on all probes.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -42,19 +40,13 @@ class Refiner(nn.Module):
         options = config.refinement
         self.architecture = architecture
         self.layout = LAYOUTS[architecture.pair]
-        width, steps = options.width, options.steps
-        self.matched = round(options.predictions * steps)
-        values = self.layout.kernels * self.layout.values + len(self.layout.unit) + len(self.layout.channel)
+        self.matched = round(options.predictions * options.steps)
         self.sets = options.probe_sets
         drawn = strokes(options.probes * options.probe_sets, architecture.image_shape)
         self.probes = nn.Parameter(_logits(drawn))
-        self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
-        self.rank = nn.Linear(RANK_CODE, width)
-        self.seen = nn.Linear(2 * values + 3 + RANK_CODE, width)
-        self.layer = AxialLayer(width, options.heads, 0.0)
-        self.written = EdgeOutput(width, self.layout, silent=True)
-        rates = torch.linspace(FIRST_RATE, LAST_RATE, steps).log()
+        rates = torch.linspace(FIRST_RATE, LAST_RATE, options.steps).log()
         self.log_rates = nn.Parameter(rates[:, None].repeat(1, self.layout.kernels + 2))
+        self.change = Change(config, architecture) if options.trained else None
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
         """Begin with probes like `images`, uint8 [N, C, H, W], in place of strokes (see `probes.mixture`)."""
@@ -68,7 +60,7 @@ class Refiner(nn.Module):
             Surroundings(members, stem_activations(members, part), self.architecture)
             for part in probes.chunk(self.sets)[: len(self.log_rates)]
         ]
-        refined = [self._steps(units, self.source(source.tokens()), sets) for units in starts]
+        refined = [self._steps(units, source, sets) for units in starts]
         if len(refined) == 1:
             return refined[0]
         with torch.no_grad():
@@ -80,26 +72,21 @@ class Refiner(nn.Module):
         )
         return Units(edges, unit, channel)
 
-    def _steps(self, units: Units, known: Tensor, sets: Sequence[Surroundings]) -> Units:
-        """`units` after all steps; `known` [B, H, C, width] are the source's tokens."""
-        count = units.edges.shape[1]
-        tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
+    def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings]) -> Units:
+        """`units` after all steps."""
         adam, steps = Adam(), len(self.log_rates)
-        times = rank_code(steps, known)
+        tokens = self.change.begin(units, source) if self.change is not None else None
         for step in range(steps):
             gradient, errors = self._gradient(units, sets[step % len(sets)], step >= steps - self.matched)
             direction = Units(*adam(gradient))
-            facts = torch.cat([errors, times[step].expand(len(errors), -1)], dim=1)
-            facts = facts[:, None, None].expand(*tokens.shape[:3], -1)
-            seen = self.seen(torch.cat([units.tokens(), direction.tokens(), facts], dim=-1))
-            mixed = self.layer(torch.cat([tokens + seen, known], dim=1))
-            tokens, known = mixed[:, :count], mixed[:, count:]
-            change: Units = self.written(tokens)
+            if self.change is not None and tokens is not None:
+                time = rank_code(steps, errors)[step]
+                direction, tokens = self.change(units, direction, errors, time, tokens)
             rates = self.log_rates[step].exp()
             units = Units(
-                units.edges + rates[:-2, None] * (CHANGE * change.edges - direction.edges),
-                units.unit + rates[-2] * (CHANGE * change.unit - direction.unit),
-                units.channel + rates[-1] * (CHANGE * change.channel - direction.channel),
+                units.edges - rates[:-2, None] * direction.edges,
+                units.unit - rates[-2] * direction.unit,
+                units.channel - rates[-1] * direction.channel,
             )
         return units
 
@@ -123,8 +110,8 @@ class Refiner(nn.Module):
             features = surroundings.features(surroundings.outputs(write(Units(*parts), self.layout)))
             logits = surroundings.logits(features)
             errors = [
-                relative_error(features, surroundings.wanted_features),
-                relative_error(logits, surroundings.wanted_logits),
+                relative_error(features, surroundings.wanted_features, surroundings.feature_variance),
+                relative_error(logits, surroundings.wanted_logits, surroundings.logit_variance),
             ]
             total = errors[0] + errors[1]
             if predictions:
@@ -135,6 +122,47 @@ class Refiner(nn.Module):
         size = gradient[0].flatten(1).square().mean(1).add(1e-12).sqrt()
         logs = torch.stack([*errors, size], dim=1).clamp_min(1e-8).log()
         return gradient, 0.2 * (logs if self.training else logs.detach())
+
+
+class Change(nn.Module):
+    """What is learned about steps: an axial layer over the tokens of target and source, the same one at every step.
+
+    Tokens [B, K + H, C, width] are carried from step to step. What it adds to Adam's direction is nothing at first.
+    """
+
+    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+        super().__init__()
+        width, layout = config.refinement.width, LAYOUTS[architecture.pair]
+        values = layout.kernels * layout.values + len(layout.unit) + len(layout.channel)
+        self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
+        self.rank = nn.Linear(RANK_CODE, width)
+        self.seen = nn.Linear(2 * values + 3 + RANK_CODE, width)
+        self.layer = AxialLayer(width, config.refinement.heads, 0.0)
+        self.written = EdgeOutput(width, layout, silent=True)
+
+    def begin(self, units: Units, source: Units) -> Tensor:
+        """The tokens before the first step, of K target units and H source units."""
+        known = self.source(source.tokens())
+        count = units.edges.shape[1]
+        tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
+        return torch.cat([tokens, known], dim=1)
+
+    def forward(
+        self, units: Units, direction: Units, errors: Tensor, time: Tensor, tokens: Tensor
+    ) -> tuple[Units, Tensor]:
+        """`direction` changed, and the tokens after it; `errors` [B, 3] as the refiner measures, `time` [RANK_CODE]."""
+        count = units.edges.shape[1]
+        facts = torch.cat([errors, time.expand(len(errors), -1)], dim=1)
+        facts = facts[:, None, None].expand(len(errors), count, tokens.shape[2], -1)
+        seen = self.seen(torch.cat([units.tokens(), direction.tokens(), facts], dim=-1))
+        tokens = self.layer(torch.cat([tokens[:, :count] + seen, tokens[:, count:]], dim=1))
+        added: Units = self.written(tokens[:, :count])
+        changed = Units(
+            direction.edges - CHANGE * added.edges,
+            direction.unit - CHANGE * added.unit,
+            direction.channel - CHANGE * added.channel,
+        )
+        return changed, tokens
 
 
 class Adam:

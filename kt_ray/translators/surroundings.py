@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kt_ray.divergences import spread
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translators.tokens import fold, fold_batch_norm
 
@@ -32,7 +33,7 @@ class Surroundings:
 
     `members` maps the source block's names, `stem.…` and `head.…` to stacks [B, …]. `wanted` [B, C, N·L] are the
     source block's outputs at the L positions that the head reads, `wanted_features` [B, head channels, N·L] what
-    the head's first layer and BN make of them, `wanted_logits` [B, N, classes].
+    the head's first layer and BN make of them, `wanted_logits` [B, N, classes]; their variances are [B].
     """
 
     def __init__(self, members: Mapping[str, Tensor], activations: Tensor, architecture: Architecture) -> None:
@@ -46,6 +47,7 @@ class Surroundings:
         self.wanted = self._convolutions(fold_batch_norm(members))
         self.wanted_features = self.features(self.wanted)
         self.wanted_logits = self.logits(self.wanted_features)
+        self.feature_variance, self.logit_variance = spread(self.wanted_features), spread(self.wanted_logits)
 
     def outputs(self, block: State) -> Tensor:
         """Outputs of a stack of target blocks at the positions the head reads, [B, C, N·L]."""

@@ -70,12 +70,12 @@ def test_the_best_of_several_starts_is_written(random_zoo: Zoo) -> None:
 
 def test_gradients_reach_probes_rates_and_layers(random_zoo: Zoo) -> None:
     translator = build_translator(config(2), random_zoo.architecture).train()
-    for parameter in translator.refiner.written.parameters():
+    for parameter in translator.refiner.change.written.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     translator(translator.read(random_zoo.parameters))["conv1.weight"].square().sum().backward()
     unreached = [name for name, value in translator.named_parameters() if value.grad is None or not value.grad.any()]
     # Nothing comes after the last step's layer but its own output, and this loss reads incoming weights alone.
-    assert not [name for name in unreached if "probes" in name or "refiner.seen" in name or "refiner.source" in name]
+    assert not [name for name in unreached if "probes" in name or "change.seen" in name or "change.source" in name]
 
 
 def test_adam_is_torchs_but_for_its_constants() -> None:
