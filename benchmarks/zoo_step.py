@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +24,7 @@ from kt_ray.config import DatasetConfig, RecipeConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
 from kt_ray.networks import Architecture
 from kt_ray.networks.cost import multiply_adds
-from kt_ray.zoo import kernels
+from kt_ray.zoo import gather_kernels, head_kernels, kernels
 from kt_ray.zoo.objectives import FusedSource, FusedTarget, Objective
 from kt_ray.zoo.optimizers import Optimizer, Parameters
 from kt_ray.zoo.recipe import Order, epoch_of
@@ -37,14 +36,18 @@ BATCH = 128
 PHASES = ("source", "target")
 MATRIX = 1024
 PARTS = {
-    "convolutions forward": ("convolve", "convolve_read"),
-    "gradients by kernels": ("kernel_gradient",),
-    "gradients by inputs": ("input_gradient", "read_gradients"),
-    "stem, pooled, forward": ("stem_forward",),
-    "stem, pooled, backward": ("stem_backward",),
-    "batch norm and ReLU": ("moments", "norm_relu", "norm_sums", "through_norm", "mask"),
-    "gathering a batch": ("gather_images", "gather_activations"),
+    "convolutions forward": {kernels: ("convolve", "convolve_read")},
+    "gradients by kernels": {kernels: ("kernel_gradient",)},
+    "gradients by inputs": {kernels: ("input_gradient", "read_gradients")},
+    "stem, pooled, forward": {kernels: ("stem_forward",)},
+    "stem, pooled, backward": {kernels: ("stem_backward",)},
+    "batch norm, ReLU, residual": {
+        kernels: ("measure", "norm_relu", "norm_backward", "relu", "mask"),
+        head_kernels: ("residual", "residual_backward", "read_norm_backward"),
+    },
+    "gathering a batch": {gather_kernels: ("gather_images", "gather_activations")},
 }
+REST = "head's products, loss, optimiser, Python"
 
 
 def ours(phase: str, data: LabelledImages) -> Callable[[int], None]:
@@ -117,34 +120,39 @@ def seconds(run: Callable[[int], Any], steps: int) -> float:
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """Seconds in each kernel that Python calls, by its name, while the context is open."""
-    spent: dict[str, float] = defaultdict(float)
-    before = {name: getattr(kernels, name) for names in PARTS.values() for name in names}
+    """Seconds in each of PARTS while the context is open."""
+    spent = dict.fromkeys(PARTS, 0.0)
+    before = [
+        (part, module, name, getattr(module, name))
+        for part, of_modules in PARTS.items()
+        for module, names in of_modules.items()
+        for name in names
+    ]
 
-    def wrapped(name: str) -> Callable[..., Any]:
+    def wrapped(part: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             began = time.perf_counter()
-            result = before[name](*arguments)
-            spent[name] += time.perf_counter() - began
+            result = kernel(*arguments)
+            spent[part] += time.perf_counter() - began
             return result
 
         return call
 
-    for name in before:
-        setattr(kernels, name, wrapped(name))
+    for part, module, name, kernel in before:
+        setattr(module, name, wrapped(part, kernel))
     try:
         yield spent
     finally:
-        for name, kernel in before.items():
-            setattr(kernels, name, kernel)
+        for _, module, name, kernel in before:
+            setattr(module, name, kernel)
 
 
 def shares(run: Callable[[int], None], steps: int) -> dict[str, float]:
-    """Milliseconds of a step in each part; what no kernel took is the head's products, the optimiser and Python."""
+    """Milliseconds of a step in each part, and in what no kernel took."""
     with timed() as spent:
         total = seconds(run, steps)
-    parts = {part: 1000 * sum(spent[name] for name in names) / steps for part, names in PARTS.items()}
-    return parts | {"head, optimiser, Python": 1000 * total - sum(parts.values())}
+    parts = {part: 1000 * of_part / steps for part, of_part in spent.items()}
+    return parts | {REST: 1000 * total - sum(parts.values())}
 
 
 def measure(rounds: int, steps: int) -> dict[str, Any]:

@@ -57,10 +57,10 @@ class Norm:
         kernels.measure(y, *self.arrays(state), training)
         kernels.norm_relu(y, self.scale, self.shift, out)
 
-    def backward(self, g: Array, y: Array, activation: Array, out: Array, gradient: Mapping[str, Array]) -> None:
-        """The inside of `out` from g, the gradient by the `activation`, which is masked; also the norm's own."""
+    def backward(self, g: Array, y: Array, activation: Array, gradient: Mapping[str, Array]) -> None:
+        """Turn g, the gradient by the `activation`, into that by y; put the norm's own into `gradient`."""
         kernels.norm_backward(
-            g, y, activation, self.mean, self.inverse, self.scale, out, gradient[self.weight], gradient[self.bias]
+            g, y, activation, self.mean, self.inverse, self.scale, gradient[self.weight], gradient[self.bias]
         )
 
 
@@ -72,7 +72,7 @@ class Head:
         read = -(-height // 2), -(-width // 2), n
         shape = (architecture.network.head_channels, *read)
         self.norm = Norm("head.bn", shape[0])
-        self.y, self.features, self.g, self.dy = (zeros(*shape) for _ in range(4))
+        self.y, self.features, self.g = (zeros(*shape) for _ in range(3))
         self.dz = zeros(channels, *read)
         self.logits, self.dlogits = (torch.zeros(architecture.classes, n) for _ in range(2))
         self.flat, self.flat_g = (torch.from_numpy(array).view(-1, n) for array in (self.features, self.g))
@@ -93,18 +93,16 @@ class Head:
         """
         head_kernels.cross_entropy_gradient(self.logits.numpy(), labels.numpy(), self.dlogits.numpy())
         torch.mm(torch.from_numpy(state["head.linear.weight"]).T, self.dlogits, out=self.flat_g)
-        convolution = matrix(state["head.conv.weight"])
+        convolution, g = matrix(state["head.conv.weight"]), matrix(self.g)
         if gradient is None:
             kernels.mask(self.g, self.features)
-            scaled = convolution * torch.from_numpy(self.norm.scale)[:, None]
-            torch.mm(scaled.T, matrix(self.g), out=matrix(self.dz))
+            convolution = convolution * torch.from_numpy(self.norm.scale)[:, None]
         else:
             torch.mm(self.dlogits, self.flat.T, out=torch.from_numpy(gradient["head.linear.weight"]))
             torch.sum(self.dlogits, 1, out=torch.from_numpy(gradient["head.linear.bias"]))
-            self.norm.backward(self.g, self.y, self.features, self.dy, gradient)
-            dy = matrix(self.dy)
-            torch.mm(dy, matrix(z).T, out=matrix(gradient["head.conv.weight"]))
-            torch.mm(convolution.T, dy, out=matrix(self.dz))
+            self.norm.backward(self.g, self.y, self.features, gradient)
+            torch.mm(g, matrix(z).T, out=matrix(gradient["head.conv.weight"]))
+        torch.mm(convolution.T, g, out=matrix(self.dz))
         kernels.mask(self.dz, z)
         return self.dz
 
@@ -130,7 +128,7 @@ class Stem:
         kernels.norm_relu(self.best, norm.scale, norm.shift, out)
 
     def backward(self, state: Mapping[str, Array], dp: Array, gradient: Mapping[str, Array]) -> None:
-        """Gradients from dp [channels, H, W, N], already masked by the ReLU."""
+        """Gradients from dp [channels, H+2, W+2, N], already masked by the ReLU."""
         norm = self.norm
         kernels.stem_backward(
             self.x, state["stem.conv.weight"], dp, self.best, self.where, norm.mean, norm.inverse, norm.scale,
@@ -149,8 +147,7 @@ class SourceNetwork:
         self.p, self.h = zeros(channels, height + 2, width + 2, n), zeros(hidden, height + 2, width + 2, n)
         self.a1, self.a2 = zeros(hidden, height, width, n), zeros(channels, height, width, n)
         self.z = zeros(*self.head.dz.shape)
-        self.dp, self.dh = zeros(channels, height, width, n), zeros(hidden, height, width, n)
-        self.d1, self.d2 = zeros(hidden, height + 2, width + 2, n), zeros(channels, height + 2, width + 2, n)
+        self.d, self.dh = zeros(*self.p.shape), zeros(*self.h.shape)  # d is the gradient by a2, later that by p
 
     def forward(self, state: Mapping[str, Array], training: bool) -> Tensor:
         """Logits [classes, N]; in training mode the running statistics of `state` are moved."""
@@ -166,15 +163,15 @@ class SourceNetwork:
         """Fill `gradient` with that of the mean cross-entropy, after `forward` in training mode."""
         dz, norm2 = self.head.backward(state, self.z, labels, gradient), self.norm2
         head_kernels.read_norm_backward(
-            dz, self.a2, norm2.mean, norm2.inverse, norm2.scale, self.d2, gradient[norm2.weight], gradient[norm2.bias]
+            dz, self.a2, norm2.mean, norm2.inverse, norm2.scale, self.d, gradient[norm2.weight], gradient[norm2.bias]
         )
-        kernels.kernel_gradient(self.h, self.d2, gradient["block.conv2.weight"])
-        kernels.input_gradient(self.d2, state["block.conv2.weight"], self.dh)
-        self.norm1.backward(self.dh, self.a1, self.h, self.d1, gradient)
-        kernels.kernel_gradient(self.p, self.d1, gradient["block.conv1.weight"])
-        kernels.input_gradient(self.d1, state["block.conv1.weight"], self.dp)
-        head_kernels.residual_backward(self.dp, dz, self.p)
-        self.stem.backward(state, self.dp, gradient)
+        kernels.kernel_gradient(self.h, self.d, gradient["block.conv2.weight"])
+        kernels.input_gradient(self.d, state["block.conv2.weight"], self.dh)
+        self.norm1.backward(self.dh, self.a1, self.h, gradient)
+        kernels.kernel_gradient(self.p, self.dh, gradient["block.conv1.weight"])
+        kernels.input_gradient(self.dh, state["block.conv1.weight"], self.d)
+        head_kernels.residual_backward(self.d, dz, self.p)
+        self.stem.backward(state, self.d, gradient)
 
 
 class TargetNetwork:
@@ -185,16 +182,16 @@ class TargetNetwork:
         hidden = architecture.network.target_hidden
         self.stem, self.head = Stem(architecture, n), Head(architecture, n)
         self.p, self.h = zeros(channels, height + 2, width + 2, n), zeros(hidden, height + 2, width + 2, n)
-        self.a1, self.d1 = zeros(hidden, height, width, n), zeros(hidden, height + 2, width + 2, n)
-        self.z = zeros(*self.head.dz.shape)
-        self.ones, self.no_bias = np.ones(max(channels, hidden), np.float32), zeros(max(channels, hidden))
+        self.dh = zeros(*self.h.shape)
+        self.a2, self.z = zeros(*self.head.dz.shape), zeros(*self.head.dz.shape)
+        self.ones, self.no_bias = np.ones(channels, np.float32), zeros(max(channels, hidden))
 
     def forward(self, state: Mapping[str, Array], frozen: Mapping[str, Array]) -> Tensor:
         """Logits [classes, N] with the block `state` and the `frozen` stem and head."""
-        kernels.convolve(self.p, state["conv1.weight"], self.a1)
-        kernels.norm_relu(self.a1, self.ones, state.get("conv1.bias", self.no_bias), self.h)
-        kernels.convolve_read(self.h, state["conv2.weight"], self.z)
-        head_kernels.residual(self.z, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
+        kernels.convolve(self.p, state["conv1.weight"], self.h)
+        kernels.relu(self.h, state.get("conv1.bias", self.no_bias))
+        kernels.convolve_read(self.h, state["conv2.weight"], self.a2)
+        head_kernels.residual(self.a2, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
         return self.head.forward(frozen, self.z, training=False)
 
     def backward(
@@ -202,11 +199,11 @@ class TargetNetwork:
     ) -> None:
         """Fill `gradient` with that of the mean cross-entropy, after `forward`."""
         dz = self.head.backward(frozen, self.z, labels, None)
-        kernels.read_gradients(self.h, dz, state["conv2.weight"], self.d1, gradient["conv2.weight"])
-        kernels.mask(self.d1, self.h)
-        kernels.kernel_gradient(self.p, self.d1, gradient["conv1.weight"])
+        kernels.read_gradients(self.h, dz, state["conv2.weight"], self.dh, gradient["conv2.weight"])
+        kernels.mask(self.dh, self.h)
+        kernels.kernel_gradient(self.p, self.dh, gradient["conv1.weight"])
         if "conv1.bias" in state:
-            gradient["conv1.bias"][:] = self.d1[:, 1:-1, 1:-1].sum((1, 2, 3))
+            gradient["conv1.bias"][:] = self.dh[:, 1:-1, 1:-1].sum((1, 2, 3))
             gradient["conv2.bias"][:] = dz.sum((1, 2, 3))
 
 

@@ -12,7 +12,7 @@ from kt_ray.zoo.kernels import compiled
 def residual(y, scale, shift, p, z, stride):
     """z = ReLU(scale·y + shift + p) where the head reads; p is [C, H+2, W+2, N].
 
-    y is [C, H, W, N] with stride 2, or only what is read with stride 1, and may then be z itself.
+    y is [C, H, W, N] with stride 2, or only what is read with stride 1.
     """
     for c in range(z.shape[0]):
         a, b = scale[c], shift[c]
@@ -25,16 +25,15 @@ def residual(y, scale, shift, p, z, stride):
 
 @compiled
 def residual_backward(dp, dz, p):
-    """dp[C, H, W, N], the gradient by p along the block, plus dz past it; 0 where p, a ReLU's output, is 0."""
-    channels, height, width, n = dp.shape
-    for c in range(channels):
-        for h in range(height):
-            if h % 2 == 0:
+    """dp[C, H+2, W+2, N], the gradient by p along the block, plus dz past it; 0 where p, a ReLU's output, is 0."""
+    for c in range(dp.shape[0]):
+        for h in range(1, dp.shape[1] - 1):
+            if h % 2 == 1:
                 for j in range(dz.shape[2]):
-                    goal, passed = dp[c, h, 2 * j], dz[c, h // 2, j]
-                    for k in range(n):
+                    goal, passed = dp[c, h, 2 * j + 1], dz[c, h // 2, j]
+                    for k in range(len(goal)):
                         goal[k] += passed[k]
-            row, value = dp[c, h].reshape(-1), p[c, h + 1, 1 : width + 1].reshape(-1)
+            row, value = dp[c, h].reshape(-1), p[c, h].reshape(-1)
             for k in range(len(row)):
                 row[k] = row[k] if value[k] > 0 else np.float32(0)
 

@@ -68,15 +68,16 @@ def _row_gradient(x0, x1, x2, n, g, dw):
 
 @compiled
 def convolve(x, w, y):
-    """y[O, H, W, N] = the 3×3 convolution of x[C, H+2, W+2, N] with w[O, C, 3, 3]."""
-    outputs, height, n = y.shape[0], y.shape[1], y.shape[3]
+    """y[O, H, W, N] = the 3×3 convolution of x[C, H+2, W+2, N] with w[O, C, 3, 3]; y may have a border, left as is."""
+    outputs, height, width, n = y.shape[0], x.shape[1] - 2, x.shape[2] - 2, x.shape[3]
+    border = (y.shape[1] - height) // 2
     for h in range(height):
         for o in range(outputs):
-            y[o, h] = 0
+            y[o, h + border, border : width + border] = 0
         for c in range(x.shape[0]):
             x0, x1, x2 = x[c, h].reshape(-1), x[c, h + 1].reshape(-1), x[c, h + 2].reshape(-1)
             for o in range(outputs):
-                _add_row(x0, x1, x2, n, w[o, c], y[o, h].reshape(-1))
+                _add_row(x0, x1, x2, n, w[o, c], y[o, h + border, border : width + border].reshape(-1))
 
 
 @compiled
@@ -93,7 +94,7 @@ def kernel_gradient(x, dy, dw):
 
 @compiled
 def input_gradient(dy, w, dx):
-    """dx[C, H, W, N] = the gradient of `convolve`'s x without border: a convolution of dy, kernels turned round."""
+    """The inside of dx[C, H+2, W+2, N] = the gradient of `convolve`'s x: a convolution of dy, kernels turned round."""
     turned = np.empty((w.shape[1], w.shape[0], 3, 3), np.float32)
     for o in range(w.shape[0]):
         for c in range(w.shape[1]):
@@ -162,11 +163,32 @@ def norm_relu(y, scale, shift, out):
 
 
 @compiled
+def relu(y, bias):
+    """The inside of y[C, H+2, W+2, N] = ReLU(y + bias) in place; `bias` is [C]."""
+    for c in range(y.shape[0]):
+        for h in range(1, y.shape[1] - 1):
+            row = y[c, h, 1:-1].reshape(-1)
+            for k in range(len(row)):
+                row[k] = max(row[k] + bias[c], np.float32(0))
+
+
+@compiled
+def mask(g, activation):
+    """g = 0 where a ReLU's output is 0, in place; both are of one shape, [C, …]."""
+    for c in range(len(g)):
+        gradient, value = g[c].reshape(-1), activation[c].reshape(-1)
+        for k in range(len(gradient)):
+            gradient[k] = gradient[k] if value[k] > 0 else np.float32(0)
+
+
+@compiled
 def _norm_sums(g, y, mean, inverse):
-    """Σ g and Σ g·(y − mean)·inverse over two arrays [H, W, N]; rows are summed in float64."""
+    """Σ g and Σ g·(y − mean)·inverse over y[H, W, N], where g may have a border; rows are summed in float64."""
+    height, width = y.shape[:2]
+    border = (len(g) - height) // 2
     total = weighted = 0.0
-    for h in range(len(g)):
-        gradient, value = g[h].reshape(-1), y[h].reshape(-1)
+    for h in range(height):
+        gradient, value = g[h + border, border : width + border].reshape(-1), y[h].reshape(-1)
         of_row = weighted_row = np.float32(0)
         for k in range(len(gradient)):
             of_row += gradient[k]
@@ -177,36 +199,28 @@ def _norm_sums(g, y, mean, inverse):
 
 
 @compiled
-def norm_backward(g, y, activation, mean, inverse, scale, out, dgamma, dbeta):
-    """out = the gradient before a batch norm, from g[C, H, W, N] after its ReLU; dgamma and dbeta [C].
-
-    g is set to 0 where the ReLU's output `activation` is 0. `activation` and `out` may have a border of 1.
-    """
-    mask(g, activation)
-    channels, height, width, n = g.shape
-    border, count = (out.shape[1] - height) // 2, np.float32(height * width * n)
-    for c in range(channels):
-        factor = scale[c]
-        dbeta[c], dgamma[c] = _norm_sums(g[c], y[c], mean[c], inverse[c])
-        slope = -factor * inverse[c] * dgamma[c] / count
-        offset = -factor * dbeta[c] / count - slope * mean[c]
-        for h in range(height):
-            gradient, value = g[c, h].reshape(-1), y[c, h].reshape(-1)
-            goal = out[c, h + border, border : width + border].reshape(-1)
-            for k in range(len(goal)):
-                goal[k] = factor * gradient[k] + slope * value[k] + offset
+def _through_norm(g, y, mean, inverse, scale, dgamma, dbeta):
+    """g = the gradient before a batch norm of y[H, W, N] from that after it, in place; g may have a border."""
+    height, width = y.shape[:2]
+    border = (len(g) - height) // 2
+    slope = -scale * inverse * dgamma / np.float32(y.size)
+    offset = -scale * dbeta / np.float32(y.size) - slope * mean
+    for h in range(height):
+        goal, value = g[h + border, border : width + border].reshape(-1), y[h].reshape(-1)
+        for k in range(len(goal)):
+            goal[k] = scale * goal[k] + slope * value[k] + offset
 
 
 @compiled
-def mask(g, activation):
-    """g[C, H, W, N] = 0 where a ReLU's output is 0, in place; `activation` may have a border of 1."""
-    channels, height, width = g.shape[:3]
-    border = (activation.shape[1] - height) // 2
-    for c in range(channels):
-        for h in range(height):
-            gradient, value = g[c, h].reshape(-1), activation[c, h + border, border : width + border].reshape(-1)
-            for k in range(len(gradient)):
-                gradient[k] = gradient[k] if value[k] > 0 else np.float32(0)
+def norm_backward(g, y, activation, mean, inverse, scale, dgamma, dbeta):
+    """g = the gradient by y[C, H, W, N], from that by the `activation` that a batch norm and ReLU made of y, in place.
+
+    g and `activation` are both of y's shape or both have a border of 1. Fills dgamma and dbeta [C].
+    """
+    for c in range(len(y)):
+        mask(g[c : c + 1], activation[c : c + 1])
+        dbeta[c], dgamma[c] = _norm_sums(g[c], y[c], mean[c], inverse[c])
+        _through_norm(g[c], y[c], mean[c], inverse[c], scale[c], dgamma[c], dbeta[c])
 
 
 @compiled
@@ -233,12 +247,12 @@ def pool(u, sign, best, where):
 
 @compiled
 def unpool(g, where, out):
-    """The inside of out[H+2, W+2, N] = g [H/2, W/2, N] put back where the maxima were, 0 elsewhere."""
+    """The inside of out[H+2, W+2, N] = the inside of g [H/2+2, W/2+2, N] put where the maxima were, 0 elsewhere."""
     out[:] = 0
     height, width = out.shape[0] - 2, out.shape[1] - 2
-    for i in range(g.shape[0]):
-        for j in range(g.shape[1]):
-            gradient, place = g[i, j], where[i, j]
+    for i in range(where.shape[0]):
+        for j in range(where.shape[1]):
+            gradient, place = g[i + 1, j + 1], where[i, j]
             for q in range(9):
                 h, w = 2 * i + q // 3, 2 * j + q % 3
                 if 1 <= h <= height and 1 <= w <= width:
@@ -263,19 +277,12 @@ def stem_forward(
 
 @compiled
 def stem_backward(x, w, g, best, where, mean, inverse, scale, dw, dgamma, dbeta, plane, dplane):
-    """Gradients of the stem's kernels and batch norm from g [O, H/2, W/2, N], already masked by the ReLU."""
-    height, width, n = plane.shape[1:]
-    count = np.float32(height * width * n)
+    """Gradients of the stem's kernels and batch norm from g [O, H/2+2, W/2+2, N], already masked by the ReLU."""
     for o in range(w.shape[0]):
         dbeta[o], dgamma[o] = _norm_sums(g[o], best[o], mean[o], inverse[o])
         convolve(x, w[o : o + 1], plane)
         unpool(g[o], where[o], dplane[0])
-        slope = -scale[o] * inverse[o] * dgamma[o] / count
-        offset = -scale[o] * dbeta[o] / count - slope * mean[o]
-        for h in range(height):
-            goal, value = dplane[0, h + 1, 1 : width + 1].reshape(-1), plane[0, h].reshape(-1)
-            for k in range(len(goal)):
-                goal[k] = scale[o] * goal[k] + slope * value[k] + offset
+        _through_norm(dplane[0], plane[0], mean[o], inverse[o], scale[o], dgamma[o], dbeta[o])
         kernel_gradient(x, dplane, dw[o : o + 1])
 
 
