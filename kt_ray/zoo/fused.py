@@ -18,17 +18,13 @@ from kt_ray.networks import Architecture
 from kt_ray.zoo import head_kernels, kernels
 
 Array = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
 
 
 def zeros(*shape: int) -> Array:
     """A float32 array that starts at a cache line (torch's allocator does that, NumPy's does not)."""
     array: Array = torch.zeros(shape).numpy()
     return array
-
-
-def matrix(array: Array) -> Tensor:
-    """`array` [rows, …] as a tensor [rows, columns] of the same memory."""
-    return torch.from_numpy(array).view(len(array), -1)
 
 
 def arrays(state: Mapping[str, Tensor]) -> dict[str, Array]:
@@ -74,35 +70,36 @@ class Head:
         self.norm = Norm("head.bn", shape[0])
         self.y, self.features, self.g = (zeros(*shape) for _ in range(3))
         self.dz = zeros(channels, *read)
-        self.logits, self.dlogits = (torch.zeros(architecture.classes, n) for _ in range(2))
-        self.flat, self.flat_g = (torch.from_numpy(array).view(-1, n) for array in (self.features, self.g))
+        self.logits, self.dlogits = zeros(architecture.classes, n), zeros(architecture.classes, n)
+        self.flat, self.flat_g = self.features.reshape(-1, n), self.g.reshape(-1, n)  # of the same memory
 
-    def forward(self, state: Mapping[str, Array], z: Array, training: bool) -> Tensor:
+    def forward(self, state: Mapping[str, Array], z: Array, training: bool) -> Array:
         """Logits [classes, N]."""
-        torch.mm(matrix(state["head.conv.weight"]), matrix(z), out=matrix(self.y))
+        head_kernels.product(state["head.conv.weight"][:, :, 0, 0], z, self.y)
         self.norm.forward(state, self.y, training, self.features)
-        bias = torch.from_numpy(state["head.linear.bias"])[:, None]
-        return torch.addmm(bias, torch.from_numpy(state["head.linear.weight"]), self.flat, out=self.logits)
+        head_kernels.product(state["head.linear.weight"], self.flat, self.logits)
+        self.logits += state["head.linear.bias"][:, None]
+        return self.logits
 
     def backward(
-        self, state: Mapping[str, Array], z: Array, labels: Tensor, gradient: Mapping[str, Array] | None
+        self, state: Mapping[str, Array], z: Array, labels: Labels, gradient: Mapping[str, Array] | None
     ) -> Array:
         """The gradient of the mean cross-entropy by what the ReLU made z of, after `forward`.
 
         With `gradient`, the head's own are put there; without, the head is frozen and its norm in evaluation mode.
         """
-        head_kernels.cross_entropy_gradient(self.logits.numpy(), labels.numpy(), self.dlogits.numpy())
-        torch.mm(torch.from_numpy(state["head.linear.weight"]).T, self.dlogits, out=self.flat_g)
-        convolution, g = matrix(state["head.conv.weight"]), matrix(self.g)
+        head_kernels.cross_entropy_gradient(self.logits, labels, self.dlogits)
+        head_kernels.product(state["head.linear.weight"].T, self.dlogits, self.flat_g)
+        convolution = state["head.conv.weight"][:, :, 0, 0]
         if gradient is None:
             kernels.mask(self.g, self.features)
-            convolution = convolution * torch.from_numpy(self.norm.scale)[:, None]
+            convolution = convolution * self.norm.scale[:, None]
         else:
-            torch.mm(self.dlogits, self.flat.T, out=torch.from_numpy(gradient["head.linear.weight"]))
-            torch.sum(self.dlogits, 1, out=torch.from_numpy(gradient["head.linear.bias"]))
+            head_kernels.product_gradient(self.dlogits, self.flat, gradient["head.linear.weight"])
+            self.dlogits.sum(1, out=gradient["head.linear.bias"])
             self.norm.backward(self.g, self.y, self.features, gradient)
-            torch.mm(g, matrix(z).T, out=matrix(gradient["head.conv.weight"]))
-        torch.mm(convolution.T, g, out=matrix(self.dz))
+            head_kernels.product_gradient(self.g, z, gradient["head.conv.weight"][:, :, 0, 0])
+        head_kernels.product(convolution.T, self.g, self.dz)
         kernels.mask(self.dz, z)
         return self.dz
 
@@ -149,7 +146,7 @@ class SourceNetwork:
         self.z = zeros(*self.head.dz.shape)
         self.d, self.dh = zeros(*self.p.shape), zeros(*self.h.shape)  # d is the gradient by a2, later that by p
 
-    def forward(self, state: Mapping[str, Array], training: bool) -> Tensor:
+    def forward(self, state: Mapping[str, Array], training: bool) -> Array:
         """Logits [classes, N]; in training mode the running statistics of `state` are moved."""
         self.stem.forward(state, self.p, training)
         kernels.convolve(self.p, state["block.conv1.weight"], self.a1)
@@ -159,7 +156,7 @@ class SourceNetwork:
         head_kernels.residual(self.a2, self.norm2.scale, self.norm2.shift, self.p, self.z, 2)
         return self.head.forward(state, self.z, training)
 
-    def backward(self, state: Mapping[str, Array], labels: Tensor, gradient: Mapping[str, Array]) -> None:
+    def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
         """Fill `gradient` with that of the mean cross-entropy, after `forward` in training mode."""
         dz, norm2 = self.head.backward(state, self.z, labels, gradient), self.norm2
         head_kernels.read_norm_backward(
@@ -186,7 +183,7 @@ class TargetNetwork:
         self.a2, self.z = zeros(*self.head.dz.shape), zeros(*self.head.dz.shape)
         self.ones, self.no_bias = np.ones(channels, np.float32), zeros(max(channels, hidden))
 
-    def forward(self, state: Mapping[str, Array], frozen: Mapping[str, Array]) -> Tensor:
+    def forward(self, state: Mapping[str, Array], frozen: Mapping[str, Array]) -> Array:
         """Logits [classes, N] with the block `state` and the `frozen` stem and head."""
         kernels.convolve(self.p, state["conv1.weight"], self.h)
         kernels.relu(self.h, state.get("conv1.bias", self.no_bias))
@@ -195,7 +192,7 @@ class TargetNetwork:
         return self.head.forward(frozen, self.z, training=False)
 
     def backward(
-        self, state: Mapping[str, Array], frozen: Mapping[str, Array], labels: Tensor, gradient: Mapping[str, Array]
+        self, state: Mapping[str, Array], frozen: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]
     ) -> None:
         """Fill `gradient` with that of the mean cross-entropy, after `forward`."""
         dz = self.head.backward(frozen, self.z, labels, None)

@@ -70,6 +70,54 @@ def read_norm_backward(dz, y, mean, inverse, scale, out, dgamma, dbeta):
 
 
 @compiled
+def product(w, x, out):
+    """out[O, …, N] = w[O, C] times x[C, …, N], summed over C."""
+    channels, n = x.shape[0], x.shape[-1]
+    x, out = x.reshape(channels, -1, n), out.reshape(len(w), -1, n)
+    for p in range(x.shape[1]):
+        for o in range(out.shape[0]):
+            goal = out[o, p]
+            goal[:] = 0
+            for c in range(0, channels - 3, 4):
+                a, b, d, e = w[o, c], w[o, c + 1], w[o, c + 2], w[o, c + 3]
+                x0, x1, x2, x3 = x[c, p], x[c + 1, p], x[c + 2, p], x[c + 3, p]
+                for k in range(n):
+                    goal[k] += a * x0[k] + b * x1[k] + d * x2[k] + e * x3[k]
+            for c in range(channels - channels % 4, channels):
+                a, x0 = w[o, c], x[c, p]
+                for k in range(n):
+                    goal[k] += a * x0[k]
+
+
+@compiled
+def product_gradient(g, x, dw):
+    """dw[O, C] = the gradient of `product`'s w from that of its result, g[O, …, N]."""
+    channels, n = x.shape[0], x.shape[-1]
+    x, g = x.reshape(channels, -1, n), g.reshape(len(dw), -1, n)
+    dw[:] = 0
+    for p in range(x.shape[1]):
+        for o in range(g.shape[0]):
+            v = g[o, p]
+            for c in range(0, channels - 3, 4):
+                x0, x1, x2, x3 = x[c, p], x[c + 1, p], x[c + 2, p], x[c + 3, p]
+                a = b = d = e = np.float32(0)
+                for k in range(n):
+                    a += v[k] * x0[k]
+                    b += v[k] * x1[k]
+                    d += v[k] * x2[k]
+                    e += v[k] * x3[k]
+                dw[o, c] += a
+                dw[o, c + 1] += b
+                dw[o, c + 2] += d
+                dw[o, c + 3] += e
+            for c in range(channels - channels % 4, channels):
+                a, x0 = np.float32(0), x[c, p]
+                for k in range(n):
+                    a += v[k] * x0[k]
+                dw[o, c] += a
+
+
+@compiled
 def cross_entropy_gradient(logits, labels, out):
     """out[classes, N] = the gradient of the mean cross-entropy by `logits`."""
     classes, n = logits.shape

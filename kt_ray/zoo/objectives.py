@@ -153,7 +153,7 @@ class FusedSource:
     def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
         network = self._network(draw.rows.shape[1])
         stack = self.stack = _Stack.of(parameters, self.stack)
-        labels = self.data.labels[draw.rows]
+        labels = self.data.labels.numpy()[draw.rows.numpy()]
         for m, (state, gradient) in enumerate(zip(stack.states, stack.gradients, strict=True)):
             _fill(network.stem, self.data, draw, m)
             network.forward(state, training=True)
@@ -167,7 +167,7 @@ class FusedSource:
                 network = self._network(draw.rows.shape[1])
                 _fill(network.stem, images, draw, 0)
                 guess = network.forward(member, training=False).argmax(0)
-                hits[m] += (guess == images.labels[draw.rows[0]]).sum()
+                hits[m] += int((guess == images.labels[draw.rows[0]].numpy()).sum())
         return hits / len(images) if len(images) else torch.full_like(hits, math.nan)
 
 
@@ -206,11 +206,11 @@ class FusedTarget:
     def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
         network = self._network(draw.rows.shape[1])
         stack = self.stack = _Stack.of(parameters, self.stack)
-        labels = self.data.labels[draw.rows]
+        labels = self.data.labels.numpy()[draw.rows.numpy()]
         for m, (state, gradient) in enumerate(zip(stack.states, stack.gradients, strict=True)):
             if self.cached is not None:
                 gather_kernels.gather_activations(
-                    self.cached[m], draw.rows[m].numpy(), draw.flips[m].numpy(), len(self.data), network.p
+                    self.cached[m], draw.rows.numpy()[m], draw.flips.numpy()[m], len(self.data), network.p
                 )
             else:
                 self._activations(network, self.frozen[m], self.data, draw, m)
@@ -225,7 +225,7 @@ class FusedTarget:
                 network = self._network(draw.rows.shape[1])
                 self._activations(network, frozen, images, draw, 0)
                 guess = network.forward(member, frozen).argmax(0)
-                hits[m] += (guess == images.labels[draw.rows[0]]).sum()
+                hits[m] += int((guess == images.labels[draw.rows[0]].numpy()).sum())
         return hits / len(images) if len(images) else torch.full_like(hits, math.nan)
 
 
@@ -237,7 +237,7 @@ def rows(state: State) -> list[dict[str, fused.Array]]:
 def _fill(stem: fused.Stem, data: LabelledImages, draw: Draw, m: int) -> None:
     """Put row `m` of a draw into the stem's input."""
     gather_kernels.gather_images(
-        data.images.numpy(), draw.rows[m].numpy(), draw.flips[m].numpy(), draw.shifts[m].numpy(), stem.x
+        data.images.numpy(), draw.rows.numpy()[m], draw.flips.numpy()[m], draw.shifts.numpy()[m], stem.x
     )
 
 

@@ -62,8 +62,8 @@ class Optimizer:
         if self.kind == "sgd":
             if self.decays:
                 gradient.addcmul_(self.decay, self.theta)
-            self.first.mul_(self.momentum).add_(gradient)
-            self.theta.addcmul_(self.rate * -share, self.first)
+            torch.add(gradient, self.first, alpha=self.momentum, out=self.first)
+            self.theta.addcmul_(self.rate, self.first, value=-share)
             return
         if self.decays:
             self.theta.mul_(1 - share * self.rate * self.decay)

@@ -42,11 +42,11 @@ def test_source_equals_autograd(architecture: Architecture) -> None:
     for _ in range(2):  # the second time shows that nothing is left over from the first
         fused.stem.x[:, 1:-1, 1:-1] = lanes_last(x)
         logits = fused.forward(arrays(state), training=True)
-        fused.backward(arrays(state), labels, arrays(gradient))
+        fused.backward(arrays(state), labels.numpy(), arrays(gradient))
         network.zero_grad()
         expected = network(x)
         cross_entropy(expected, labels).backward()
-        torch.testing.assert_close(logits.T, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(logits.T), expected, atol=1e-4, rtol=1e-4)
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(gradient[name], parameter.grad, atol=1e-5, rtol=1e-3)
         for name, buffer in network.named_buffers():
@@ -60,7 +60,7 @@ def test_evaluation_mode_equals_torch(architecture: Architecture) -> None:
     fused = SourceNetwork(architecture, len(x))
     fused.stem.x[:, 1:-1, 1:-1] = lanes_last(x)
     logits = fused.forward(arrays(network.state_dict()), training=False)
-    torch.testing.assert_close(logits.T, network.eval()(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(logits.T), network.eval()(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
@@ -74,9 +74,9 @@ def test_target_equals_autograd(architecture: Architecture) -> None:
     fused.stem.x[:, 1:-1, 1:-1] = lanes_last(x)
     fused.stem.forward(frozen, fused.p, training=False)
     logits = fused.forward(state, frozen)
-    fused.backward(state, frozen, labels, arrays(gradient))
+    fused.backward(state, frozen, labels.numpy(), arrays(gradient))
     expected = network.head(block(network.stem(x)))
     cross_entropy(expected, labels).backward()
-    torch.testing.assert_close(logits.T, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(logits.T), expected, atol=1e-4, rtol=1e-4)
     for name, parameter in block.named_parameters():
         torch.testing.assert_close(gradient[name], parameter.grad, atol=1e-5, rtol=1e-3)
