@@ -2,7 +2,7 @@
 
 One thread, the paper's network, batch 128. The arithmetic's time is what the step's multiply-adds would take at the
 rate of a large matrix product on the same core, measured in the same run; forward, gradients by inputs and gradients
-by kernels count once each (the stem's input needs none). Rounds alternate; figures are medians.
+by kernels count once each (the stem's input needs none). Rounds alternate; figures are medians of processor time.
 
     KT_RAY_DATA=... python benchmarks/zoo_step.py
 """
@@ -112,10 +112,10 @@ def matrix_product_rate(rounds: int) -> float:
 
 
 def seconds(run: Callable[[int], Any], steps: int) -> float:
-    """Of one of `steps`."""
-    began = time.perf_counter()
+    """Processor time of one of `steps`, which the machine's other work spoils less than wall time."""
+    began = time.process_time()
     run(steps)
-    return (time.perf_counter() - began) / steps
+    return (time.process_time() - began) / steps
 
 
 @contextmanager
@@ -148,11 +148,16 @@ def timed() -> Iterator[dict[str, float]]:
 
 
 def shares(run: Callable[[int], None], steps: int) -> dict[str, float]:
-    """Milliseconds of a step in each part, and in what no kernel took."""
-    with timed() as spent:
-        total = seconds(run, steps)
-    parts = {part: 1000 * of_part / steps for part, of_part in spent.items()}
-    return parts | {REST: 1000 * total - sum(parts.values())}
+    """Milliseconds of a step in each part and in what no kernel took; medians of `steps`, in wall time: the clock of
+    processor time costs as much as the smallest kernels."""
+    samples = []
+    for _ in range(steps):
+        with timed() as spent:
+            began = time.perf_counter()
+            run(1)
+            total = time.perf_counter() - began
+        samples.append(spent | {REST: total - sum(spent.values())})
+    return {part: 1000 * statistics.median(sample[part] for sample in samples) for part in samples[0]}
 
 
 def measure(rounds: int, steps: int) -> dict[str, Any]:
