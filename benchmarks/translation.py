@@ -8,6 +8,10 @@ translators named by `--add` into the test members and runs the test images thro
     KT_RAY_DATA=… kt-ray zoo build benchmarks/translation.yaml
     KT_RAY_DATA=… python benchmarks/translation.py ZOO WORK --arms faithful '+ BN folded' --seeds 0 1 2
     KT_RAY_DATA=… python benchmarks/translation.py ZOO WORK --report
+
+Zoos of other images and pairs come of the same file, such as
+`--set zoo.name=fashion --set dataset.name=fashion_mnist` or `--set zoo.name=mlp --set pair=basic_to_mlp`, with
+`--set zoo.members.train=25 --set zoo.members.brief=0 --set zoo.members.test=32`.
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ def main() -> None:
         seen = measure(Path(folder), options.members)
     count = WINDOW // BATCH
     first, last = seen[: count + 1], seen[-count - 1 :]
+    half = len(seen) // 2
     headline = {
+        "second_over_first_half_seconds_a_member": seconds_a_member(seen[half:]) / seconds_a_member(seen[:half]),
         "last_over_first_seconds_a_member": seconds_a_member(last) / seconds_a_member(first),
         "driver_growth_megabytes": last[-1]["megabytes"] - first[-1]["megabytes"],
     }
@@ -109,9 +111,10 @@ def main() -> None:
     }
     lines = [f"{options.members:,} members, two actors, four steps a phase.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value:.3g} |" for name, value in (headline | results).items()]
-    lines += ["", "| members | seconds | driver's megabytes |", "|---|---|---|"]
+    lines += ["", "| members | seconds | driver's megabytes | load average |", "|---|---|---|---|"]
     lines += [
-        f"| {entry['members']:.0f} | {entry['seconds']:.1f} | {entry['megabytes']:.1f} |" for entry in seen[::count]
+        f"| {entry['members']:.0f} | {entry['seconds']:.1f} | {entry['megabytes']:.1f} | {entry['load_average']:.1f} |"
+        for entry in seen[::count]
     ]
     write("zoo_growth", headline, results | {"seen": seen}, [0], "\n".join(lines))
 
