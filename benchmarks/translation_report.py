@@ -115,7 +115,7 @@ def ship(folder: Path, evaluation: Evaluation) -> None:
         if run["steps"] == 0
         else f"Where they begin was learned from {run['training_members']} training members ({run['arm']})."
     )
-    starts = f"They begin at {refinement.starts} blocks; the better one is written.\n" if refinement.starts > 1 else ""
+    starts = f"They begin at {refinement.starts} blocks; the better one is written." if refinement.starts > 1 else ""
     target.with_suffix(".md").write_text(
         CARD.format(
             pair=loaded.architecture.pair, arm=run["arm"], network=loaded.architecture.network, drawn=drawn,
@@ -136,8 +136,10 @@ The arm "{arm}" of `benchmarks/translation.py`; machine, recipe of the zoo and c
 `benchmarks/results/translation.json`.
 
 How it works: {steps} steps of Adam on {probes} synthetic images that it carries, drawn from {drawn}.
-They are run through the user's own stem, block and head; the error is that of the head's input and of the logits{matched}.
-{starts}{learned} Translating needs no data, but it does need the stem and the head around the block, and it runs the network.
+They are run through the user's own stem, block and head; the error is that of the head's input and of the
+logits{matched}. {starts}
+{learned} Translating needs no data, but it does need the stem and the head around the block, and it runs the
+network.
 
 Mean accuracy {mean:.3f} of the trained target's, worst member {least:.3f} of it, on
 
