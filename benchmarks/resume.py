@@ -37,9 +37,9 @@ from optuna.trial import FrozenTrial, TrialState
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, RecipeConfig, StudyConfig, TrialConfig, ZooConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.networks import Architecture
+from kt_ray.search.lineages import lineages
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
-from kt_ray.search.study import lineages
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
