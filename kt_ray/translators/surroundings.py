@@ -7,6 +7,7 @@ convolutions, and a block's output is computed only at the positions that the he
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class Surroundings:
 
     `members` maps the source block's names, `stem.…` and `head.…` to stacks [B, …]. `wanted` [B, C, N·L] are the
     source block's outputs at the L positions that the head reads, `wanted_features` [B, head channels, N·L] what
-    the head's first layer and BN make of them, `wanted_logits` [B, N, classes]; their variances are [B].
+    the head's first layer and BN make of them, `wanted_logits` [B, N, classes].
     """
 
     def __init__(self, members: Mapping[str, Tensor], activations: Tensor, architecture: Architecture) -> None:
@@ -47,7 +48,16 @@ class Surroundings:
         self.wanted = self._convolutions(fold_batch_norm(members))
         self.wanted_features = self.features(self.wanted)
         self.wanted_logits = self.logits(self.wanted_features)
-        self.feature_variance, self.logit_variance = spread(self.wanted_features), spread(self.wanted_logits)
+
+    @cached_property
+    def feature_variance(self) -> Tensor:
+        """Of `wanted_features`, [B]."""
+        return spread(self.wanted_features)
+
+    @cached_property
+    def logit_variance(self) -> Tensor:
+        """Of `wanted_logits`, [B]."""
+        return spread(self.wanted_logits)
 
     def outputs(self, block: State) -> Tensor:
         """Outputs of a stack of target blocks at the positions the head reads, [B, C, N·L]."""

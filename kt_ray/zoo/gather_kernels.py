@@ -20,7 +20,9 @@ def gather_images(images, rows, flips, shifts, x):
             goal = x[c, h + 1, 1 : width + 1]
             for n in range(len(rows)):
                 down, right = (shifts[n, 0], shifts[n, 1]) if len(shifts) else (0, 0)
-                first, last = (max(right, 0), min(width + right, width)) if 0 <= h - down < height else (width, width)
+                first, last = min(max(right, 0), width), max(min(width + right, width), 0)
+                if not 0 <= h - down < height:
+                    first = last = width
                 for w in range(first):
                     goal[w, n] = 0
                 for w in range(last, width):

@@ -12,7 +12,7 @@ from kt_ray.zoo.recipe import Draw
 COUNT = 9
 
 
-@pytest.mark.parametrize("reach", [0, 2, 9])
+@pytest.mark.parametrize("reach", [0, 2, 9, 40])
 def test_images_equal_those_of_torch(reach: int) -> None:
     """Mirrored, and moved by up to `reach` pixels, which may be past the edge; 0 moves nothing."""
     torch.manual_seed(0)
