@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from distillation_report import write
 from torch.nn.functional import cross_entropy
+from zoo_throughput import ARCHITECTURE, BATCH, PHASES, plain_network
 
 from kt_ray.config import DatasetConfig, RecipeConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
-from kt_ray.networks import Architecture
 from kt_ray.networks.cost import multiply_adds
 from kt_ray.zoo import gather_kernels, head_kernels, kernels
 from kt_ray.zoo.objectives import FusedSource, FusedTarget, Objective
@@ -30,10 +30,7 @@ from kt_ray.zoo.optimizers import Optimizer, Parameters
 from kt_ray.zoo.recipe import Order, epoch_of
 from kt_ray.zoo.stacking import fresh
 
-ARCHITECTURE = Architecture("basic_to_simple")
 RECIPE = RecipeConfig()
-BATCH = 128
-PHASES = ("source", "target")
 MATRIX = 1024
 PARTS = {
     "convolutions forward": {kernels: ("convolve", "convolve_read")},
@@ -72,12 +69,7 @@ def ours(phase: str, data: LabelledImages) -> Callable[[int], None]:
 
 def pytorch(phase: str, data: LabelledImages) -> Callable[[int], None]:
     """The same by nn.Module and autograd; images are tensors already, and the whole network runs in both phases."""
-    network = ARCHITECTURE.source_network()
-    if phase == "target":
-        network.eval().requires_grad_(False)
-        network.block = ARCHITECTURE.target_block()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, 0.01, 0.9)
+    network, optimizer = plain_network(phase)
 
     def run(steps: int) -> None:
         for _ in range(steps):

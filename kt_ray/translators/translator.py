@@ -75,7 +75,7 @@ class Translator(nn.Module):
         return tokens.write(written, self.layout)
 
     def _further_starts(self, plain: Units) -> list[Units]:
-        """One-shot blocks that keep other units than the most important ones: of S starts, start k those from k·H/S on."""
+        """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on."""
         hidden = plain.edges.shape[1]
         starts = self.config.refinement.starts
         orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
