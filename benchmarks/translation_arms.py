@@ -42,7 +42,7 @@ INGREDIENTS: dict[str, Settings] = {
     "+ refinement on strokes": {"translator.canonical": True, "translator.refinement": REFINEMENT},
     "+ refinement on a mixture": {"translator.refinement": REFINEMENT | {"images": "mixture"}},
     "+ matched predictions": {"translator.refinement": MATCHED},
-    "+ two starts": {"translator.refinement": MATCHED | {"starts": 2}},
+    "+ three starts": {"translator.refinement": MATCHED | {"starts": 3}},
 }
 FAMILIES = ("mlp", "neuron_transformer", "graph")
 BEFORE_FAMILIES = "+ permutations"
@@ -60,7 +60,7 @@ def arms(mixer: str) -> dict[str, Settings]:
     few = {"translator.refinement": REFINEMENT | {"images": "mixture", "steps": FEW_STEPS}}
     named[f"{FEW_STEPS} steps on a mixture, learned start"] = named["+ refinement on a mixture"] | few
     named[f"{FEW_STEPS} steps on a mixture alone"] = named["+ refinement on a mixture"] | few | {UNTRAINED: True}
-    for name in ("refinement on strokes", "refinement on a mixture", "matched predictions", "two starts"):
+    for name in ("refinement on strokes", "refinement on a mixture", "matched predictions", "three starts"):
         named[f"{name} alone"] = named[f"+ {name}"] | {UNTRAINED: True}
     named["faithful, the paper's mixer"] = FAITHFUL | {"translator.mixer.size": "paper"}
     return {name: {"translator.mixer.size": mixer} | settings for name, settings in named.items()}

@@ -92,7 +92,7 @@ def fitted(zoo: Zoo, steps: int, inputs: LabelledImages | Literal["strokes", "st
 
 
 def synthetic_activations(members: State, architecture: Architecture, count: int, generator: torch.Generator) -> Tensor:
-    """Block inputs [B, C, count, H, W] made up from the stem's BN alone: smooth Gaussian maps with the mean and
+    """Block inputs [B, C, H, W, count] made up from the stem's BN alone: smooth Gaussian maps with the mean and
     deviation that BN gives each channel, rectified and pooled."""
     _, height, width = architecture.image_shape
     mean, deviation = members["stem.bn.bias"], members["stem.bn.weight"].abs()
@@ -101,5 +101,5 @@ def synthetic_activations(members: State, architecture: Architecture, count: int
     smooth = F.interpolate(noise, size=(height, width), mode="bicubic")
     smooth = (smooth / smooth.std()).transpose(0, 1)  # [C, count, H, W]
     maps = torch.relu(mean[..., None, None, None] + deviation[..., None, None, None] * smooth)
-    pooled = F.max_pool2d(maps.flatten(0, 1), 3, stride=2, padding=1)
+    pooled = F.max_pool2d(maps.flatten(0, 1), 3, stride=2, padding=1).permute(0, 2, 3, 1)
     return pooled.reshape(len(mean), channels, *pooled.shape[1:])

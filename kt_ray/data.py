@@ -48,9 +48,10 @@ class LabelledImages:
             yield as_float(self.images[start : start + size]), self.labels[start : start + size]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images to train on, to select with, and to report on once."""
+    """Images to train on, to select with, and to report on once. Compared by identity, so what is made of one can be
+    kept."""
 
     config: DatasetConfig
     train: LabelledImages

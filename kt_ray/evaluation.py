@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kt_ray import baselines
 from kt_ray.config import Split
 from kt_ray.data import Dataset, LabelledImages
-from kt_ray.networks import State, stacked
+from kt_ray.networks import READ_STRIDE, State, stacked
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.zoo.members import Zoo
 
@@ -87,7 +87,7 @@ class Transplants:
     def __init__(self, zoo: Zoo, images: LabelledImages, device: str | torch.device = "cpu", keep: int = KEPT) -> None:
         self.zoo, self.images, self.device = zoo, images, device
         with torch.device("meta"):  # only their structure is used
-            self.stem, self.head = zoo.architecture.stem(), zoo.architecture.head()
+            self.stem, self.head = zoo.architecture.stem(), zoo.architecture.head(stride=1)
         size = 4 * len(zoo) * len(images) * prod(zoo.architecture.activation_shape)
         with torch.no_grad():
             self.kept = list(self._activations()) if size <= keep else None
@@ -225,6 +225,7 @@ def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[i
 
 
 def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:
-    """The structure whose parameters these are: source blocks have BN, target blocks have none."""
+    """The structure whose parameters these are, for what heads read: source blocks have BN, target blocks none."""
+    build = zoo.architecture.source_block if "bn1.weight" in block else zoo.architecture.target_block
     with torch.device("meta"):
-        return zoo.architecture.source_block() if "bn1.weight" in block else zoo.architecture.target_block()
+        return build(READ_STRIDE)

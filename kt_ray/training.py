@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import time
@@ -42,8 +43,7 @@ class TranslatorTraining:
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
         self.members = {name: value.to(device) for name, value in members.parameters.items()}
-        self.selection = zoo.where("selection")
-        self.transplants = Transplants(self.selection, dataset.selection, device)
+        self.transplants = _selection(zoo, dataset, device)
         self.dataset = dataset
         self.images = dataset.train.to(device)
         with torch.random.fork_rng(devices=[]):
@@ -140,7 +140,7 @@ class TranslatorTraining:
 
     def select(self) -> Tensor:
         """Accuracy of each selection member with its translated block, on the selection images."""
-        return self.transplants.accuracy(translate(self.translator, self.selection))
+        return self.transplants.accuracy(translate(self.translator, self.transplants.zoo))
 
     def save(self, path: Path) -> None:
         """Everything that training needs to continue, as one safetensors file."""
@@ -179,6 +179,12 @@ class TranslatorTraining:
 
     def _state(self) -> dict[str, float]:
         return {"epoch": self.epoch, "best": self.best, "stale": self.stale}
+
+
+@functools.lru_cache(maxsize=1)
+def _selection(zoo: Zoo, dataset: Dataset, device: str) -> Transplants:
+    """Selection members with selection images, whose stem activations a worker keeps for all its trials."""
+    return Transplants(zoo.where("selection"), dataset.selection, device)
 
 
 def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:

@@ -67,7 +67,7 @@ def test_synthetic_activations_have_the_stems_statistics(random_zoo: Zoo) -> Non
     members = dict(random_zoo.parameters)
     members["stem.bn.bias"] = torch.tensor([3.0, 1.0, 0.0, -1.0, -3.0, -9.0]).expand(13, 6)
     activations = baselines.synthetic_activations(members, random_zoo.architecture, 8, generator)
-    assert activations.shape == (13, 6, 8, 14, 14)
+    assert activations.shape == (13, 6, 14, 14, 8)
     assert float(activations.min()) == 0
     means = activations.mean((0, 2, 3, 4))
     assert torch.equal(means.argsort(descending=True), torch.arange(6))

@@ -76,7 +76,7 @@ class RefinementOptions(Frozen):
     predictions: float = Field(
         0.0, ge=0, le=1, description="share of the steps, the last ones, that match the source's predictions too"
     )
-    starts: PositiveInt = Field(1, description="blocks to begin at; the best of what comes of them is written")
+    starts: PositiveInt = Field(1, description="blocks to begin at; the best after an eighth of the steps goes on")
     probes: PositiveInt = Field(24, description="images in a set")
     probe_sets: PositiveInt = Field(8, description="sets of them, which the steps take in turn")
     width: PositiveInt = 32

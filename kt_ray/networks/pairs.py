@@ -11,7 +11,8 @@ from torch import nn
 from kt_ray.config import NetworkConfig, PairName
 from kt_ray.networks.blocks import AttentionBlock, BasicBlock, MLPBlock, SimpleBlock
 
-BlockFactory = Callable[[NetworkConfig], nn.Module]
+BlockFactory = Callable[[NetworkConfig, int], nn.Module]  # widths, stride
+READ_STRIDE = 2  # of the head's first layer: it reads every second row and column of a block's output
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,17 @@ class BlockPair:
     target: BlockFactory
 
 
-def _basic(network: NetworkConfig) -> nn.Module:
-    return BasicBlock(network.channels, network.source_hidden)
+def _basic(network: NetworkConfig, stride: int) -> nn.Module:
+    return BasicBlock(network.channels, network.source_hidden, stride)
 
 
 PAIRS: dict[str, BlockPair] = {
     pair.name: pair
     for pair in (
-        BlockPair("basic_to_simple", _basic, lambda n: SimpleBlock(n.channels, n.target_hidden)),
-        BlockPair("basic_to_biased", _basic, lambda n: SimpleBlock(n.channels, n.target_hidden, bias=True)),
-        BlockPair("basic_to_mlp", _basic, lambda n: MLPBlock(n.channels, 2 * n.channels)),
-        BlockPair("basic_to_attention", _basic, lambda n: AttentionBlock(n.channels)),
+        BlockPair("basic_to_simple", _basic, lambda n, s: SimpleBlock(n.channels, n.target_hidden, stride=s)),
+        BlockPair("basic_to_biased", _basic, lambda n, s: SimpleBlock(n.channels, n.target_hidden, True, s)),
+        BlockPair("basic_to_mlp", _basic, lambda n, s: MLPBlock(n.channels, 2 * n.channels, s)),
+        BlockPair("basic_to_attention", _basic, lambda n, s: AttentionBlock(n.channels, s)),
     )
 }
 
@@ -53,12 +54,17 @@ class Stem(nn.Sequential):
 
 
 class Head(nn.Sequential):
-    """conv 1×1 stride 2 without bias, BN, ReLU, flatten, linear: [N, channels, H/2, W/2] → logits [N, classes]."""
+    """conv 1×1 stride 2 without bias, BN, ReLU, flatten, linear: [N, channels, H/2, W/2] → logits [N, classes].
 
-    def __init__(self, channels: int, head_channels: int, positions: int, classes: int) -> None:
+    With `stride` 1 it takes a block's output at the positions that it reads and nothing else.
+    """
+
+    def __init__(
+        self, channels: int, head_channels: int, positions: int, classes: int, stride: int = READ_STRIDE
+    ) -> None:
         super().__init__(
             OrderedDict(
-                conv=nn.Conv2d(channels, head_channels, 1, stride=2, bias=False),
+                conv=nn.Conv2d(channels, head_channels, 1, stride, bias=False),
                 bn=nn.BatchNorm2d(head_channels),
                 relu=nn.ReLU(),
                 flatten=nn.Flatten(),
@@ -76,23 +82,23 @@ class Architecture:
     image_shape: tuple[int, int, int] = (1, 28, 28)
     classes: int = 10
 
-    def source_block(self) -> nn.Module:
-        """A fresh source block."""
-        return PAIRS[self.pair].source(self.network)
+    def source_block(self, stride: int = 1) -> nn.Module:
+        """A fresh source block, its output at every `stride`-th row and column."""
+        return PAIRS[self.pair].source(self.network, stride)
 
-    def target_block(self) -> nn.Module:
-        """A fresh target block."""
-        return PAIRS[self.pair].target(self.network)
+    def target_block(self, stride: int = 1) -> nn.Module:
+        """A fresh target block, its output at every `stride`-th row and column."""
+        return PAIRS[self.pair].target(self.network, stride)
 
     def stem(self) -> Stem:
         """A fresh stem."""
         return Stem(self.image_shape[0], self.network.channels)
 
-    def head(self) -> Head:
-        """A fresh head."""
+    def head(self, stride: int = READ_STRIDE) -> Head:
+        """A fresh head, for the whole output of a block, or with `stride` 1 for that of a block of `READ_STRIDE`."""
         _, height, width = self.image_shape
         positions = -(-height // 4) * -(-width // 4)  # two strides of 2, each rounding up
-        return Head(self.network.channels, self.network.head_channels, positions, self.classes)
+        return Head(self.network.channels, self.network.head_channels, positions, self.classes, stride)
 
     def source_network(self) -> nn.Sequential:
         """stem → source block → head; parameters are named `stem.…`, `block.…`, `head.…`."""

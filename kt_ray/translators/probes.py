@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
@@ -34,20 +37,43 @@ def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
     They are drawn from a mixture of Gaussians (k-means clusters, each with the covariance of its first principal
     directions). Such sums are blurred, so a drawn image's values are replaced, rank by rank, by the mean sorted values
-    of its cluster's images.
+    of its cluster's images. The mixture depends on `images` alone; `generator` draws from it.
     """
+    components = fitted(images)
+    sizes = torch.tensor([component.images for component in components], dtype=torch.float32)
+    chosen = torch.multinomial(sizes, count, replacement=True, generator=generator)
+    drawn = torch.empty(count, images[0].numel())
+    for number in sorted(set(chosen.tolist())):
+        component, places = components[number], chosen == number
+        weights = torch.randn(int(places.sum()), len(component.directions), generator=generator)
+        new = component.mean + weights @ component.directions
+        drawn[places] = torch.empty_like(new).scatter_(1, new.argsort(1), component.values.expand_as(new))
+    return drawn.reshape(count, *images.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """A Gaussian of a mixture: how many `images` it was fitted to, their `mean` [D], principal `directions` [R, D],
+    each as long as the deviation along it, and mean sorted `values` [D]."""
+
+    images: int
+    mean: Tensor
+    directions: Tensor
+    values: Tensor
+
+
+@functools.lru_cache(maxsize=1)
+def fitted(images: Tensor) -> tuple[Component, ...]:
+    """The mixture of `images`, kept by a process for the next trial on the same ones."""
+    generator = torch.Generator().manual_seed(0)
     x = as_float(images[torch.randperm(len(images), generator=generator)[:FITTED]]).flatten(1)
     clusters = max(1, min(CLUSTERS, len(x) // PER_CLUSTER))
-    seed = int(torch.randint(2**31, (), generator=generator))
-    nearest = torch.from_numpy(kmeans2(x.numpy(), clusters, minit="points", missing="warn", seed=seed)[1]).long()
-    sizes = torch.bincount(nearest, minlength=clusters)
-    chosen = torch.multinomial(sizes.float(), count, replacement=True, generator=generator)
-    drawn = torch.empty(count, x.shape[1])
-    for cluster in set(chosen.tolist()):
-        members, places = x[nearest == cluster], chosen == cluster
-        mean, values = members.mean(0), members.sort(1).values.mean(0)
+    nearest = torch.from_numpy(kmeans2(x.numpy(), clusters, minit="points", missing="warn", seed=0)[1]).long()
+    components = []
+    for cluster in sorted(set(nearest.tolist())):
+        members = x[nearest == cluster]
+        mean = members.mean(0)
         _, deviations, directions = torch.linalg.svd(members - mean, full_matrices=False)
-        scaled = directions[:RANK] * deviations[:RANK, None] / len(members) ** 0.5
-        new = mean + torch.randn(int(places.sum()), len(scaled), generator=generator) @ scaled
-        drawn[places] = torch.empty_like(new).scatter_(1, new.argsort(1), values.expand_as(new))
-    return drawn.reshape(count, *images.shape[1:])
+        directions = directions[:RANK] * deviations[:RANK, None] / len(members) ** 0.5
+        components.append(Component(len(members), mean, directions, members.sort(1).values.mean(0)))
+    return tuple(components)

@@ -23,6 +23,7 @@ FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before trai
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
 CHANGE = 0.1  # of the layer's output beside Adam's direction, whose entries are about 1
 FEATURES = 0.1  # weight of the error of the head's input where predictions count too
+SCREENING = 8  # of several starts, the best after one in so many of the steps goes on alone
 SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
 
@@ -32,7 +33,8 @@ class Refiner(nn.Module):
     A step is Adam's; its rates are learned for each kind of weight, and with `trained` it is changed by what a
     `Change` has learned. The error is that of the input of the head's ReLU plus that of the logits, each over its
     variance, on one set of the probes after the other; in the last steps (`predictions`) the divergence of tempered
-    predictions joins it. Of several starts, each member keeps the block with the least divergence on all probes.
+    predictions joins it. Of several starts, each member goes on with the one whose tempered predictions diverge least
+    on all probes after the first steps: it is nearly always the best after all steps, too.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -60,27 +62,33 @@ class Refiner(nn.Module):
             Surroundings(members, stem_activations(members, part), self.architecture)
             for part in probes.chunk(self.sets)[: len(self.log_rates)]
         ]
-        refined = [self._steps(units, source, sets) for units in starts]
-        if len(refined) == 1:
-            return refined[0]
+        steps = len(self.log_rates)
+        first = steps // SCREENING if len(starts) > 1 else 0
+        units = self._best([self._steps(units, source, sets, range(first)) for units in starts], sets)
+        return self._steps(units, source, sets, range(first, steps))
+
+    def _best(self, candidates: Sequence[Units], sets: Sequence[Surroundings]) -> Units:
+        """For each member the candidate with the least divergence."""
+        if len(candidates) == 1:
+            return candidates[0]
         with torch.no_grad():
-            divergence = torch.stack([self._divergence(units, sets) for units in refined])  # [starts, B]
+            divergence = torch.stack([self._divergence(units, sets) for units in candidates])  # [candidates, B]
         best, rows = divergence.argmin(0), torch.arange(divergence.shape[1], device=divergence.device)
         edges, unit, channel = (
-            torch.stack([getattr(units, part) for units in refined])[best, rows]
+            torch.stack([getattr(units, part) for units in candidates])[best, rows]
             for part in ("edges", "unit", "channel")
         )
         return Units(edges, unit, channel)
 
-    def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings]) -> Units:
-        """`units` after all steps."""
-        adam, steps = Adam(), len(self.log_rates)
-        tokens = self.change.begin(units, source) if self.change is not None else None
-        for step in range(steps):
-            gradient, errors = self._gradient(units, sets[step % len(sets)], step >= steps - self.matched)
+    def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings], steps: range) -> Units:
+        """`units` after `steps`, with an optimiser of their own."""
+        adam, count = Adam(), len(self.log_rates)
+        tokens = self.change.begin(units, source) if self.change is not None and steps else None
+        for step in steps:
+            gradient, errors = self._gradient(units, sets[step % len(sets)], step >= count - self.matched)
             direction = Units(*adam(gradient))
             if self.change is not None and tokens is not None:
-                time = rank_code(steps, errors)[step]
+                time = rank_code(count, errors)[step]
                 direction, tokens = self.change(units, direction, errors, time, tokens)
             rates = self.log_rates[step].exp()
             units = Units(

@@ -75,9 +75,12 @@ class Translator(nn.Module):
         return tokens.write(written, self.layout)
 
     def _further_starts(self, plain: Units) -> list[Units]:
-        """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on."""
+        """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on.
+
+        None for attention, whose one-shot block is of all units in whatever order.
+        """
         hidden = plain.edges.shape[1]
-        starts = self.config.refinement.starts
+        starts = self.config.refinement.starts if self.layout.kernels == 2 else 1
         orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
         base = BASES[self.config.base]
         return [

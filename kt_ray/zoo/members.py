@@ -45,9 +45,9 @@ def members_of(zoo_seed: int, counts: MemberCounts) -> list[Member]:
     return [Member.of(zoo_seed, kind, number) for kind in kinds for number in range(getattr(counts, kind))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Zoo:
-    """Members stacked along axis 0.
+    """Members stacked along axis 0. Compared by identity, so what is made of one can be kept.
 
     `parameters` maps `stem.…`, `source.…`, `target.…`, `head.…` to tensors [R, …], one row a member and snapshot;
     `target.…` of a row whose `has_target` is false is NaN. `index` has the columns `id`, `seed`, `split`, `epoch`

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kt_ray.data import LabelledImages, as_float
-from kt_ray.networks import Architecture, State, stacked
+from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
 from kt_ray.zoo import fused, gather_kernels
 from kt_ray.zoo.optimizers import Parameters
 from kt_ray.zoo.recipe import Draw
@@ -93,8 +93,8 @@ class TorchTarget:
     ) -> None:  # fmt: skip
         self.data, self.frozen, self.bfloat16 = data, frozen, bfloat16
         self.stem, self.network = architecture.stem(), architecture.target_network()
-        block = many(architecture.target_block(), stacked.size(frozen), implementation)
-        head, of_head = architecture.head(), stacked.part(frozen, "head")
+        block = many(architecture.target_block(READ_STRIDE), stacked.size(frozen), implementation)
+        head, of_head = architecture.head(stride=1), stacked.part(frozen, "head")
 
         def transplanted(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
             return stacked.forward(head, of_head, block(state, x))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kt_ray.config import NetworkConfig
-from kt_ray.networks import PAIRS, Architecture
+from kt_ray.networks import PAIRS, READ_STRIDE, Architecture
 from kt_ray.networks.cost import multiply_adds, parameter_count
 
 
@@ -39,6 +39,18 @@ def test_target_blocks_keep_the_shape_of_their_input(pair: str, expected: int) -
     assert parameter_count(target) == expected
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("kind", ["source_block", "target_block"])
+def test_strided_blocks_give_what_the_head_reads(pair: str, kind: str) -> None:
+    architecture = Architecture(pair, image_shape=(1, 30, 28))  # type: ignore[arg-type]
+    whole, strided = getattr(architecture, kind)().eval(), getattr(architecture, kind)(READ_STRIDE).eval()
+    strided.load_state_dict(whole.state_dict())
+    head, rest = architecture.head().eval(), architecture.head(stride=1).eval()
+    rest.load_state_dict(head.state_dict())
+    x = torch.rand(2, *architecture.activation_shape)
+    torch.testing.assert_close(rest(strided(x)), head(whole(x)))
+
+
 def test_stem_and_head_are_the_papers() -> None:
     architecture = Architecture("basic_to_simple")
     assert architecture.activation_shape == (6, 14, 14)
@@ -54,7 +66,7 @@ def test_multiply_adds_of_the_source_network() -> None:
 
 
 def test_attention_is_softmax_attention_over_positions() -> None:
-    block = PAIRS["basic_to_attention"].target(NetworkConfig(channels=2))
+    block = Architecture("basic_to_attention", NetworkConfig(channels=2)).target_block()
     x = torch.randn(1, 2, 3, 3)
     query, key, value = (getattr(block, name)(x).flatten(2).transpose(1, 2) for name in ("query", "key", "value"))
     attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
