@@ -4,6 +4,9 @@ The plain loop trains as the paper did: every sample is two `.pth` files, read b
 their kernels are masked, given noise and stacked one sample at a time. Ours indexes stacked tensors. Both train the
 same network by the same loss and optimiser on the same (untrained) members. Rounds alternate; a figure is the median.
 
+And what a report costs a trial of `benchmarks/translation.py`: of 500 steps with two reports, the share of translating
+the selection members (which with refinement takes hundreds of steps each) and of counting their right answers.
+
     python benchmarks/translator_training.py
 """
 
@@ -22,9 +25,12 @@ from distillation_report import write
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from translation_arms import arms
+from translation_arms import trial as arm_trial
 
 from kt_ray.config import DatasetConfig, MemberCounts, TrialConfig, validate
 from kt_ray.data import load_dataset
+from kt_ray.evaluation import translate
 from kt_ray.losses import weight_mse
 from kt_ray.networks import Architecture, State
 from kt_ray.training import TranslatorTraining
@@ -32,6 +38,8 @@ from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
 MASK, NOISE = 0.1, 0.01
+ARMS = ("faithful", "+ varied and swapped units", "+ three starts")
+ARM_STEPS, ARM_REPORTS, ARM_SELECTION = 500, 2, 16
 
 
 def trial(size: str, batch: int, steps: int) -> TrialConfig:
@@ -147,10 +155,47 @@ def main() -> None:
         "| evaluation's share of 100 steps and a report |\n"
         f"|---|---|---|---|---|---|---|\n{rows}"
     )
+    reports = {name: report_shares(name, arguments.rounds) for name in ARMS}
+    table += "\n\n| arm | training, seconds | translating | counting | share of translating | of counting |\n"
+    table += "|---|---|---|---|---|---|\n" + "\n".join(
+        f"| {name} | {row['training']:.1f} | {row['translating']:.2f} | {row['counting']:.2f} "
+        f"| {row['translating_share']:.3f} | {row['counting_share']:.3f} |"
+        for name, row in reports.items()
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     stacks = sum(value.numel() * value.element_size() for value in zoo.parameters.values()) / len(zoo) / 2**10
-    write("translator_training", headline, results | {"peak_gib": peak, "kib_a_member": stacks}, [0], table)
+    write(
+        "translator_training",
+        headline,
+        results | {"reports": reports, "peak_gib": peak, "kib_a_member": stacks},
+        [0],
+        table,
+    )
     print(table)
+
+
+def report_shares(name: str, rounds: int) -> dict[str, float]:
+    """Seconds of a trial of the arm `name` and of its reports, and the reports' shares."""
+    dataset = load_dataset(DatasetConfig(name="mnist5k", selection_images=2000))
+    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=64, selection=ARM_SELECTION, test=1))
+    training = TranslatorTraining(arm_trial(arms("small")[name], 0, 4 * rounds, 32, rounds), zoo, dataset)
+    times: dict[str, list[float]] = {"training": [], "translating": [], "counting": []}
+    training._train(torch.Generator().manual_seed(0))  # warm
+    blocks: State = {}
+    chosen = training.transplants.zoo
+    for seed in range(rounds):
+        generator = torch.Generator().manual_seed(seed)
+        times["training"].append(seconds(lambda generator=generator: training._train(generator)))
+        chosen = training.transplants.zoo
+        times["translating"].append(
+            seconds(lambda chosen=chosen: blocks.update(translate(training.translator, chosen)))
+        )
+        times["counting"].append(seconds(lambda: training.transplants.accuracy(blocks)))
+    row = {kind: statistics.median(values) for kind, values in times.items()}
+    row["training"] *= ARM_STEPS / training.steps_per_epoch
+    row |= {kind: ARM_REPORTS * row[kind] for kind in ("translating", "counting")}
+    whole = sum(row.values())
+    return row | {f"{kind}_share": row[kind] / whole for kind in ("translating", "counting")}
 
 
 def measure(size: str, zoo: Zoo, dataset: object, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
