@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from translation_arms import UNTRAINED, Settings, arms, trial
+from translation_arms import TIMES, UNTRAINED, Settings, arms, trial
 from translation_report import report, ship
 
 from kt_ray.config import DatasetConfig
@@ -62,7 +62,8 @@ def run(
     if (folder / "result.json").exists():
         return
     checkpoint, untrained = folder / "training.safetensors", settings.get(UNTRAINED, False)
-    config = trial(settings, seed, arguments.steps, arguments.batch, arguments.reports)
+    steps = arguments.steps * settings.get(TIMES, 1)
+    config = trial(settings, seed, steps, arguments.batch, arguments.reports)
     few = replace(dataset, selection=dataset.selection.take(slice(0, SELECTION_IMAGES)))
     training = TranslatorTraining(config, zoo, few)
     if checkpoint.exists():
@@ -85,7 +86,7 @@ def run(
     fit = transplant_accuracy(fitted, translate(training.translator, fitted), few.selection)
     result: dict[str, Any] = {
         "arm": name, "seed": seed, "training_members": members, "config": config.model_dump(mode="json"),
-        "steps": 0 if untrained else arguments.steps, "batch": arguments.batch,
+        "steps": 0 if untrained else steps, "batch": arguments.batch,
         "parameters": sum(value.numel() for value in training.model.parameters()),
         "training_cpu_seconds": trained - started, "seconds": seconds, "history": history,
         "selection": selected.tolist(), "training_members_mean": float(fit.mean()),

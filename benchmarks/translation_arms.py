@@ -8,6 +8,7 @@ from kt_ray.config import TrialConfig, set_path, validate
 
 Settings = dict[str, Any]
 UNTRAINED = "untrained"  # a key of settings: nothing is trained, and the family writes nothing over the pruned block
+TIMES = "times"  # a key of settings: so many times the steps that other arms are trained for
 FAITHFUL: Settings = {
     "translator.family": "mixer",
     "translator.batch_norm": "dropped",
@@ -60,6 +61,11 @@ def arms(mixer: str) -> dict[str, Settings]:
     few = {"translator.refinement": REFINEMENT | {"images": "mixture", "steps": FEW_STEPS}}
     named[f"{FEW_STEPS} steps on a mixture, learned start"] = named["+ refinement on a mixture"] | few
     named[f"{FEW_STEPS} steps on a mixture alone"] = named["+ refinement on a mixture"] | few | {UNTRAINED: True}
+    learned = MATCHED | {"steps": FEW_STEPS, "trained": True, "width": 16, "probe_sets": 8}
+    named[f"{FEW_STEPS} learned steps on a mixture"] = named["+ matched predictions"] | {
+        "translator.refinement": learned
+    }
+    named["eight times the steps"] = named["+ varied and swapped units"] | {TIMES: 8}
     for name in ("refinement on strokes", "refinement on a mixture", "matched predictions", "three starts"):
         named[f"{name} alone"] = named[f"+ {name}"] | {UNTRAINED: True}
     named["faithful, the paper's mixer"] = FAITHFUL | {"translator.mixer.size": "paper"}
@@ -71,6 +77,6 @@ def trial(settings: Settings, seed: int, steps: int, batch: int, reports: int) -
     training = {"epochs": reports, "steps_per_epoch": max(1, steps // reports), "batch_size": batch}
     content: dict[str, Any] = {"seed": seed, "training": training | {"ema": 0.98, "warmup": 0.03}}
     for path, value in settings.items():
-        if path != UNTRAINED:
+        if path not in (UNTRAINED, TIMES):
             set_path(content, path, value)
     return validate(TrialConfig, content)
