@@ -115,7 +115,11 @@ def ship(folder: Path, evaluation: Evaluation) -> None:
         if run["steps"] == 0
         else f"Where they begin was learned from {run['training_members']} training members ({run['arm']})."
     )
-    starts = f"They begin at {refinement.starts} blocks; the better one is written." if refinement.starts > 1 else ""
+    starts = (
+        f"They begin at {refinement.starts} blocks, of which the best after an eighth of the steps goes on."
+        if refinement.starts > 1
+        else ""
+    )
     target.with_suffix(".md").write_text(
         CARD.format(
             pair=loaded.architecture.pair, arm=run["arm"], network=loaded.architecture.network, drawn=drawn,
