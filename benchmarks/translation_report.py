@@ -71,11 +71,15 @@ def report(
         "",
         _plain(evaluation, set(blocks)).to_markdown(),
     ]
+    most = max(run["training_members"] for run in runs.values())
     chosen = groups[runs[best]["arm"], runs[best]["training_members"]]
     headline = {
         "best_mean_ratio": statistics.mean(evaluation.row(label).mean for label in chosen) / ceiling,
-        "best_worst_ratio": min(evaluation.row(label).min for label in chosen) / ceiling,
+        "best_min_ratio": min(evaluation.row(label).min for label in chosen) / ceiling,
     }
+    faithful = [label for label, run in runs.items() if (run["arm"], run["training_members"]) == ("faithful", most)]
+    if faithful:
+        headline["faithful_mean_ratio"] = statistics.mean(evaluation.row(label).mean for label in faithful) / ceiling
     definition = ZooStore(uri).definition()
     results = {
         "zoo": {key: definition[key] for key in ("pair", "seed", "network", "recipe", "dataset")},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -28,7 +27,8 @@ KEPT = 256 << 20  # bytes of stem activations
 class Row:
     """One kind of block in every member: accuracies, agreement with the source's predictions, cost.
 
-    `multiply_adds` are the block's for one image; `seconds` is what making one member's block took.
+    `multiply_adds` are the block's for one image; `seconds` is what making one member's block took, None where it was
+    made elsewhere.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Row:
     agreement: float
     parameters: int
     multiply_adds: int
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Evaluation:
         )
         return head + "".join(
             f"| {row.name} | {row.mean:.4f} | {row.min:.4f} | {row.max:.4f} | {row.agreement:.4f} | {row.parameters:,} "
-            f"| {row.multiply_adds:,} | {row.seconds:.2g} |\n"
+            f"| {row.multiply_adds:,} | {'' if row.seconds is None else f'{row.seconds:.2g}'} |\n"
             for row in self.rows
         )
 
@@ -163,13 +163,14 @@ def evaluate(
             f"fitted on random strokes, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, "strokes"),
             f"fitted on BN statistics, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, "statistics"),
         }
-    blocks, seconds = {}, {}
+    blocks: dict[str, State] = {}
+    seconds: dict[str, float | None] = {}
     for name, make in makers.items():
         started = time.perf_counter()
         blocks[name] = make()
         seconds[name] = (time.perf_counter() - started) / count
     for name, made in (others or {}).items():
-        blocks[name], seconds[name] = made, math.nan
+        blocks[name], seconds[name] = made, None
     pictures = dataset.images(images)
     predicted = Transplants(held_out, pictures, keep=0).predictions(blocks)
     with torch.random.fork_rng(devices=[]):

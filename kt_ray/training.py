@@ -198,8 +198,19 @@ def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
 
 
 def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0."""
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(translator.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    undecayed = {"refiner.log_rates", "refiner.probes"}
+    groups: dict[bool, list[torch.nn.Parameter]] = {}
+    for name, parameter in translator.named_parameters():
+        groups.setdefault(name not in undecayed, []).append(parameter)
+    return kind(
+        [
+            {"params": parameters, "weight_decay": decays * settings.weight_decay}
+            for decays, parameters in groups.items()
+        ],
+        lr=settings.learning_rate,
+    )
 
 
 def _seed(*parts: int) -> int:

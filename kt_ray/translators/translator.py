@@ -56,7 +56,7 @@ class Translator(nn.Module):
             raise ValueError("this translator reads stem and head too: give stem.… and head.… beside the block")
         plain = tokens.read(source, self.config.batch_norm)
         unit, channel = tokens.features(source, self.config)
-        if self.config.output == "residual" or self.config.canonical:
+        if self.config.output == "residual" or self.config.canonical or self.config.refinement.starts > 1:
             order = tokens.importance_order(source, self.config.batch_norm)
             plain, unit = plain.take(order), tokens.take(unit, order)
         if self.config.canonical:
@@ -77,10 +77,11 @@ class Translator(nn.Module):
     def _further_starts(self, plain: Units) -> list[Units]:
         """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on.
 
-        None for attention, whose one-shot block is of all units in whatever order.
+        None where a one-shot block is of all units, whichever come first: attention, and targets with as many units.
         """
         hidden = plain.edges.shape[1]
-        starts = self.config.refinement.starts if self.layout.kernels == 2 else 1
+        chooses = self.layout.kernels == 2 and self.target_hidden < hidden
+        starts = self.config.refinement.starts if chooses else 1
         orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
         base = BASES[self.config.base]
         return [

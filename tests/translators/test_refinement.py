@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig
+from kt_ray.config import MemberCounts, MixerOptions, PairName, TranslatorConfig
 from kt_ray.divergences import tempered_kl
 from kt_ray.networks import PAIRS, Architecture
 from kt_ray.translators import build_translator
@@ -87,10 +87,20 @@ def test_several_starts_keep_other_units(random_zoo: Zoo) -> None:
         torch.testing.assert_close(start.edges, units.edges[:, kept])
 
 
-def test_attention_has_one_start() -> None:
-    zoo = untrained_zoo(Architecture("basic_to_attention"), COUNTS)
+def test_starts_that_diverged_are_passed_over(random_zoo: Zoo) -> None:
+    translator = refined(random_zoo)
+    members = translator.read(random_zoo.parameters)
+    sets = [Surroundings(members, stem_activations(members, torch.rand(4, 1, 28, 28)), random_zoo.architecture)]
+    targets = to_units(random_zoo.part("target"), LAYOUTS[random_zoo.architecture.pair])
+    diverged = Units(targets.edges * torch.nan, targets.unit, targets.channel)
+    assert torch.equal(translator.refiner._best([diverged, targets], sets).edges, targets.edges)
+
+
+@pytest.mark.parametrize("pair", ["basic_to_attention", "basic_to_mlp"])
+def test_blocks_of_all_units_have_one_start(pair: PairName) -> None:
+    zoo = untrained_zoo(Architecture(pair), COUNTS)
     blocks = [refined(zoo, starts=starts).eval()(refined(zoo).read(zoo.parameters)) for starts in (1, 3)]
-    assert torch.equal(blocks[0]["projection.weight"], blocks[1]["projection.weight"])
+    assert all(torch.equal(value, blocks[1][name]) for name, value in blocks[0].items())
 
 
 def test_gradients_reach_probes_rates_and_layers(random_zoo: Zoo) -> None:
