@@ -1,8 +1,8 @@
 """One translator for blocks of several widths, tested on a width it never saw.
 
 Small zoos of mnist5k networks are trained here for every width (channels, source units → target units). Translators
-whose parameters depend on no width take turns at the training widths, some steps each, with the same weights
-throughout, and are evaluated once on test members and test images of every width.
+whose parameters depend on no width take turns at the training widths, some steps each, with the same parameters and
+optimiser throughout, and are evaluated once on test members and test images of every width.
 
     python benchmarks/translation_widths.py
 """
@@ -62,14 +62,16 @@ def trained(translator: dict[str, Any], zoos: list[Zoo], dataset: Dataset, seed:
         "training": {"epochs": rounds, "steps_per_epoch": 20, "batch_size": 16, "clip_norm": 1, "learning_rate": 0.002},
     }  # fmt: skip
     trainings = [TranslatorTraining(validate(TrialConfig, content), zoo, dataset) for zoo in zoos]
-    weights = trainings[0].model.state_dict()
+    first = trainings[0]
+    for training in trainings[1:]:
+        for name, parameter in first.model.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            setattr(training.model.get_submodule(owner), leaf, parameter)
+        training.optimizer = first.optimizer
     for _ in range(rounds):
         for training in trainings:
-            training.model.load_state_dict(weights)
             print(training.architecture.network, training.run_epoch(), flush=True)
-            weights = training.model.state_dict()
-    trainings[0].model.load_state_dict(weights)
-    return trainings[0].model
+    return first.model
 
 
 def main() -> None:
