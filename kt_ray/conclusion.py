@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import StudyError
+from kt_ray.evaluation import Evaluation, evaluate
 from kt_ray.lookup import study_report
 from kt_ray.narrator import Narrator
 from kt_ray.resuming import resume_command
@@ -64,12 +65,10 @@ def conclude(
     present = read_conclusion(workspace, config.name)
     made = (result.best_trial, result.best_value, result.best_params, zoo.fingerprint)
     if present is not None and (present.trial, present.value, present.params, present.zoo) == made:
-        evaluation, table = present.evaluation, present.table
+        measured = Evaluation.from_dict(present.evaluation)
     else:
-        from kt_ray.evaluation import evaluate
-
         measured = evaluate(translator, zoo, dataset)
-        evaluation, table = measured.to_dict(), measured.to_markdown()
+    evaluation, table = measured.to_dict(), measured.to_markdown()
     run_id = tracker.trial_run(result.study_run, config.name, result.best_trial, {}, {})
     registered = register_champion(
         tracker,
@@ -78,7 +77,7 @@ def conclude(
         translator,
         {name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
         evaluation,
-        accuracy=_translated(evaluation)["mean"],
+        accuracy=measured.row("translated").mean,
         on="zoo",
         fingerprint=zoo.fingerprint,
         study=config.name,
@@ -95,7 +94,7 @@ def conclude(
             Input(config.zoo.name, zoo.fingerprint, workspace.zoo(config.zoo.name)),
         ],
     )
-    _log(tracker, result, evaluation, table)
+    _log(tracker, result, measured)
     conclusion = Conclusion(
         study=config.name,
         trial=result.best_trial,
@@ -154,20 +153,15 @@ def tell(config: StudyConfig, workspace: Workspace, conclusion: Conclusion, narr
     narrator.say(f"extend:    {resume_command(config, workspace)} --add 12")
 
 
-def _translated(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The row of the translated blocks."""
-    row: dict[str, Any] = next(row for row in evaluation["rows"] if row["name"] == "translated")
-    return row
-
-
-def _log(tracker: Tracker, result: SearchResult, evaluation: dict[str, Any], table: str) -> None:
+def _log(tracker: Tracker, result: SearchResult, evaluation: Evaluation) -> None:
     """The evaluation on the study's run, which ends with it."""
-    from kt_ray.tracking.figures import accuracy_histogram
+    from kt_ray.figures import figures
 
-    accuracies = {row["name"]: row["accuracies"] for row in evaluation["rows"]}
-    tracker.log_text(result.study_run, table, "evaluation.md")
-    tracker.log_figure(result.study_run, accuracy_histogram(accuracies), "figures/accuracy.png")
-    metrics = {f"test_{name}": _translated(evaluation)[name] for name in ("mean", "min", "max")}
+    tracker.log_text(result.study_run, evaluation.to_markdown(), "evaluation.md")
+    for name, figure in figures(evaluation).items():
+        tracker.log_figure(result.study_run, figure, f"figures/{name}.png")
+    translated = evaluation.row("translated")
+    metrics = {"test_mean": translated.mean, "test_min": translated.min, "test_max": translated.max}
     tracker.log(result.study_run, metrics, result.progress.total)
     tracker.finish(result.study_run, "FINISHED")
 

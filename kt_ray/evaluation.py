@@ -63,6 +63,12 @@ class Evaluation:
         """Plain values for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_dict`, also of what went through JSON."""
+        rows = tuple(Row(**row | {"accuracies": tuple(row["accuracies"])}) for row in values["rows"])
+        return cls(**{**values, "rows": rows, "confusion": tuple(tuple(row) for row in values["confusion"])})
+
     def to_markdown(self) -> str:
         """The table for people."""
         head = (

@@ -12,12 +12,16 @@ from kt_ray.evaluation import Evaluation
 SHOWN = ("trained target", "translated", "pruned block")
 
 
+def figures(evaluation: Evaluation) -> dict[str, Figure]:
+    """All of them by name: `accuracy`, `members` and `confusion`."""
+    return {"accuracy": accuracies(evaluation), "members": members(evaluation), "confusion": confusion(evaluation)}
+
+
 def save_figures(evaluation: Evaluation, directory: Path) -> list[Path]:
     """Write `accuracy.png`, `members.png` and `confusion.png` into `directory`; returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    figures = {"accuracy": accuracies(evaluation), "members": members(evaluation), "confusion": confusion(evaluation)}
     paths = []
-    for name, figure in figures.items():
+    for name, figure in figures(evaluation).items():
         paths.append(directory / f"{name}.png")
         figure.savefig(paths[-1], dpi=120, bbox_inches="tight")
     return paths
@@ -25,7 +29,7 @@ def save_figures(evaluation: Evaluation, directory: Path) -> list[Path]:
 
 def accuracies(evaluation: Evaluation) -> Figure:
     """Histogram of the members' accuracies with each of a few kinds of block."""
-    figure = Figure(figsize=(6, 3.5))
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     bins = np.linspace(0, 1, 41)
     for name in SHOWN:
@@ -37,7 +41,7 @@ def accuracies(evaluation: Evaluation) -> Figure:
 
 def members(evaluation: Evaluation) -> Figure:
     """Each member's accuracy with its source against that with its translated and its trained target block."""
-    figure = Figure(figsize=(4.5, 4.5))
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
     source = evaluation.row("source").accuracies
     for name, marker in (("trained target", "+"), ("translated", "o")):
@@ -52,7 +56,7 @@ def confusion(evaluation: Evaluation) -> Figure:
     counts = np.array(evaluation.confusion, dtype=float)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     np.fill_diagonal(shares, 0)
-    figure = Figure(figsize=(4.5, 4))
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="magma")
     axes.set(xlabel="predicted", ylabel="label", xticks=range(len(shares)), yticks=range(len(shares)))

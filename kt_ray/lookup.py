@@ -46,7 +46,14 @@ def started_from(config: StudyConfig, workspace: Workspace, sources: Sequence[st
 
 
 def open_zoo(name: str, root: Path | None) -> ZooStore:
-    """The zoo called `name` in the workspace, or at the directory or URI `name`. Raises ZooError if there is none."""
+    """The zoo called `name` in the workspace, one that ships, or that at the directory or URI `name`.
+
+    One that ships is written `pretrained:NAME`. Raises ZooError if there is none.
+    """
+    if name.startswith("pretrained:"):
+        from kt_ray.zoo.pretrained import pretrained_path
+
+        return ZooStore(str(pretrained_path(name)))
     if "/" in name:
         store = ZooStore(name)
         if store.exists():
@@ -81,10 +88,13 @@ def registered(root: Path | None, name: str) -> list[RegisteredTranslator]:
     return champions(Workspace.existing(root).tracking_uri, name)
 
 
-def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool) -> Evaluation:
+def evaluate_model(
+    model: str, zoo_name: str, root: Path | None, *, final: bool = False, fit_steps: int = 0
+) -> Evaluation:
     """Transplant what `model` translates into members of the zoo: selection ones on selection images, or test ones.
 
-    The dataset is the zoo's own. Raises ZooError where its fingerprint is not that of the zoo's training.
+    With `fit_steps` also blocks fitted to each member by so many steps. The dataset is the zoo's own. Raises ZooError
+    where its fingerprint is not that of the zoo's training, CheckpointError where `model` cannot serve its networks.
     """
     from kt_ray.data import load_dataset
     from kt_ray.translators.checkpoint import load_translator
@@ -92,11 +102,7 @@ def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool)
     store = open_zoo(zoo_name, root)
     loaded = load_translator(translator_file(model, root))
     zoo = store.read()
-    if loaded.architecture != zoo.architecture:
-        raise ZooError(
-            f"{model} translates {loaded.architecture.pair} {loaded.architecture.network}, the zoo {zoo_name} holds "
-            f"{zoo.architecture.pair} {zoo.architecture.network}; choose another zoo"
-        )
+    translator = loaded.translator.for_architecture(zoo.architecture)
     dataset = load_dataset(validate(DatasetConfig, store.definition()["dataset"]))
     if dataset.fingerprint != zoo.dataset_fingerprint:
         raise ZooError(
@@ -104,7 +110,7 @@ def evaluate_model(model: str, zoo_name: str, root: Path | None, *, final: bool)
             f"{dataset.name} here has {dataset.fingerprint}; point KT_RAY_DATA at the same data"
         )
     split: Split = "test" if final else "selection"
-    return evaluate(loaded.translator, zoo, dataset, members=split, images=split)
+    return evaluate(translator, zoo, dataset, members=split, images=split, fit_steps=fit_steps)
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kt_ray.config import NetworkConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, State, stacked
-from kt_ray.networks.checkpoint import read_network, write_state
+from kt_ray.networks.checkpoint import read_network, read_state, write_state
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translators.checkpoint import load_translator
 
@@ -54,20 +55,37 @@ class Translation:
 def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Dataset | None = None) -> Translation:
     """Write the network in `checkpoint` with its block translated to `output`, as safetensors.
 
-    Names are `stem.…`, `block.…`, `head.…`, as in the checkpoint.
-    Raises CheckpointError where either file cannot be read safely, does not fit, or `output` is not safetensors.
+    Names are `stem.…`, `block.…`, `head.…`, as in the checkpoint. A network of other widths than the translator's is
+    translated where its family serves them, to a block of as large a share of the source's hidden units.
+    Raises CheckpointError where either file cannot be read safely, does not fit, is not finite, gives a block that is
+    not, or where `output` is not safetensors or `dataset` has images of another shape.
     """
     if output.suffix != ".safetensors":
         raise CheckpointError(f"output {output} must end in .safetensors")
     loaded = load_translator(translator_file)
-    architecture = loaded.architecture
-    before = read_network(checkpoint, architecture.source_network())
+    trained = loaded.architecture
+    if dataset is not None and dataset.image_shape != trained.image_shape:
+        raise CheckpointError(
+            f"{dataset.name} has images {dataset.image_shape}, the network takes {trained.image_shape}; "
+            "name another --dataset"
+        )
+    architecture = replace(trained, network=_widths(read_state(checkpoint), trained.network))
+    with torch.device("meta"):  # a file may claim any widths
+        expected = architecture.source_network()
+    before = read_network(checkpoint, expected)
+    translator = loaded.translator.for_architecture(architecture)
     start = time.perf_counter()
     with torch.no_grad():
         # A translator may also read the stem and head around the block, and run the network on images of its own.
         network = {name.removeprefix("block."): value.unsqueeze(0) for name, value in before.items()}
-        small = {name: value[0] for name, value in loaded.translator.eval()(network).items()}
+        small = {name: value[0] for name, value in translator.eval()(network).items()}
     seconds = time.perf_counter() - start
+    for name, value in small.items():
+        if not value.isfinite().all():
+            raise CheckpointError(
+                f"the block translated from {checkpoint} holds NaN or infinity in {name}: nothing is written; check "
+                "that the network works"
+            )
     kept = {name: value for name, value in before.items() if not name.startswith("block.")}
     after = kept | stacked.join(block=small)
     try:
@@ -90,13 +108,20 @@ def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Da
     )
 
 
+def _widths(state: State, trained: NetworkConfig) -> NetworkConfig:
+    """The widths of the source network in `state`, where it has any; `trained` shares out the target's hidden units."""
+    kernels = [state[name] for name in ("block.conv1.weight", "head.conv.weight") if name in state]
+    if len(kernels) < 2 or any(kernel.dim() != 4 or not kernel.numel() for kernel in kernels):
+        return trained  # `read_network` tells what is wrong
+    (hidden, channels), head_channels = kernels[0].shape[:2], len(kernels[1])
+    target_hidden = max(1, round(hidden * trained.target_hidden / trained.source_hidden))
+    return NetworkConfig(
+        channels=channels, source_hidden=hidden, target_hidden=target_hidden, head_channels=head_channels
+    )
+
+
 def _accuracy(architecture: Architecture, kind: str, state: State, dataset: Dataset) -> float:
     network = architecture.source_network() if kind == "source" else architecture.target_network()
-    if dataset.image_shape != architecture.image_shape:
-        raise CheckpointError(
-            f"{dataset.name} has images {dataset.image_shape}, the network takes {architecture.image_shape}; "
-            "name another --dataset"
-        )
     stack = {name: value.unsqueeze(0) for name, value in state.items()}
     right = 0
     with torch.no_grad():

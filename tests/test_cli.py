@@ -137,7 +137,7 @@ class TestTranslate:
         torch.save(Architecture("basic_to_simple").target_network().state_dict(), tmp_path / "network.pth")
         output = str(tmp_path / "out.safetensors")
         message = refused("translate", str(translator), str(tmp_path / "network.pth"), "-o", output)
-        assert "block.conv1.weight has shape 3×6×3×3, expected 6×6×3×3" in message
+        assert "block.bn1.weight is missing (expected 3)" in message
         assert not Path(output).exists()
 
     def test_a_pickle_with_code_in_it(self, translator: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig
 from kt_ray.data import Dataset
-from kt_ray.evaluation import Transplants, evaluate, transplant_accuracy
+from kt_ray.evaluation import Evaluation, Transplants, evaluate, transplant_accuracy
 from kt_ray.networks import PAIRS, Architecture
 from kt_ray.translators import build_translator
 from kt_ray.zoo.members import Zoo
@@ -56,7 +56,9 @@ def test_table(random_zoo: Zoo, dataset: Dataset) -> None:
     for row in evaluation.rows:
         assert len(row.accuracies) == 3
         assert row.min <= row.mean <= row.max
-    assert json.loads(json.dumps(evaluation.to_dict()))["rows"][0]["name"] == "source"
+    values = json.loads(json.dumps(evaluation.to_dict()))
+    assert values["rows"][0]["name"] == "source"
+    assert Evaluation.from_dict(values) == evaluation
     lines = evaluation.to_markdown().splitlines()
     assert lines[0] == "3 test members, 128 selection images of mnist5k"
     assert len(lines) == 4 + len(ROWS)

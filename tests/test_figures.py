@@ -7,7 +7,7 @@ from pathlib import Path
 from kt_ray.config import MixerOptions, TranslatorConfig
 from kt_ray.data import Dataset
 from kt_ray.evaluation import evaluate
-from kt_ray.figures import accuracies, confusion, save_figures
+from kt_ray.figures import accuracies, confusion, figures, save_figures
 from kt_ray.translators import build_translator
 from kt_ray.zoo.members import Zoo
 
@@ -17,6 +17,7 @@ def test_figures(random_zoo: Zoo, dataset: Dataset, tmp_path: Path) -> None:
     evaluation = evaluate(translator, random_zoo, dataset, images="selection")
     paths = save_figures(evaluation, tmp_path / "figures")
     assert [path.name for path in paths] == ["accuracy.png", "members.png", "confusion.png"]
+    assert [f"{name}.png" for name in figures(evaluation)] == [path.name for path in paths]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     heights = [sum(bar.get_height() for bar in container) for container in accuracies(evaluation).axes[0].containers]
     assert heights == [evaluation.member_count] * 3

@@ -97,6 +97,8 @@ def test_the_whole_path(finished_workspace: Path) -> None:
     study = next(run for run in runs if "test_mean" in run.data.metrics)
     assert champion.tags["kt_ray.accuracy"] == repr(study.data.metrics["test_mean"])
     assert zoo.fingerprint == champion.tags["kt_ray.zoo_fingerprint"]
+    figures = {file.path for file in client.list_artifacts(study.info.run_id, "figures")}
+    assert figures == {f"figures/{name}.png" for name in ("accuracy", "members", "confusion")}
     inputs = {entry.dataset.name for entry in study.inputs.dataset_inputs}
     assert inputs == {"mnist5k", "miniature"}
 

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import Format, WorkspaceRoot
+from kt_ray.cli.options import Format, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show, show_json
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="models:/NAME@champion, models:/NAME/3, or a translator file.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="models:/NAME@champion, models:/NAME/3, a translator file, or pretrained:basic_to_simple, which ships.",
+    ),
 ]
 
 
@@ -47,22 +51,23 @@ def translate(
 
 def evaluate(
     model: Model,
-    zoo: Annotated[
-        str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or its URI.")
-    ],
+    zoo: Zoo,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for JSON, Markdown and figures.")
     ] = None,
     final: Annotated[
         bool, typer.Option("--test", help="Test members and test images: once, for a final table.")
     ] = False,
+    fit_steps: Annotated[
+        int, typer.Option(min=0, help="Also fit blocks to each member by so many steps: minutes, for comparison.")
+    ] = 0,
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
     from kt_ray.lookup import evaluate_model, write_evaluation
 
-    evaluation = evaluate_model(model, zoo, workspace, final=final)
+    evaluation = evaluate_model(model, zoo, workspace, final=final, fit_steps=fit_steps)
     if output is not None:
         write_evaluation(evaluation, output)
     if format_ == "json":

@@ -9,7 +9,12 @@ import typer
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A study file, or the name of one that ships.")]
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study in the workspace.")]
-Zoo = Annotated[str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or its URI.")]
+Zoo = Annotated[
+    str,
+    typer.Argument(
+        metavar="ZOO", help="Name of a zoo in the workspace, its directory or URI, or pretrained:mnist5k, which ships."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a value of the study file; repeatable."),

@@ -57,7 +57,7 @@ def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
 
 @zoo.command()
 def merge(
-    into: Zoo,
+    into: Annotated[str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or URI.")],
     sources: Annotated[list[str], typer.Argument(metavar="ZOO…", help="Zoos of the same pair, recipe and dataset.")],
     workspace: WorkspaceRoot = None,
 ) -> None:

@@ -45,7 +45,7 @@ def read_state(path: Path) -> State:
 def read_network(path: Path, network: nn.Module) -> State:
     """The file at `path` as the parameters and buffers of `network`, float32; BN's step counters may be missing.
 
-    Raises CheckpointError naming the first names or shapes that differ.
+    Raises CheckpointError naming the first names or shapes that differ, or the first tensor that is not finite.
     """
     state = read_state(path)
     expected = network.state_dict()
@@ -64,7 +64,11 @@ def read_network(path: Path, network: nn.Module) -> State:
             f"{path} does not fit the network ({', '.join(name for name, _ in network.named_children())}): "
             f"{'; '.join(problems[:3])}{more}; check the configured network and its widths"
         )
-    return {name: value.float() for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    state = {name: value.float() for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path} holds NaN or infinity in {name}; did its training diverge?")
+    return state
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a study and of an evaluation: Optuna's interactive ones, and histograms of accuracies."""
+"""Interactive figures of a report: Optuna's of a study, and a histogram of accuracies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from kt_ray.tracking.store import quiet
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from matplotlib.figure import Figure
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -18,26 +17,8 @@ LEAST_TRIALS = 2  # below it there is nothing to rank or to draw a line through
 BINS = 50  # of an accuracy histogram, over [0, 1]
 
 
-def accuracy_histogram(accuracies: Mapping[str, Sequence[float]], title: str = "Test accuracy") -> Figure:
-    """Histogram of accuracies in [0, 1], one value a member, one colour a row such as "source" or "translated"."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name, values in accuracies.items():
-        if len(values):
-            label = f"{name}: mean {sum(values) / len(values):.3f}"
-            axes.hist(values, bins=BINS, range=(0, 1), alpha=0.5, label=label)
-    axes.set(xlim=(0, 1), xlabel="accuracy", ylabel="members", title=title)
-    if axes.patches:
-        axes.legend()
-    return figure
-
-
 def interactive_histogram(accuracies: Mapping[str, Sequence[float]]) -> go.Figure:
-    """`accuracy_histogram` for a web page."""
+    """Histogram of accuracies in [0, 1], one value a member, one colour a row such as "source" or "translated"."""
     import plotly.graph_objects as go
 
     bins = {"start": 0, "end": 1 + 1 / BINS, "size": 1 / BINS}

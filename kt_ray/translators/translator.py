@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from kt_ray.config import TranslatorConfig
+from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translators import tokens
 from kt_ray.translators.one_shot import BASES
@@ -39,6 +40,32 @@ class Translator(nn.Module):
     def needs_network(self) -> bool:
         """Whether the stem and head around a block are needed to translate it."""
         return self.config.context == "network" or self.refiner is not None
+
+    def for_architecture(self, architecture: Architecture) -> Translator:
+        """A translator of the same weights for blocks of `architecture`; this one where it is for them already.
+
+        Raises CheckpointError where the pair is another, or where a parameter's shape depends on what differs: widths
+        in most families, the image shape with refinement.
+        """
+        from kt_ray.translators import build_translator
+
+        ours = self.architecture
+        if architecture == ours:
+            return self
+        if architecture.pair != ours.pair:
+            raise CheckpointError(f"the translator is for {ours.pair}, not for {architecture.pair}; choose another")
+        with torch.random.fork_rng(devices=[]):
+            translator = build_translator(self.config, architecture)
+        weights = self.state_dict()
+        for name, value in translator.state_dict().items():
+            if value.shape != weights[name].shape:
+                raise CheckpointError(
+                    f"the translator is for networks of {ours.network} on images {ours.image_shape}, not of "
+                    f"{architecture.network} on images {architecture.image_shape}: its {name} depends on them; train "
+                    "one for these (the families axial_transformer and graph serve any width)"
+                )
+        translator.load_state_dict(weights)
+        return translator.train(self.training)
 
     def read(self, members: State) -> State:
         """What `forward` reads of a stack of members (`stem.…`, `source.…`, `head.…`, as in `Zoo.parameters`)."""

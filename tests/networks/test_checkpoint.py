@@ -57,6 +57,16 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300])
+def test_tensors_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    """-1e300 is finite in double precision only."""
+    state = Architecture("basic_to_simple").source_network().double().state_dict()
+    state["head.bn.running_var"][3] = value
+    torch.save(state, tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match=r"holds NaN or infinity in head\.bn\.running_var; "):
+        read_network(tmp_path / "network.pth", Architecture("basic_to_simple").source_network())
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_rubbish_is_one_line(tmp_path: Path, suffix: str, content: bytes) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from kt_ray.tracking.figures import accuracy_histogram, study_figures
+from kt_ray.tracking.figures import study_figures
 from kt_ray.tracking.report import page, report, table, write_report
 
 
@@ -93,9 +93,3 @@ def test_the_report_of_several_objectives() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=3)
     assert "<td>Pareto trial</td>" in report(study)
-
-
-def test_histogram_of_accuracies() -> None:
-    figure = accuracy_histogram({"source": [0.9, 0.95], "translated": [0.5, 0.6], "none": []})
-    labels = [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["source: mean 0.925", "translated: mean 0.550"]

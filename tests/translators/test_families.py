@@ -18,11 +18,14 @@ from kt_ray.config import (
     NeuronTransformerOptions,
     TranslatorConfig,
 )
+from kt_ray.errors import CheckpointError
 from kt_ray.networks import PAIRS, Architecture, stacked
 from kt_ray.translators import FAMILIES, Translator, build_translator
 from kt_ray.translators.one_shot import one_shot_block
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
+
+WIDER = Architecture("basic_to_simple", NetworkConfig(channels=5, source_hidden=8, target_hidden=4))
 
 
 def small(family: str, **fields: object) -> TranslatorConfig:
@@ -143,14 +146,52 @@ def test_equivariant_families_follow_the_channels(random_zoo: Zoo, family: str) 
 @pytest.mark.parametrize("refinement", [0, 2])
 @pytest.mark.parametrize("family", ["axial_transformer", "graph"])
 def test_equivariant_families_serve_widths_they_were_not_built_for(family: str, refinement: int) -> None:
-    """The weights of a translator for 6 channels and 6 to 3 units load into one for 5 channels and 8 to 4."""
-    config = small(family, refinement={"steps": refinement, "probes": 2, "width": 8})
-    weights = build(config).state_dict()
-    architecture = Architecture("basic_to_simple", NetworkConfig(channels=5, source_hidden=8, target_hidden=4))
-    wider = build(config, architecture)
-    wider.load_state_dict(weights)
-    zoo = untrained_zoo(architecture, MemberCounts(train=2, selection=1, test=1))
-    assert wider.eval()(wider.read(zoo.parameters))["conv1.weight"].shape == (4, 4, 5, 3, 3)
+    """A translator for 6 channels and 6 to 3 units serves 5 channels and 8 to 4 with the same weights."""
+    translator = build(small(family, refinement={"steps": refinement, "probes": 2, "width": 8})).eval()
+    before = torch.get_rng_state()
+    wider = translator.for_architecture(WIDER)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not wider.training
+    zoo = untrained_zoo(WIDER, MemberCounts(train=2, selection=1, test=1))
+    blocks = wider(wider.read(zoo.parameters))
+    expected = WIDER.target_block().state_dict()
+    assert {name: value.shape[1:] for name, value in blocks.items()} == {k: v.shape for k, v in expected.items()}
+    for name, value in translator.state_dict().items():
+        assert torch.equal(wider.state_dict()[name], value)
+    assert translator.for_architecture(Architecture("basic_to_simple")) is translator
+
+
+@pytest.mark.parametrize(
+    ("family", "other", "expected"),
+    [
+        (
+            "mixer",
+            WIDER,
+            r"is for networks of channels=6 source_hidden=6 .* on images \(1, 28, 28\), not of channels=5 "
+            r"source_hidden=8 .*: its body\.layers\.0\.\S+ depends on them; train one",
+        ),
+        ("axial_transformer", Architecture("basic_to_mlp"), "is for basic_to_simple, not for basic_to_mlp"),
+        (
+            "axial_transformer",
+            Architecture("basic_to_simple", image_shape=(1, 32, 32)),
+            r"on images \(1, 32, 32\): its refiner.probes depends on them",
+        ),
+    ],
+)
+def test_other_networks_are_refused_where_parameters_depend_on_them(
+    family: str, other: Architecture, expected: str
+) -> None:
+    translator = build(small(family, refinement={"steps": 2, "probes": 2, "width": 8}))
+    with pytest.raises(CheckpointError, match=expected) as error:
+        translator.for_architecture(other)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_depends_on_the_heads_width(family: str) -> None:
+    translator = build(small(family)).eval()
+    other = translator.for_architecture(Architecture("basic_to_simple", NetworkConfig(head_channels=7)))
+    assert other.architecture.network.head_channels == 7
 
 
 @pytest.mark.parametrize("family", FAMILIES)
