@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from kt_ray.config import LOGIT_TERMS, STRUCTURE_TERMS, LossConfig
+from kt_ray.config import LOGIT_TERMS, OUTPUT_TERMS, STRUCTURE_TERMS, LossConfig
 from kt_ray.divergences import kl, relative_error
 from kt_ray.networks import Architecture, State
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Layout, balanced, take, to_units
 
-FUNCTIONAL_TERMS = ("block_output", "head_input")
 ENUMERATED = 5  # up to so many hidden units every order is tried at once; beyond, an assignment is solved for each
 
 
@@ -74,7 +73,7 @@ class TranslationLoss:
     @property
     def needs_images(self) -> bool:
         """Whether a term looks at activations or logits."""
-        return any(getattr(self.config, name) for name in FUNCTIONAL_TERMS + LOGIT_TERMS)
+        return any(getattr(self.config, name) for name in OUTPUT_TERMS + LOGIT_TERMS)
 
     @property
     def needs_targets(self) -> bool:
@@ -85,7 +84,7 @@ class TranslationLoss:
         """The weight of each term at `progress`, from 0 to 1, of training; terms of weight 0 are left out."""
         config = self.config
         fading = 1.0 if config.structure_until == 1 else max(0.0, 1 - progress / config.structure_until)
-        weights = {name: getattr(config, name) for name in FUNCTIONAL_TERMS}
+        weights = {name: getattr(config, name) * (progress >= config.outputs_from) for name in OUTPUT_TERMS}
         weights |= {name: fading * getattr(config, name) for name in STRUCTURE_TERMS}
         weights |= {name: getattr(config, name) * (progress >= config.logits_from) for name in LOGIT_TERMS}
         return {name: weight for name, weight in weights.items() if weight}

@@ -116,7 +116,7 @@ def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
         },
         loss={
             "weight_mse": 1, "normalised_mse": 1, "aligned_mse": 1, "block_output": 1, "head_input": 1, "kl": 1,
-            "cross_entropy": 1, "images": 4, "structure_until": 0.5, "logits_from": 0.2,
+            "cross_entropy": 1, "images": 4, "structure_until": 0.5, "outputs_from": 0.1, "logits_from": 0.2,
         },
         augmentation={
             "mask": {"probability": 0.1}, "kernel_mask": {"probability": 0.1}, "noise": {"std": 0.1, "relative": True},
