@@ -184,3 +184,26 @@ def test_patience_ends_a_trial_that_gets_no_better(random_zoo: Zoo, dataset: Dat
     while not training.finished:
         training.run_epoch()
     assert training.epoch == 3
+
+
+def test_patience_ends_with_the_best_report_and_its_translator(
+    random_zoo: Zoo, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second epoch is the best of four; a training continued after the third has that of the checkpoint."""
+    accuracies = iter([0.1, 0.5, 0.2, 0.3, 0.3])
+    monkeypatch.setattr(TranslatorTraining, "select", lambda self: torch.full((2,), next(accuracies)))
+    settings = {"epochs": 9, "steps_per_epoch": 2, "batch_size": 4, "ema": 0.5, "patience": 2}
+    training = TranslatorTraining(config(training=settings), random_zoo, dataset)
+    reports = [training.run_epoch() for _ in range(2)]
+    best = {name: value.clone() for name, value in training.translator.state_dict().items()}
+    reports.append(training.run_epoch())
+    training.save(tmp_path / "third")
+    assert reports[2]["accuracy_mean"] == pytest.approx(0.2)
+    continued = TranslatorTraining(config(training=settings), random_zoo, dataset)
+    continued.load(tmp_path / "third")
+    for ended in (training, continued):
+        assert not ended.finished
+        last = ended.run_epoch()
+        assert ended.finished
+        assert last | {"seconds": 0} == reports[1] | {"seconds": 0}
+        assert all(torch.equal(value, best[name]) for name, value in ended.translator.state_dict().items())

@@ -200,7 +200,9 @@ class TrainingConfig(Frozen):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated; 0: none")
-    patience: PositiveInt | None = Field(None, description="stop after so many reports without a better mean accuracy")
+    patience: PositiveInt | None = Field(
+        None, description="stop after so many reports without a better mean accuracy; the best report is what counts"
+    )
 
 
 class TrialConfig(Frozen):
