@@ -28,18 +28,21 @@ def weight_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor]) -
 
 
 def normalised_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-    """Mean over the tensors of their MSE over the tensor's own variance, per member: [B]."""
-    errors = [
-        (translated[name] - value).square().flatten(1).mean(1) / value.flatten(1).var(1).clamp_min(1e-6)
-        for name, value in target.items()
-    ]
+    """Mean over the tensors of their MSE over the tensor's own variance, or one number's square, per member: [B]."""
+    errors = []
+    for name, value in target.items():
+        values = value.flatten(1)
+        variance = values.var(1) if values.shape[1] > 1 else values.square().mean(1)
+        errors.append((translated[name] - value).square().flatten(1).mean(1) / variance.clamp_min(1e-6))
     return torch.stack(errors).mean(0)
 
 
 def aligned_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor], layout: Layout) -> Tensor:
     """Smallest error over all orders of the target's hidden units, over the target's variance, per member: [B].
 
-    ReLU scales of both are balanced first (not those of attention, which has none), so no symmetry is left.
+    ReLU scales of both are balanced first, so for convolutions and the MLP no symmetry is left and the minimum is
+    exact. Attention has no such scales, but queries may be mixed with keys, and values with the projection, by any
+    invertible matrix: of that, only the common order of units is searched.
     """
     given, wanted = to_units(translated, layout), to_units(target, layout)
     if layout.kernels == 2:

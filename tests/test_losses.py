@@ -78,6 +78,12 @@ def test_normalised_mse_does_not_see_the_scale_of_a_tensor() -> None:
     torch.testing.assert_close(normalised_mse(*scaled), normalised_mse(translated, target))
 
 
+def test_normalised_mse_of_a_single_number_is_over_its_square() -> None:
+    target = {"bias": torch.tensor([[2.0], [-4.0]])}
+    translated = {"bias": torch.tensor([[3.0], [-4.0]])}
+    assert torch.equal(normalised_mse(translated, target), torch.tensor([0.25, 0.0]))
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), pair=st.sampled_from(sorted(PAIRS)))
 def test_aligned_mse_sees_neither_order_nor_relu_scale(seed: int, pair: str) -> None:

@@ -96,7 +96,11 @@ class TranslatorConfig(Frozen):
     batch_norm: Literal["dropped", "folded"] = Field("folded", description="dropped is the paper's")
     statistics: bool = Field(False, description="BN's mean and deviation of units and channels as further features")
     context: Literal["block", "network"] = Field("block", description="network: stem and head are features too")
-    canonical: bool = Field(False, description="source units in order of importance, their ReLU scales balanced")
+    canonical: bool = Field(
+        False,
+        description="source units in order of importance, their ReLU scales balanced; with BN dropped these sit in "
+        "BN and stay",
+    )
     output: Literal["direct", "residual"] = Field("residual", description="residual: over a one-shot block")
     base: Literal["pruned", "merged"] = Field("pruned", description="the one-shot block of a residual output")
     mixer: MixerOptions = MixerOptions()
