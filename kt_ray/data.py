@@ -72,8 +72,8 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
-        return int(self.train.labels.max()) + 1
+        """How many classes there are: few training images may lack some."""
+        return int(torch.cat([self.train.labels, self.selection.labels, self.test.labels]).max()) + 1
 
     def images(self, split: Split) -> LabelledImages:
         """The images of `split`."""

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from kt_ray.config import LOGIT_TERMS, STRUCTURE_TERMS, LossConfig
+from kt_ray.config import LOGIT_TERMS, OUTPUT_TERMS, STRUCTURE_TERMS, LossConfig
 from kt_ray.divergences import kl, relative_error
 from kt_ray.networks import Architecture, State
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Layout, balanced, take, to_units
 
-FUNCTIONAL_TERMS = ("block_output", "head_input")
 ENUMERATED = 5  # up to so many hidden units every order is tried at once; beyond, an assignment is solved for each
 
 
@@ -29,18 +28,21 @@ def weight_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor]) -
 
 
 def normalised_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-    """Mean over the tensors of their MSE over the tensor's own variance, per member: [B]."""
-    errors = [
-        (translated[name] - value).square().flatten(1).mean(1) / value.flatten(1).var(1).clamp_min(1e-6)
-        for name, value in target.items()
-    ]
+    """Mean over the tensors of their MSE over the tensor's own variance, or one number's square, per member: [B]."""
+    errors = []
+    for name, value in target.items():
+        values = value.flatten(1)
+        variance = values.var(1) if values.shape[1] > 1 else values.square().mean(1)
+        errors.append((translated[name] - value).square().flatten(1).mean(1) / variance.clamp_min(1e-6))
     return torch.stack(errors).mean(0)
 
 
 def aligned_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor], layout: Layout) -> Tensor:
     """Smallest error over all orders of the target's hidden units, over the target's variance, per member: [B].
 
-    ReLU scales of both are balanced first (not those of attention, which has none), so no symmetry is left.
+    ReLU scales of both are balanced first, so for convolutions and the MLP no symmetry is left and the minimum is
+    exact. Attention has no such scales, but queries may be mixed with keys, and values with the projection, by any
+    invertible matrix: of that, only the common order of units is searched.
     """
     given, wanted = to_units(translated, layout), to_units(target, layout)
     if layout.kernels == 2:
@@ -74,7 +76,7 @@ class TranslationLoss:
     @property
     def needs_images(self) -> bool:
         """Whether a term looks at activations or logits."""
-        return any(getattr(self.config, name) for name in FUNCTIONAL_TERMS + LOGIT_TERMS)
+        return any(getattr(self.config, name) for name in OUTPUT_TERMS + LOGIT_TERMS)
 
     @property
     def needs_targets(self) -> bool:
@@ -85,7 +87,7 @@ class TranslationLoss:
         """The weight of each term at `progress`, from 0 to 1, of training; terms of weight 0 are left out."""
         config = self.config
         fading = 1.0 if config.structure_until == 1 else max(0.0, 1 - progress / config.structure_until)
-        weights = {name: getattr(config, name) for name in FUNCTIONAL_TERMS}
+        weights = {name: getattr(config, name) * (progress >= config.outputs_from) for name in OUTPUT_TERMS}
         weights |= {name: fading * getattr(config, name) for name in STRUCTURE_TERMS}
         weights |= {name: getattr(config, name) * (progress >= config.logits_from) for name in LOGIT_TERMS}
         return {name: weight for name, weight in weights.items() if weight}

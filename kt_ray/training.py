@@ -8,6 +8,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.evaluation import Transplants, translate
 from kt_ray.losses import TranslationLoss
-from kt_ray.networks import stacked
+from kt_ray.networks import State, stacked
 from kt_ray.translators import build_translator
 from kt_ray.zoo.members import Zoo
 
@@ -56,7 +57,9 @@ class TranslatorTraining:
         self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
         self.optimizer = _optimizer(config.training, self.model)
         self.epoch = 0
-        self.best, self.stale = -1.0, 0
+        self.stale = 0
+        self.best: dict[str, float] = {}  # with patience, the best report and the translator that it is of
+        self.kept: State = {}
 
     @property
     def finished(self) -> bool:
@@ -71,16 +74,17 @@ class TranslatorTraining:
         return self.config.training.steps_per_epoch or math.ceil(count / self.config.training.batch_size)
 
     def run_epoch(self) -> dict[str, float]:
-        """Train one epoch; loss, accuracies on selection members and selection images, seconds, parameters."""
+        """Train one epoch; loss, accuracies on selection members and selection images, seconds, parameters.
+
+        With patience, the last report and the translator are those of the best epoch.
+        """
         started = time.perf_counter()
         with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
             torch.manual_seed(_seed(self.config.seed, self.epoch))  # dropout
             loss = self._train(torch.Generator(self.device).manual_seed(_seed(self.config.seed, self.epoch, 1)))
         self.epoch += 1
         accuracies = self.select()
-        improved = float(accuracies.mean()) > self.best
-        self.best, self.stale = max(self.best, float(accuracies.mean())), 0 if improved else self.stale + 1
-        return {
+        metrics = {
             "loss": loss,
             "accuracy_mean": float(accuracies.mean()),
             "accuracy_min": float(accuracies.min()),
@@ -88,6 +92,19 @@ class TranslatorTraining:
             "seconds": time.perf_counter() - started,
             "parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
         }
+        return metrics if self.config.training.patience is None else self._best(metrics)
+
+    def _best(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Keep the translator of `metrics` where they are the best so far; at the end, go back to the best."""
+        improved = not self.best or metrics["accuracy_mean"] > self.best["accuracy_mean"]
+        self.stale = 0 if improved else self.stale + 1
+        if improved:
+            self.best = metrics
+            self.kept = {name: value.clone() for name, value in self.translator.state_dict().items()}
+        if not self.finished:
+            return metrics
+        self.translator.load_state_dict(self.kept)
+        return self.best | {"seconds": metrics["seconds"]}
 
     def _train(self, generator: torch.Generator) -> float:
         """The steps of one epoch; their mean loss."""
@@ -147,6 +164,7 @@ class TranslatorTraining:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.config.training.ema:
             tensors |= {f"average.{name}": value for name, value in self.translator.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.kept.items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
         metadata = {"format": FORMAT, "config": self.config.model_dump_json(), "state": json.dumps(self._state())}
@@ -167,6 +185,7 @@ class TranslatorTraining:
         self.model.load_state_dict(stacked.part(tensors, "model"))
         if self.config.training.ema:
             self.translator.load_state_dict(stacked.part(tensors, "average"))
+        self.kept = stacked.part(tensors, "best")
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
@@ -177,7 +196,7 @@ class TranslatorTraining:
         for name in self._state():
             setattr(self, name, given[name])
 
-    def _state(self) -> dict[str, float]:
+    def _state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "best": self.best, "stale": self.stale}
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kt_ray.config import StudyConfig, load_config, validate
+from kt_ray.config import DistillConfig, StudyConfig, load_config, validate
 from kt_ray.errors import ConfigError
 
 
@@ -28,6 +28,13 @@ def test_all_faults_are_told_at_once() -> None:
         "search.trials: input should be a valid integer, unable to parse string as an integer, got 'no'",
         "nam: unknown key",
     ]
+
+
+def test_a_study_needs_selection_images() -> None:
+    assert problems({"name": "x", "dataset": {"selection_images": 0}}) == [
+        "dataset: selection_images must be above 0: trials are compared by their accuracy on these images"
+    ]
+    assert validate(DistillConfig, {"name": "x", "dataset": {"selection_images": 0}}).dataset.selection_images == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_the_same_configuration_has_the_same_fingerprint() -> None:
     config = DatasetConfig(train_images=100)
     assert load_dataset(config).fingerprint == load_dataset(config).fingerprint
     assert load_dataset(config).fingerprint != load_dataset(DatasetConfig(train_images=101)).fingerprint
+
+
+def test_few_training_images_have_all_classes() -> None:
+    dataset = load_dataset(DatasetConfig(train_images=1))
+    assert dataset.classes == 10
+    nothing = dataset.test.take(slice(0, 0))
+    assert replace(dataset, test=nothing).classes == 10  # as zoo actors see it
 
 
 def test_more_selection_images_keep_the_test_images() -> None:

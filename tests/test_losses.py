@@ -78,6 +78,12 @@ def test_normalised_mse_does_not_see_the_scale_of_a_tensor() -> None:
     torch.testing.assert_close(normalised_mse(*scaled), normalised_mse(translated, target))
 
 
+def test_normalised_mse_of_a_single_number_is_over_its_square() -> None:
+    target = {"bias": torch.tensor([[2.0], [-4.0]])}
+    translated = {"bias": torch.tensor([[3.0], [-4.0]])}
+    assert torch.equal(normalised_mse(translated, target), torch.tensor([0.25, 0.0]))
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), pair=st.sampled_from(sorted(PAIRS)))
 def test_aligned_mse_sees_neither_order_nor_relu_scale(seed: int, pair: str) -> None:
@@ -132,6 +138,31 @@ def test_schedule() -> None:
     assert loss.weights(0.75) == {"block_output": 2, "kl": 3}
 
 
+def test_weights_then_outputs_then_logits() -> None:
+    config = LossConfig(
+        weight_mse=1, block_output=2, head_input=4, kl=3, structure_until=0.5, outputs_from=0.25, logits_from=0.75
+    )
+    loss = TranslationLoss(config, Architecture("basic_to_simple"))
+    assert loss.weights(0) == {"weight_mse": 1}
+    assert loss.weights(0.25) == {"weight_mse": 0.5, "block_output": 2, "head_input": 4}
+    assert loss.weights(0.6) == {"block_output": 2, "head_input": 4}
+    assert loss.weights(0.75) == {"block_output": 2, "head_input": 4, "kl": 3}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outputs_from": 0.5},  # no term on outputs
+        {"block_output": 1, "outputs_from": 0.5, "structure_until": 0.5},
+        {"weight_mse": 0, "block_output": 1, "outputs_from": 0.5, "kl": 1},
+        {"weight_mse": 0, "block_output": 1, "kl": 1, "logits_from": 0.5},
+    ],
+)
+def test_a_schedule_with_a_loss_at_every_step(fields: dict[str, float]) -> None:
+    loss = TranslationLoss(LossConfig(**fields), Architecture("basic_to_simple"))
+    assert all(loss.weights(step / 100) for step in range(100))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -139,6 +170,11 @@ def test_schedule() -> None:
         ({"structure_until": 0.5}, "no loss is left after structure_until=0.5"),
         ({"weight_mse": 0, "kl": 1, "logits_from": 0.5}, "some steps before logits_from=0.5 have no loss"),
         ({"kl": 1, "structure_until": 0.3, "logits_from": 0.5}, "some steps before logits_from=0.5 have no loss"),
+        ({"weight_mse": 0, "head_input": 1, "outputs_from": 0.2}, "some steps before outputs_from=0.2 have no loss"),
+        (
+            {"block_output": 1, "kl": 1, "structure_until": 0.1, "outputs_from": 0.2, "logits_from": 0.3},
+            "some steps before outputs_from=0.2 have no loss",
+        ),
     ],
 )
 def test_a_step_without_loss_is_refused(fields: dict[str, float], message: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kt_ray.config import read_yaml
+from kt_ray.config import AugmentationConfig, LossConfig, TranslatorConfig, read_yaml
 from kt_ray.errors import ConfigError
 from kt_ray.spaces import copy, description, locate, shipped
 from kt_ray.validation import read_study, space_rows, space_size
@@ -13,7 +13,15 @@ STUDIES = sorted(name for name, path in shipped().items() if "trial" in read_yam
 
 
 def test_the_promised_files_ship() -> None:
-    assert {"quickstart", "mixer_paper", "architectures", "augmentation"} <= shipped().keys()
+    assert {"quickstart", "mixer_paper", "architectures", "augmentation", "everything"} <= shipped().keys()
+
+
+def test_everything_searches_every_ingredient() -> None:
+    config = read_study(shipped()["everything"])
+    searched = {".".join(path.split(".")[:2]) for path in config.space}
+    parts = {"translator": TranslatorConfig, "loss": LossConfig, "augmentation": AugmentationConfig}
+    ingredients = {f"{part}.{name}" for part, model in parts.items() for name in model.model_fields}
+    assert ingredients - searched == {"loss.images"}
 
 
 @pytest.mark.parametrize("name", STUDIES)

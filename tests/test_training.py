@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kt_ray.config import TrialConfig, validate
+from kt_ray.config import MemberCounts, TrialConfig, validate
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, ZooError
+from kt_ray.evaluation import Transplants
 from kt_ray.training import TranslatorTraining, learning_rate
 from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.untrained import untrained_zoo
 
 
 def config(**fields: object) -> TrialConfig:
@@ -116,7 +118,7 @@ def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
         },
         loss={
             "weight_mse": 1, "normalised_mse": 1, "aligned_mse": 1, "block_output": 1, "head_input": 1, "kl": 1,
-            "cross_entropy": 1, "images": 4, "structure_until": 0.5, "logits_from": 0.2,
+            "cross_entropy": 1, "images": 4, "structure_until": 0.5, "outputs_from": 0.1, "logits_from": 0.2,
         },
         augmentation={
             "mask": {"probability": 0.1}, "kernel_mask": {"probability": 0.1}, "noise": {"std": 0.1, "relative": True},
@@ -144,6 +146,56 @@ def test_probes_are_drawn_like_training_images_by_the_trials_seed(random_zoo: Zo
 def test_flips_need_no_other_image(random_zoo: Zoo, dataset: Dataset) -> None:
     flipped = config(augmentation={"flips": True, "transposes": True}, loss={"weight_mse": 0, "kl": 1, "images": 4})
     assert math.isfinite(TranslatorTraining(flipped, random_zoo, dataset).run_epoch()["loss"])
+
+
+def first_loss(zoo: Zoo, dataset: Dataset, seed: int = 0, **augmentation: object) -> float:
+    """Of one step on all members, with a translator that writes the pruned source."""
+    one = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 8}
+    training = TranslatorTraining(config(loss={}, augmentation=augmentation, training=one, seed=seed), zoo, dataset)
+    torch.nn.init.zeros_(training.model.scale)
+    return training.run_epoch()["loss"]
+
+
+def test_turned_blocks_are_turned_back_for_the_loss(random_zoo: Zoo, dataset: Dataset) -> None:
+    """A pruned block is turned as its source is, so turning there and back changes no loss; some seed turns."""
+    for seed in range(4):
+        turned = first_loss(random_zoo, dataset, seed, flips=True, transposes=True)
+        assert turned == pytest.approx(first_loss(random_zoo, dataset, seed), rel=1e-6)
+
+
+@pytest.mark.parametrize("corruption", [{"mask": {"probability": 0.5}}, {"noise": {"std": 0.1}}])
+@pytest.mark.parametrize("sides", ["source", "target"])
+def test_corruption_reaches_the_loss(
+    random_zoo: Zoo, dataset: Dataset, corruption: dict[str, dict[str, object]], sides: str
+) -> None:
+    settings = {name: values | {"sides": sides} for name, values in corruption.items()}
+    assert first_loss(random_zoo, dataset, **settings) != pytest.approx(first_loss(random_zoo, dataset), rel=1e-2)
+
+
+def test_gradients_are_clipped(random_zoo: Zoo, dataset: Dataset) -> None:
+    norms = {}
+    for clip in (0.0, 1e-3):
+        clipped = config(training={"epochs": 1, "steps_per_epoch": 1, "clip_norm": clip})
+        training = TranslatorTraining(clipped, random_zoo, dataset)
+        training.run_epoch()
+        norms[clip] = float(torch.nn.utils.get_total_norm([value.grad for value in training.model.parameters()]))
+    assert norms[0.0] > 2e-3
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_selection_is_kept_for_the_same_zoo_images_and_device_alone(random_zoo: Zoo, dataset: Dataset) -> None:
+    zoo = untrained_zoo(random_zoo.architecture, MemberCounts(train=4, selection=3, test=1))
+    images = replace(dataset, selection=dataset.selection.take(slice(0, 16)))
+
+    def transplants(zoo: Zoo, dataset: Dataset, device: str = "cpu") -> Transplants:
+        return TranslatorTraining(config(), zoo, dataset, device).transplants
+
+    assert transplants(random_zoo, dataset) is transplants(random_zoo, dataset)
+    assert len(transplants(zoo, dataset).zoo) == 3
+    assert len(transplants(random_zoo, dataset).zoo) == 2
+    assert len(transplants(random_zoo, images).images) == 16
+    assert len(transplants(random_zoo, dataset).images) == 128
+    assert transplants(random_zoo, dataset, "cpu:0").device == "cpu:0"
 
 
 def test_what_excludes_each_other_is_refused() -> None:
@@ -184,3 +236,26 @@ def test_patience_ends_a_trial_that_gets_no_better(random_zoo: Zoo, dataset: Dat
     while not training.finished:
         training.run_epoch()
     assert training.epoch == 3
+
+
+def test_patience_ends_with_the_best_report_and_its_translator(
+    random_zoo: Zoo, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second epoch is the best of four; a training continued after the third has that of the checkpoint."""
+    accuracies = iter([0.1, 0.5, 0.2, 0.3, 0.3])
+    monkeypatch.setattr(TranslatorTraining, "select", lambda self: torch.full((2,), next(accuracies)))
+    settings = {"epochs": 9, "steps_per_epoch": 2, "batch_size": 4, "ema": 0.5, "patience": 2}
+    training = TranslatorTraining(config(training=settings), random_zoo, dataset)
+    reports = [training.run_epoch() for _ in range(2)]
+    best = {name: value.clone() for name, value in training.translator.state_dict().items()}
+    reports.append(training.run_epoch())
+    training.save(tmp_path / "third")
+    assert reports[2]["accuracy_mean"] == pytest.approx(0.2)
+    continued = TranslatorTraining(config(training=settings), random_zoo, dataset)
+    continued.load(tmp_path / "third")
+    for ended in (training, continued):
+        assert not ended.finished
+        last = ended.run_epoch()
+        assert ended.finished
+        assert last | {"seconds": 0} == reports[1] | {"seconds": 0}
+        assert all(torch.equal(value, best[name]) for name, value in ended.translator.state_dict().items())

@@ -38,6 +38,7 @@ from kt_ray.config.study import (
 )
 from kt_ray.config.trial import (
     LOGIT_TERMS,
+    OUTPUT_TERMS,
     STRUCTURE_TERMS,
     AugmentationConfig,
     AxialTransformerOptions,
@@ -67,6 +68,7 @@ from kt_ray.config.zoo import (
 
 __all__ = [
     "LOGIT_TERMS",
+    "OUTPUT_TERMS",
     "SPLITS",
     "STRUCTURE_TERMS",
     "ATOptions",

@@ -208,3 +208,10 @@ class StudyConfig(Frozen):
     search: SearchConfig = SearchConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
+
+    @field_validator("dataset")
+    @classmethod
+    def _some_selection_images(cls, value: DatasetConfig) -> DatasetConfig:
+        if not value.selection_images:
+            raise ValueError("selection_images must be above 0: trials are compared by their accuracy on these images")
+        return value

@@ -96,7 +96,11 @@ class TranslatorConfig(Frozen):
     batch_norm: Literal["dropped", "folded"] = Field("folded", description="dropped is the paper's")
     statistics: bool = Field(False, description="BN's mean and deviation of units and channels as further features")
     context: Literal["block", "network"] = Field("block", description="network: stem and head are features too")
-    canonical: bool = Field(False, description="source units in order of importance, their ReLU scales balanced")
+    canonical: bool = Field(
+        False,
+        description="source units in order of importance, their ReLU scales balanced; with BN dropped these sit in "
+        "BN and stay",
+    )
     output: Literal["direct", "residual"] = Field("residual", description="residual: over a one-shot block")
     base: Literal["pruned", "merged"] = Field("pruned", description="the one-shot block of a residual output")
     mixer: MixerOptions = MixerOptions()
@@ -108,14 +112,15 @@ class TranslatorConfig(Frozen):
 
 
 STRUCTURE_TERMS = ("weight_mse", "normalised_mse", "aligned_mse")
+OUTPUT_TERMS = ("block_output", "head_input")
 LOGIT_TERMS = ("kl", "cross_entropy")
 
 
 class LossConfig(Frozen):
     """Weights of the loss terms; a term of weight 0 costs nothing.
 
-    `structure_until` and `logits_from` are shares of the training steps: the terms on weights fade out linearly
-    until the first, those on logits begin at the second.
+    `structure_until`, `outputs_from` and `logits_from` are shares of the training steps: the terms on weights fade out
+    linearly until the first, `block_output` and `head_input` begin at the second, those on logits at the third.
     """
 
     weight_mse: float = Field(1.0, ge=0, description="mean over the tensors of their MSE (the paper's)")
@@ -125,22 +130,32 @@ class LossConfig(Frozen):
     head_input: float = Field(0.0, ge=0, description="the same, seen through the head's first convolution and BN")
     kl: float = Field(0.0, ge=0, description="KL from the source's predictions, through the frozen head")
     cross_entropy: float = Field(0.0, ge=0, description="cross-entropy with the labels, through the frozen head")
-    images: PositiveInt = Field(32, description="training images a step for terms that need activations")
+    images: PositiveInt = Field(
+        32, description="training images a step for terms that need activations, at every position the head reads"
+    )
     structure_until: float = Field(1.0, gt=0, le=1, description="1: the terms on weights never fade")
+    outputs_from: float = Field(0.0, ge=0, lt=1)
     logits_from: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _some_term_at_every_step(self) -> LossConfig:
         structure = any(getattr(self, name) for name in STRUCTURE_TERMS)
-        logits = any(getattr(self, name) for name in LOGIT_TERMS)
-        if not (structure or logits or self.block_output or self.head_input):
+        begins = {
+            name: getattr(self, name)
+            for name, terms in (("outputs_from", OUTPUT_TERMS), ("logits_from", LOGIT_TERMS))
+            if any(getattr(self, term) for term in terms)
+        }
+        if not structure and not begins:
             raise ValueError("at least one loss weight must be above 0")
-        if self.block_output or self.head_input:
+        if not begins:
+            if self.structure_until < 1:
+                raise ValueError(
+                    f"no loss is left after structure_until={self.structure_until}; add a term or make it 1"
+                )
             return self
-        if structure and not logits and self.structure_until < 1:
-            raise ValueError(f"no loss is left after structure_until={self.structure_until}; add a term or make it 1")
-        if logits and not (structure and self.structure_until >= self.logits_from) and self.logits_from > 0:
-            raise ValueError(f"some steps before logits_from={self.logits_from} have no loss; add a term or make it 0")
+        first = min(begins, key=lambda name: begins[name])
+        if begins[first] > 0 and not (structure and self.structure_until >= begins[first]):
+            raise ValueError(f"some steps before {first}={begins[first]} have no loss; add a term or make it 0")
         return self
 
 
@@ -189,7 +204,9 @@ class TrainingConfig(Frozen):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated; 0: none")
-    patience: PositiveInt | None = Field(None, description="stop after so many reports without a better mean accuracy")
+    patience: PositiveInt | None = Field(
+        None, description="stop after so many reports without a better mean accuracy; the best report is what counts"
+    )
 
 
 class TrialConfig(Frozen):
@@ -204,7 +221,7 @@ class TrialConfig(Frozen):
     @model_validator(mode="after")
     def _new_blocks_have_no_target(self) -> TrialConfig:
         loss, made = self.loss, self.augmentation.swap_units or self.augmentation.vary
-        if made and not any(getattr(loss, name) for name in ("block_output", "head_input", *LOGIT_TERMS)):
+        if made and not any(getattr(loss, name) for name in OUTPUT_TERMS + LOGIT_TERMS):
             raise ValueError(
                 "augmentation.swap_units and augmentation.vary make source blocks that have no target; add a loss on "
                 "outputs or logits, or set them to 0"

@@ -21,7 +21,7 @@ def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator 
     channels, height, width = shape
     size = torch.tensor([height, width], dtype=torch.float32)
     points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size  # curve, control point
-    along = torch.linspace(0, 1, 2 * max(height, width) // 2)[:, None]
+    along = torch.linspace(0, 1, max(height, width))[:, None]
     start, middle, end = (points[..., None, control, :] for control in range(3))
     path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
     drawn = torch.arange(3) < torch.randint(1, 4, (count, channels, 1), generator=generator)

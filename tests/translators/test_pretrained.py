@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +13,16 @@ from kt_ray.networks import Architecture
 from kt_ray.translators.checkpoint import load_translator
 from kt_ray.translators.pretrained import DIRECTORY, pretrained_names, pretrained_path
 from kt_ray.zoo.members import Zoo
+
+
+def test_what_is_promised_ships_and_is_packaged() -> None:
+    assert "basic_to_simple" in pretrained_names()
+    options = configparser.ConfigParser()
+    options.read(Path(__file__).parents[2] / "setup.cfg")
+    assert "kt_ray.translators.pretrained" in options["options"]["packages"].split()
+    patterns = options["options.package_data"]["kt_ray.translators.pretrained"].split(", ")
+    for file in ("basic_to_simple.safetensors", "basic_to_simple.md"):
+        assert any((DIRECTORY / file).match(pattern) for pattern in patterns)
 
 
 @pytest.mark.parametrize("name", pretrained_names())

@@ -79,6 +79,22 @@ def test_the_best_of_several_starts_goes_on(random_zoo: Zoo) -> None:
     assert torch.equal(best.edges, expected)
 
 
+def test_the_start_that_is_best_after_the_first_steps_goes_on(random_zoo: Zoo) -> None:
+    refiner = refined(random_zoo, steps=16).refiner.eval()
+    source, members = read(random_zoo.part("source"), "folded"), refined(random_zoo).read(random_zoo.parameters)
+    starts = refined(random_zoo, starts=4)._further_starts(source)
+    images = torch.sigmoid(SHARPNESS * refiner.probes.detach()).chunk(refiner.sets)
+    sets = [Surroundings(members, stem_activations(members, part), random_zoo.architecture) for part in images]
+    screened = [refiner._steps(start, source, sets, range(2)) for start in starts]
+    expected = refiner._steps(refiner._best(screened, sets), source, sets, range(2, 16))
+    actual = refiner(starts, source, members)
+    torch.testing.assert_close(actual.edges, expected.edges)
+    winner = torch.stack([refiner._divergence(units, sets) for units in screened]).argmin(0)
+    alone = refiner(starts[:1], source, members)
+    assert (winner > 0).any()
+    assert not torch.isclose(actual.edges, alone.edges).flatten(1).all(1)[winner > 0].any()
+
+
 def test_several_starts_keep_other_units(random_zoo: Zoo) -> None:
     units = read(random_zoo.part("source"), "folded")
     further = refined(random_zoo, starts=3)._further_starts(units)
