@@ -107,7 +107,8 @@ class ZooStore:
     def index(self) -> pa.Table:
         """A row a member and snapshot; no rows where nothing was added yet. Raises ZooError where it is damaged."""
         try:
-            table = pq.read_table(pa.BufferReader(self.files.read(INDEX)))
+            # Threads of Arrow's that read Parquet can abort a process that ends soon after (apache/arrow#34314).
+            table = pq.read_table(pa.BufferReader(self.files.read(INDEX)), use_threads=False, pre_buffer=False)
             lacking = COLUMNS - set(table.column_names)
             if lacking:
                 raise ZooError(f"{self.files.path(INDEX)} has no column {', '.join(sorted(lacking))}; build again")
