@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from kt_ray.data import LabelledImages, as_float
 from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
-from kt_ray.zoo import fused, gather_kernels
+from kt_ray.zoo import compiling, fused, gather_kernels
 from kt_ray.zoo.optimizers import Parameters
 from kt_ray.zoo.recipe import Draw
 from kt_ray.zoo.stacking import Apply, Implementation, many
@@ -141,6 +141,7 @@ class FusedSource:
     """Source networks, one after another, by the kernels of this package."""
 
     def __init__(self, architecture: Architecture, data: LabelledImages) -> None:
+        compiling.ensure()
         self.architecture, self.data = architecture, data
         self.networks: dict[int, fused.SourceNetwork] = {}
         self.stack: _Stack | None = None
@@ -175,6 +176,7 @@ class FusedTarget:
     """Target blocks, one after another, by the kernels of this package."""
 
     def __init__(self, architecture: Architecture, frozen: State, data: LabelledImages, variants: int) -> None:
+        compiling.ensure()
         self.architecture, self.frozen, self.data = architecture, rows(frozen), data
         self.networks: dict[int, fused.TargetNetwork] = {}
         self.stack: _Stack | None = None
