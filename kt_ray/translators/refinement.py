@@ -73,10 +73,8 @@ class Refiner(nn.Module):
             return candidates[0]
         with torch.no_grad():
             divergence = torch.stack([self._divergence(units, sets) for units in candidates])  # [candidates, B]
-        best, rows = (
-            divergence.nan_to_num(nan=torch.inf).argmin(0),
-            torch.arange(divergence.shape[1], device=divergence.device),
-        )
+        best = divergence.nan_to_num(nan=torch.inf).argmin(0)
+        rows = torch.arange(len(best), device=best.device)
         edges, unit, channel = (
             torch.stack([getattr(units, part) for units in candidates])[best, rows]
             for part in ("edges", "unit", "channel")

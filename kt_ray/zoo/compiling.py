@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from kt_ray.config import PairName
 from kt_ray.zoo import gather_kernels, head_kernels, kernels
 
+logger = logging.getLogger(__name__)
 VARIABLE = "KT_RAY_COMPILES"  # set in the process that compiles
 LONGEST = 900.0  # seconds; it takes about 30
 PAIRS: tuple[PairName, ...] = ("basic_to_simple", "basic_to_biased")  # those whose targets kernels cover
@@ -31,7 +33,7 @@ MODULES = (kernels, head_kernels, gather_kernels)
 def ensure() -> None:
     """Wait until the cache has every kernel, compiling them if nobody has.
 
-    Where no cache can be kept, or its process fails, kernels are compiled by those who call them.
+    Where no cache can be kept, or its process fails, that is told and kernels are compiled by those who call them.
     """
     if VARIABLE in os.environ:
         return
@@ -48,8 +50,11 @@ def ensure() -> None:
                 environment = os.environ | {VARIABLE: "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
                 subprocess.run(command, check=True, capture_output=True, env=environment, timeout=LONGEST)
                 mark.touch()
-    except (OSError, subprocess.SubprocessError):
-        return
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning(
+            "%s cannot keep compiled kernels (%s): members may differ in their last digits from process to process; "
+            "set NUMBA_CACHE_DIR to a folder that can be written", directory, error,
+        )  # fmt: skip
 
 
 def compile_all() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kt_ray.zoo import compiling
+
 MEMBER = """
 import hashlib, torch
 from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig
@@ -36,6 +38,15 @@ def trained(cache: Path | None = None) -> list[str]:
 
 def test_nothing_is_compiled_where_it_is_used() -> None:
     assert trained()[0] == "0"
+
+
+def test_a_compiler_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiling, "_fingerprint", lambda: "of another machine")
+    monkeypatch.setattr(compiling.sys, "executable", str(tmp_path / "no-python"))
+    compiling.ensure.__wrapped__()
+    assert "set NUMBA_CACHE_DIR" in caplog.text
 
 
 @pytest.mark.slow
