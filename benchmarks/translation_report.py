@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from kt_ray.data import Dataset
 from kt_ray.evaluation import Evaluation, Row, evaluate, translate
 from kt_ray.networks import State
+from kt_ray.pretrained import TRANSLATORS
 from kt_ray.translators.checkpoint import load_translator, save_translator
-from kt_ray.translators.pretrained import DIRECTORY
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
@@ -106,8 +106,8 @@ def ship(folder: Path, evaluation: Evaluation) -> None:
     """Put the translator of a run into the package, with a model card made of its results."""
     run = json.loads((folder / "result.json").read_text())
     loaded = load_translator(folder / "translator.safetensors")
-    target = DIRECTORY / f"{loaded.architecture.pair}.safetensors"
-    extra = {key: value for key, value in loaded.extra.items() if key != "seed"} | {"license": "Apache-2.0"}
+    target = TRANSLATORS.directory / f"{loaded.architecture.pair}{TRANSLATORS.suffix}"
+    extra = {key: value for key, value in loaded.extra.items() if key != "seed"} | {"license": "Apache-2.0", "trial": run["config"]}
     save_translator(target, loaded.translator, loaded.config, loaded.architecture, extra)
     refinement, ceiling, row = loaded.config.refinement, evaluation.row("trained target"), evaluation.row("translated")
     drawn = {

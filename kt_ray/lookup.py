@@ -11,6 +11,7 @@ from kt_ray.config import DatasetConfig, Split, StudyConfig, validate
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.evaluation import Evaluation, evaluate
+from kt_ray.pretrained import PREFIX, TRANSLATORS, ZOOS
 from kt_ray.workspace import Workspace
 from kt_ray.zoo.store import ZooStore
 
@@ -26,8 +27,8 @@ def open_workspace(config: StudyConfig, root: Path | None) -> Workspace:
 def started_from(config: StudyConfig, workspace: Workspace, sources: Sequence[str]) -> StudyConfig:
     """`config` with what `sources` found as the first points to try, as far as its space has their parameters.
 
-    A source is a study of the same storage, `models:/NAME@champion`, or a translator's file. Raises StudyError where it
-    has nothing for this space, TrackingError and CheckpointError where a translator cannot be read.
+    A source is a study of the same storage, `models:/NAME@champion`, a translator's file, or `pretrained:NAME`. Raises
+    StudyError where it has nothing for this space, TrackingError and CheckpointError where a translator cannot be read.
     """
     from kt_ray.search.warm_start import point_of_translator, points_of_study
     from kt_ray.tracking.registry import load_champion_path
@@ -36,7 +37,9 @@ def started_from(config: StudyConfig, workspace: Workspace, sources: Sequence[st
     for source in sources:
         if source == config.name:
             raise StudyError(f"the study {source} cannot start from itself; `kt-ray resume {source}` goes on with it")
-        if "/" in source or source.endswith(".safetensors"):
+        if source.startswith(PREFIX):
+            points.append(point_of_translator(TRANSLATORS.path(source), config.space))
+        elif "/" in source or source.endswith(".safetensors"):
             points.append(point_of_translator(load_champion_path(workspace.tracking_uri, source), config.space))
         else:
             points += points_of_study(workspace.study_storage, source, config.space)
@@ -50,10 +53,8 @@ def open_zoo(name: str, root: Path | None) -> ZooStore:
 
     One that ships is written `pretrained:NAME`. Raises ZooError if there is none.
     """
-    if name.startswith("pretrained:"):
-        from kt_ray.zoo.pretrained import pretrained_path
-
-        return ZooStore(str(pretrained_path(name)))
+    if name.startswith(PREFIX):
+        return ZooStore(str(ZOOS.path(name)))
     if "/" in name:
         store = ZooStore(name)
         if store.exists():
@@ -70,10 +71,8 @@ def open_zoo(name: str, root: Path | None) -> ZooStore:
 
 def translator_file(model: str, root: Path | None) -> Path:
     """The translator at `model`: a file, `pretrained:NAME`, or a `models:/…` URI in the workspace's registry."""
-    if model.startswith("pretrained:"):
-        from kt_ray.translators.pretrained import pretrained_path
-
-        return pretrained_path(model)
+    if model.startswith(PREFIX):
+        return TRANSLATORS.path(model)
     if not model.startswith("models:/"):
         return Path(model)
     from kt_ray.tracking.registry import load_champion_path

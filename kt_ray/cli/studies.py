@@ -30,8 +30,8 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="STUDY|MODEL",
-        help="Try first what another study found best, or a champion (models:/NAME@champion, a translator's file), as "
-        "far as its parameters lie in this space; repeatable.",
+        help="Try first what another study found best, or a translator (models:/NAME@champion, a file, "
+        "pretrained:basic_to_simple), as far as its parameters lie in this space; repeatable.",
     ),
 ]
 

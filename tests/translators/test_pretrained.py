@@ -10,32 +10,31 @@ import torch
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
+from kt_ray.pretrained import TRANSLATORS
 from kt_ray.translators.checkpoint import load_translator
-from kt_ray.translators.pretrained import DIRECTORY, pretrained_names, pretrained_path
 from kt_ray.zoo.members import Zoo
 
 
 def test_what_is_promised_ships_and_is_packaged() -> None:
-    assert "basic_to_simple" in pretrained_names()
+    assert "basic_to_simple" in TRANSLATORS.names
     options = configparser.ConfigParser()
     options.read(Path(__file__).parents[2] / "setup.cfg")
-    assert "kt_ray.translators.pretrained" in options["options"]["packages"].split()
-    patterns = options["options.package_data"]["kt_ray.translators.pretrained"].split(", ")
+    patterns = options["options.package_data"]["kt_ray.translators"].split(", ")
     for file in ("basic_to_simple.safetensors", "basic_to_simple.md"):
-        assert any((DIRECTORY / file).match(pattern) for pattern in patterns)
+        assert any((TRANSLATORS.directory / file).match(pattern) for pattern in patterns)
 
 
-@pytest.mark.parametrize("name", pretrained_names())
+@pytest.mark.parametrize("name", TRANSLATORS.names)
 def test_shipped_translators_load_and_have_a_card(random_zoo: Zoo, name: str) -> None:
-    loaded = load_translator(pretrained_path(f"pretrained:{name}"))
+    loaded = load_translator(TRANSLATORS.path(f"pretrained:{name}"))
     assert loaded.architecture == Architecture(loaded.architecture.pair)
     blocks = loaded.translator(loaded.translator.read(random_zoo.take(torch.arange(1)).parameters))
     expected = loaded.architecture.target_block().state_dict()
     assert {key: value.shape[1:] for key, value in blocks.items()} == {k: v.shape for k, v in expected.items()}
-    assert (DIRECTORY / f"{name}.md").read_text().startswith("#")
-    assert pretrained_path(name).stat().st_size < 5 * 2**20
+    assert (TRANSLATORS.directory / f"{name}.md").read_text().startswith("#")
+    assert TRANSLATORS.path(name).stat().st_size < 5 * 2**20
 
 
 def test_unknown_names_are_told() -> None:
     with pytest.raises(CheckpointError, match="no translator 'other' ships with kt_ray; there are"):
-        pretrained_path("pretrained:other")
+        TRANSLATORS.path("pretrained:other")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,7 @@ from kt_ray.cli import app
 from kt_ray.config import DatasetConfig
 from kt_ray.data import load_dataset
 from kt_ray.errors import ZooError
-from kt_ray.zoo import pretrained
-from kt_ray.zoo.pretrained import DIRECTORY, pretrained_names
+from kt_ray.pretrained import ZOOS
 
 NAMES = ["mnist5k"]
 
@@ -25,8 +25,8 @@ NAMES = ["mnist5k"]
 def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What ships in a place of its own, where any file written is seen."""
     place = tmp_path / "pretrained"
-    shutil.copytree(DIRECTORY, place)
-    monkeypatch.setattr(pretrained, "DIRECTORY", place)
+    shutil.copytree(ZOOS.directory, place)
+    monkeypatch.setattr(lookup, "ZOOS", replace(ZOOS, directory=place))
     for path in [place, *place.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     return place
@@ -42,18 +42,17 @@ def test_shipped_zoos_are_whole_and_have_a_card(name: str, tmp_path: Path) -> No
     assert store.verify() == []
     assert store.info().members == {"test": 16, "selection": 8, "train": 8}
     assert store.read().dataset_fingerprint == load_dataset(DatasetConfig(name="mnist5k")).fingerprint
-    assert sum(path.stat().st_size for path in (DIRECTORY / name).iterdir()) < 2**20
-    assert "a look, not a\nbenchmark" in (DIRECTORY / f"{name}.md").read_text()
+    assert sum(path.stat().st_size for path in (ZOOS.directory / name).iterdir()) < 2**20
+    assert "a look, not a\nbenchmark" in (ZOOS.directory / f"{name}.md").read_text()
 
 
 def test_all_that_ships_is_tested_and_packed() -> None:
-    assert pretrained_names() == NAMES
+    assert ZOOS.names == NAMES
     setup = configparser.ConfigParser()
-    setup.read(DIRECTORY.parents[2] / "setup.cfg")
-    patterns = setup["options.package_data"]["kt_ray.zoo.pretrained"].split(", ")
-    packed = {path for pattern in patterns for path in DIRECTORY.glob(pattern) if path.is_file()}
-    assert packed >= {*(DIRECTORY / "mnist5k").iterdir(), DIRECTORY / "mnist5k.md"}
-    assert "kt_ray.zoo.pretrained" in setup["options"]["packages"].split()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    patterns = setup["options.package_data"]["kt_ray.zoo"].split(", ")
+    packed = {path for pattern in patterns for path in ZOOS.directory.parent.glob(pattern) if path.is_file()}
+    assert packed >= {*(ZOOS.directory / "mnist5k").iterdir(), ZOOS.directory / "mnist5k.md"}
 
 
 def test_unknown_names_are_told(tmp_path: Path) -> None:
