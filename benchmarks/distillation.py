@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation_report import write
+from result_files import write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset

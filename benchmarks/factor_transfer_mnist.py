@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation_report import write
+from result_files import write
 from torch import Tensor, nn
 
 from kt_ray.config import (

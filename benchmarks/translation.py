@@ -1,9 +1,11 @@
 """How well blocks are translated: the paper's way, each ingredient added in turn, families, zoo sizes, the best.
 
 Every arm is trained from several seeds on the training members of one zoo, for the same number of steps unless said.
+Arms are chosen by selection members and selection images, which every run keeps in its result.
 A run of an arm is a folder in the work directory: what is there is not run again, one that was cut off goes on from its
 last report. Nothing looks at test images until `--report`, which puts the blocks of all runs, the baselines and the
-translators named by `--add` into the test members and runs the test images through them, once.
+translators named by `--add` into the test members and runs the test images through them. A report was made whenever
+arms were added; `translation_fresh.py` shows what frozen translators do on members that no report ever saw.
 
     KT_RAY_DATA=… kt-ray zoo build benchmarks/translation.yaml
     KT_RAY_DATA=… python benchmarks/translation.py ZOO WORK --arms faithful '+ BN folded' --seeds 0 1 2
@@ -24,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result_files import provenance
 from safetensors.torch import save_file
-from translation_arms import TIMES, UNTRAINED, Settings, arms, trial
+from translation_arms import ARMS, TIMES, UNTRAINED, Settings, settings_of, trial
 from translation_report import report, ship
 
 from kt_ray.config import DatasetConfig
@@ -63,7 +66,7 @@ def run(
         return
     checkpoint, untrained = folder / "training.safetensors", settings.get(UNTRAINED, False)
     steps = arguments.steps * settings.get(TIMES, 1)
-    config = trial(settings, seed, steps, arguments.batch, arguments.reports)
+    config = trial(settings, seed, steps, arguments.batch, arguments.reports, arguments.mixer)
     few = replace(dataset, selection=dataset.selection.take(slice(0, SELECTION_IMAGES)))
     training = TranslatorTraining(config, zoo, few)
     if checkpoint.exists():
@@ -90,6 +93,7 @@ def run(
         "parameters": sum(value.numel() for value in training.model.parameters()),
         "training_cpu_seconds": trained - started, "seconds": seconds, "history": history,
         "selection": selected.tolist(), "training_members_mean": float(fit.mean()),
+        "provenance": provenance(),
     }  # fmt: skip
     print(name, seed, "selection", float(selected.mean()), float(selected.min()), flush=True)
     extra = {key: result[key] for key in ("arm", "seed", "training_members")} | {"zoo": zoo.fingerprint}
@@ -106,7 +110,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", help="names of arms; all if none is named")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--members", nargs="*", type=int, help="numbers of training members; all if none is given")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--reports", type=int, default=4)
     parser.add_argument("--mixer", default="small", choices=["paper", "small", "tiny"])
@@ -124,12 +128,11 @@ def main() -> None:
         if arguments.ship:
             ship(arguments.work / arguments.ship, table)
         return
-    every = arms(arguments.mixer)
     for members in arguments.members or [None]:
         zoo, dataset = read(arguments.zoo, members)
         for seed in arguments.seeds:
-            for name in arguments.arms or list(every):
-                run(name, every[name], seed, zoo, dataset, arguments.work, arguments)
+            for name in arguments.arms or list(ARMS):
+                run(name, settings_of(name), seed, zoo, dataset, arguments.work, arguments)
 
 
 if __name__ == "__main__":

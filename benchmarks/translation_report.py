@@ -7,9 +7,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from distillation_report import write
+from result_files import write
 from safetensors.torch import load_file
+from translation_arms import ARMS, added
 
+from kt_ray.config.trial import LOGIT_TERMS, OUTPUT_TERMS
 from kt_ray.data import Dataset
 from kt_ray.evaluation import Evaluation, Row, evaluate, translate
 from kt_ray.networks import State
@@ -19,10 +21,20 @@ from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
 Run = dict[str, Any]
+COLUMNS = (
+    "arm", "built on: sets", "images", "training members", "seeds", "mean accuracy", "±", "worst member",
+    "mean ratio", "worst ratio", "fit: training members", "steps × batch", "training CPU minutes",
+    "seconds a translation",
+)  # fmt: skip
+NOTE = (
+    "Ratios are to the trained target's mean; seconds are processor seconds in batches. Images: `loss` where training "
+    "images are in the loss while the translator trains; `strokes` (drawn from no data) and `mixture` (of Gaussians "
+    "fitted to training images) where synthetic images take part in translating."
+)
 
 
 def report(
-    name: str, work: Path, uri: str, zoo: Zoo, dataset: Dataset, added: dict[str, str], fit_steps: int
+    name: str, work: Path, uri: str, zoo: Zoo, dataset: Dataset, files: dict[str, str], fit_steps: int
 ) -> Evaluation:
     """Evaluate all that is in the work directory on the test images, and write tables; the row `translated` is the
     run with the best mean on selection members and images."""
@@ -33,51 +45,21 @@ def report(
         raise SystemExit(f"{work} holds no run; run some arms first")
     blocks: dict[str, State] = {label: load_file(work / label / "blocks.safetensors") for label in runs}
     held_out = zoo.where("test")
-    blocks |= {label: translate(load_translator(Path(file)).translator, held_out) for label, file in added.items()}
+    blocks |= {label: translate(load_translator(Path(file)).translator, held_out) for label, file in files.items()}
     best = max(runs, key=lambda label: statistics.mean(runs[label]["selection"]))
     translator = load_translator(work / best / "translator.safetensors").translator
     evaluation = evaluate(translator, zoo, dataset, fit_steps=fit_steps, others=blocks)
+    groups = _groups(runs)
+    table = _plain(evaluation, set(blocks))
+    chosen = f"`translated` below is the run with the best mean on selection members and selection images: {best}."
+    text = "\n".join([*_arms_table(runs, groups, files, evaluation), "", f"{NOTE} {chosen}", "", table.to_markdown()])
     ceiling = evaluation.row("trained target").mean
-    groups: dict[tuple[str, int], list[str]] = {}
-    for label, run in runs.items():
-        groups.setdefault((run["arm"], run["training_members"]), []).append(label)
-    lines = [
-        "| arm | training members | seeds | mean accuracy | ± | worst member | mean ratio | worst ratio "
-        "| fit: training members | steps × batch | training CPU minutes | seconds a translation |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (arm, members), labels in groups.items():
-        rows, group = [evaluation.row(label) for label in labels], [runs[label] for label in labels]
-        means = [row.mean for row in rows]
-        lines.append(
-            f"| {arm} | {members} | {len(rows)} | {statistics.mean(means):.4f} | {_spread(means)} "
-            f"| {min(row.min for row in rows):.4f} | {statistics.mean(means) / ceiling:.4f} "
-            f"| {min(row.min for row in rows) / ceiling:.4f} "
-            f"| {statistics.mean(run['training_members_mean'] for run in group):.4f} "
-            f"| {group[0]['steps']} × {group[0]['batch']} "
-            f"| {statistics.mean(run['training_cpu_seconds'] for run in group) / 60:.1f} "
-            f"| {statistics.mean(run['seconds'] for run in group):.2g} |"
-        )
-    for label in added:
-        row = evaluation.row(label)
-        lines.append(
-            f"| {label} | | 1 | {row.mean:.4f} | | {row.min:.4f} | {row.mean / ceiling:.4f} | {row.min / ceiling:.4f} "
-            "| | | | |"
-        )
-    lines += [
-        "",
-        "Ratios are to the trained target's mean. `translated` below is the run with the best mean on selection "
-        f"members and selection images: {runs[best]['arm']}, seed {runs[best]['seed']}.",
-        "",
-        _plain(evaluation, set(blocks)).to_markdown(),
-    ]
-    most = max(run["training_members"] for run in runs.values())
-    chosen = groups[runs[best]["arm"], runs[best]["training_members"]]
+    of_best = groups[runs[best]["arm"], runs[best]["training_members"]]
     headline = {
-        "best_mean_ratio": statistics.mean(evaluation.row(label).mean for label in chosen) / ceiling,
-        "best_min_ratio": min(evaluation.row(label).min for label in chosen) / ceiling,
+        "best_mean_ratio": statistics.mean(evaluation.row(label).mean for label in of_best) / ceiling,
+        "best_min_ratio": min(evaluation.row(label).min for label in of_best) / ceiling,
     }
-    faithful = [label for label, run in runs.items() if (run["arm"], run["training_members"]) == ("faithful", most)]
+    faithful = groups.get(("faithful", max(run["training_members"] for run in runs.values())))
     if faithful:
         headline["faithful_mean_ratio"] = statistics.mean(evaluation.row(label).mean for label in faithful) / ceiling
     definition = ZooStore(uri).definition()
@@ -87,9 +69,51 @@ def report(
         "runs": runs,
         "evaluation": evaluation.to_dict(),
     }
-    write(name, headline, results, sorted({run["seed"] for run in runs.values()}), "\n".join(lines).rstrip())
-    print("\n".join(lines))
-    return _plain(evaluation, set(blocks))
+    write(name, headline, results, sorted({run["seed"] for run in runs.values()}), text.rstrip())
+    print(text)
+    return table
+
+
+def _groups(runs: dict[str, Run]) -> dict[tuple[str, int], list[str]]:
+    """Runs by arm and number of training members, in the order of the arms."""
+    order = list(ARMS)
+    groups: dict[tuple[str, int], list[str]] = {}
+    for label, run in sorted(runs.items(), key=lambda item: (order.index(item[1]["arm"]), item[1]["training_members"])):
+        groups.setdefault((run["arm"], run["training_members"]), []).append(label)
+    return groups
+
+
+def _arms_table(
+    runs: dict[str, Run], groups: dict[tuple[str, int], list[str]], files: dict[str, str], evaluation: Evaluation
+) -> list[str]:
+    """A line of Markdown for each arm and number of training members, then for each of `files`."""
+    ceiling = evaluation.row("trained target").mean
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for (arm, members), labels in groups.items():
+        rows, group = [evaluation.row(label) for label in labels], [runs[label] for label in labels]
+        means, worst = [row.mean for row in rows], min(row.min for row in rows)
+        cells = [
+            arm, added(arm), _images(group[0]), str(members), str(len(rows)),
+            f"{statistics.mean(means):.4f}", _spread(means), f"{worst:.4f}",
+            f"{statistics.mean(means) / ceiling:.4f}", f"{worst / ceiling:.4f}",
+            f"{statistics.mean(run['training_members_mean'] for run in group):.4f}",
+            f"{group[0]['steps']} × {group[0]['batch']}",
+            f"{statistics.mean(run['training_cpu_seconds'] for run in group) / 60:.1f}",
+            f"{statistics.mean(run['seconds'] for run in group):.2g}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    for label in files:
+        row = evaluation.row(label)
+        figures = [f"{row.mean:.4f}", "", f"{row.min:.4f}", f"{row.mean / ceiling:.4f}", f"{row.min / ceiling:.4f}"]
+        lines.append(f"| {' | '.join([label, '', '', '', '1', *figures, '', '', '', ''])} |")
+    return lines
+
+
+def _images(run: Run) -> str:
+    """Which images the translator of a run has to do with."""
+    loss, refinement = run["config"]["loss"], run["config"]["translator"]["refinement"]
+    used = ["loss"] if run["steps"] and any(loss[term] for term in OUTPUT_TERMS + LOGIT_TERMS) else []
+    return ", ".join(used + ([refinement["images"]] if refinement["steps"] else [])) or "none"
 
 
 def _plain(evaluation: Evaluation, left_out: set[str]) -> Evaluation:
@@ -107,7 +131,10 @@ def ship(folder: Path, evaluation: Evaluation) -> None:
     run = json.loads((folder / "result.json").read_text())
     loaded = load_translator(folder / "translator.safetensors")
     target = TRANSLATORS.directory / f"{loaded.architecture.pair}{TRANSLATORS.suffix}"
-    extra = {key: value for key, value in loaded.extra.items() if key != "seed"} | {"license": "Apache-2.0", "trial": run["config"]}
+    extra = {key: value for key, value in loaded.extra.items() if key != "seed"} | {
+        "license": "Apache-2.0",
+        "trial": run["config"],
+    }
     save_translator(target, loaded.translator, loaded.config, loaded.architecture, extra)
     refinement, ceiling, row = loaded.config.refinement, evaluation.row("trained target"), evaluation.row("translated")
     drawn = {

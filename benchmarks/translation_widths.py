@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from distillation_report import write
+from result_files import write
 
 from kt_ray.config import DatasetConfig, MemberCounts, NetworkConfig, PhaseConfig, RecipeConfig, TrialConfig, validate
 from kt_ray.data import Dataset, load_dataset

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation_report import write
+from result_files import write
 
 from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, PhaseConfig, RayConfig, RecipeConfig, ZooConfig
 from kt_ray.data import load_dataset

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from distillation_report import write
+from result_files import write
 
 from kt_ray.config import DatasetConfig, MemberCounts, ZooConfig
 from kt_ray.data import load_dataset

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from distillation_report import write
+from result_files import write
 from torch.nn.functional import cross_entropy
 from zoo_throughput import ARCHITECTURE, BATCH, PHASES, plain_network
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distillation_report import write
 from PIL import Image
+from result_files import write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader

@@ -1,4 +1,4 @@
-"""The files that the two benchmarks of distillation write: results with what made them, and a table beside them."""
+"""The files that benchmarks write: results with what made them, and a table beside them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -41,17 +42,31 @@ def command() -> str:
     return "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *arguments])
 
 
-def write(name: str, headline: dict[str, float], results: dict[str, Any], seeds: list[int], table: str) -> None:
-    """`results/<name>.json` and `results/<name>.md`."""
-    content = {
-        "headline": headline,
-        "results": results,
+def commit() -> str | None:
+    """The commit of this repository, with `+` where its code was changed since; None outside of a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        code = [*git, "diff", "--quiet", "HEAD", "--", ":/kt_ray", ":/benchmarks/*.py"]
+        return head.stdout.strip() + ("+" if subprocess.run(code, check=False).returncode else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: machine, versions, commit, command, date."""
+    return {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit(),
         "command": command(),
-        "seeds": seeds,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def write(name: str, headline: dict[str, float], results: dict[str, Any], seeds: list[int], table: str) -> None:
+    """`results/<name>.json` and `results/<name>.md`."""
+    content = {"headline": headline, "results": results, "seeds": seeds} | provenance()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text(f"{table}\n\n`{content['command']}`, {content['date']}\n")

@@ -1,0 +1,100 @@
+"""Frozen translators on networks that no report ever saw: the test members of a zoo made from another seed.
+
+Nothing is chosen here. Accuracies are of the complete test split; latency is that of one network alone, the median of
+several, beside processor seconds a network in batches.
+
+    KT_RAY_DATA=… kt-ray zoo build benchmarks/translation.yaml --set zoo.name=mnist_fresh --set zoo.seed=1 \\
+        --set zoo.members.train=16 --set zoo.members.brief=0 --set zoo.members.selection=1
+    KT_RAY_DATA=… python benchmarks/translation_fresh.py FRESH --unlike ZOO --translators NAME=FILE NAME=FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from result_files import write
+
+from kt_ray.config import DatasetConfig
+from kt_ray.data import load_dataset
+from kt_ray.evaluation import evaluate, translate
+from kt_ray.networks import State
+from kt_ray.translators import Translator
+from kt_ray.translators.checkpoint import load_translator
+from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.store import ZooStore
+
+ALONE = 9  # networks translated one by one for the latency
+
+
+def shared_members(first: Zoo, second: Zoo) -> int:
+    """How many sources the two zoos have in common."""
+    name = next(name for name in first.parameters if name.startswith("source."))
+    rows = [{row.numpy().tobytes() for row in zoo.parameters[name]} for zoo in (first, second)]
+    return len(rows[0] & rows[1])
+
+
+def latency(translator: Translator, held_out: Zoo) -> float:
+    """Seconds to translate one network, the median of several."""
+    seconds = []
+    for index in range(ALONE):
+        member = held_out.take(torch.tensor([index]))
+        started = time.perf_counter()
+        translate(translator, member)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    """Evaluate the translators named, once."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("zoo", help="directory or URI of the fresh zoo")
+    parser.add_argument("--unlike", required=True, help="the zoo on which the translators were made and reported")
+    parser.add_argument("--translators", nargs="+", required=True, metavar="NAME=FILE")
+    parser.add_argument("--name", default="translation_fresh", help="of the result's files")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    store = ZooStore(arguments.zoo)
+    zoo, dataset = store.read(), load_dataset(DatasetConfig(**store.definition()["dataset"]))
+    if shared := shared_members(zoo, ZooStore(arguments.unlike).read()):
+        raise SystemExit(f"{shared} networks of {arguments.zoo} are in {arguments.unlike}, too; give it another seed")
+    held_out = zoo.where("test")
+    files = dict(item.split("=", 1) for item in arguments.translators)
+    translators = {name: load_translator(Path(file)).translator for name, file in files.items()}
+    blocks: dict[str, State] = {}
+    seconds: dict[str, tuple[float, float]] = {}
+    for name, translator in translators.items():
+        started = time.process_time()
+        blocks[name] = translate(translator, held_out)
+        seconds[name] = ((time.process_time() - started) / len(held_out), latency(translator, held_out))
+    first = next(iter(translators.values()))
+    evaluation = evaluate(first, zoo, dataset, others=blocks)
+    ceiling = evaluation.row("trained target").mean
+    lines = [
+        "| block | mean | worst | mean ratio | worst ratio | agreement | seconds in batches | seconds alone |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in evaluation.rows:
+        if row.name == "translated":
+            continue  # the first of the translators again
+        times = " | ".join(f"{value:.2g}" for value in seconds[row.name]) if row.name in seconds else " | "
+        lines.append(
+            f"| {row.name} | {row.mean:.4f} | {row.min:.4f} | {row.mean / ceiling:.4f} | {row.min / ceiling:.4f} "
+            f"| {row.agreement:.4f} | {times} |"
+        )
+    lines += [
+        "",
+        f"{len(held_out)} networks, {len(dataset.test):,} test images. Ratios are to the trained target's mean.",
+    ]
+    headline = {f"{name}: mean_ratio": evaluation.row(name).mean / ceiling for name in files}
+    headline |= {f"{name}: min_ratio": evaluation.row(name).min / ceiling for name in files}
+    results = {"evaluation": evaluation.to_dict(), "seconds": seconds, "zoo": store.definition()["seed"]}
+    write(arguments.name, headline, results, [store.definition()["seed"]], "\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
