@@ -19,6 +19,7 @@ from kt_ray.zoo.members import Zoo
 
 if TYPE_CHECKING:
     from kt_ray.search.runner import SearchResult
+    from kt_ray.translators.checkpoint import LoadedTranslator
 
 CONCLUSION = "conclusion.json"
 
@@ -61,7 +62,8 @@ def conclude(
 
     if result.best_trial is None or result.translator is None:
         raise StudyError(f"the translator of the best trial of {config.name} is missing; add trials with kt-ray resume")
-    translator = load_translator(result.translator).translator
+    loaded = load_translator(result.translator)
+    translator = loaded.translator
     present = read_conclusion(workspace, config.name)
     made = (result.best_trial, result.best_value, result.best_params, zoo.fingerprint)
     if present is not None and (present.trial, present.value, present.params, present.zoo) == made:
@@ -77,13 +79,15 @@ def conclude(
         translator,
         {name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
         evaluation,
-        accuracy=measured.row("translated").mean,
+        selection_accuracy=selection_accuracy(loaded, zoo),
+        test_accuracy=measured.row("translated").mean,
         on="zoo",
         fingerprint=zoo.fingerprint,
         study=config.name,
         trial=result.best_trial,
         run_id=run_id,
-        protocol=f"{len(zoo.where('test'))} test members, {len(dataset.test)} test images, {dataset.fingerprint}",
+        protocol=f"{len(zoo.where('selection'))} selection members, {len(dataset.selection)} selection images, "
+        f"{dataset.fingerprint}",
         card=model_card(config, table),
     )
     tracker.finish(run_id, "FINISHED")
@@ -124,10 +128,19 @@ def model_card(config: StudyConfig, table: str) -> str:
         f"Reads the parameters of a trained source block and writes those of the target block (arXiv 2401.05772).\n\n"
         f"Found by the study `{config.name}` over the zoo `{config.zoo.name}`: {counts.train} training, "
         f"{counts.selection} selection and {counts.test} test members trained on {config.dataset.name}. "
-        "Selected on selection members and selection images; the table below is on test members and test images.\n\n"
+        "Selected, as champion too, on selection members and selection images; the table below is on test members and "
+        "test images.\n\n"
         f"{table}\n"
         "It translates blocks of networks trained like these members; others were not measured.\n"
     )
+
+
+def selection_accuracy(loaded: LoadedTranslator, zoo: Zoo) -> float | None:
+    """Mean accuracy that the trial reported of these weights, as their file has it; None if that was on another zoo."""
+    if loaded.extra.get("zoo") != zoo.fingerprint:
+        return None
+    accuracy: float | None = loaded.extra.get("metrics", {}).get("accuracy_mean")
+    return accuracy
 
 
 def tell(config: StudyConfig, workspace: Workspace, conclusion: Conclusion, narrator: Narrator) -> None:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from kt_ray.conclusion import CONCLUSION, Conclusion, model_card, read_conclusion, tell
-from kt_ray.config import StudyConfig
+from kt_ray.conclusion import CONCLUSION, Conclusion, model_card, read_conclusion, selection_accuracy, tell
+from kt_ray.config import DatasetConfig, StudyConfig, TrialConfig, validate
+from kt_ray.data import load_dataset
+from kt_ray.evaluation import translate, transplant_accuracy
+from kt_ray.lookup import open_zoo
 from kt_ray.narrator import Narrator
+from kt_ray.search.task import TranslatorTask
+from kt_ray.training import TranslatorTraining
+from kt_ray.translators.checkpoint import load_translator
 from kt_ray.workspace import Workspace
 
 CONFIG = StudyConfig(name="s")
@@ -60,6 +67,25 @@ def test_the_end_says_where_everything_lies_and_what_to_type(tmp_path: Path) -> 
         f"kt-ray resume s --workspace {tmp_path} --add 12",
     ):
         assert words in told
+
+
+@pytest.mark.parametrize("settings", [{"ema": 0.9}, {"patience": 1}])
+def test_the_accuracy_that_decides_is_of_the_weights_that_are_registered(
+    tmp_path: Path, settings: dict[str, float]
+) -> None:
+    """Averaged weights are not the last ones, and patience runs out at an epoch that is not the best."""
+    zoo, dataset = open_zoo("pretrained:mnist5k", None).read(), load_dataset(DatasetConfig())
+    training = {"epochs": 2, "steps_per_epoch": 2, "learning_rate": 0.01, **settings}
+    trial = validate(TrialConfig, {"translator": {"mixer": {"size": "tiny"}}, "training": training})
+    trained = TranslatorTraining(trial, zoo, dataset)
+    while not trained.finished:
+        metrics = trained.run_epoch()
+    TranslatorTask(zoo, dataset).export(trained, trial, tmp_path, metrics)
+    loaded = load_translator(tmp_path / "translator.safetensors")
+    held_out = zoo.where("selection")
+    reached = transplant_accuracy(held_out, translate(loaded.translator, held_out), dataset.selection)
+    assert selection_accuracy(loaded, zoo) == metrics["accuracy_mean"] == float(reached.mean())
+    assert selection_accuracy(loaded, replace(zoo, fingerprint="another")) is None
 
 
 def test_the_card_says_from_what_the_translator_was_made() -> None:

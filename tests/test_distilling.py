@@ -68,8 +68,10 @@ def test_a_student_is_trained_once_and_registered(workspace: Path) -> None:
     assert [metric.step for metric in history] == [1, 2]
     versions = tracker.client.search_model_versions("name = 'kt-student'")
     assert len(versions) == 1
-    assert float(versions[0].tags["kt_ray.accuracy"]) == made.rows[-1].accuracy
-    assert f"on dataset {versions[0].tags['kt_ray.dataset_fingerprint']}" in versions[0].description
+    assert float(versions[0].tags["kt_ray.test_accuracy"]) == made.rows[-1].accuracy
+    assert float(versions[0].tags["kt_ray.selection_accuracy"]) == made.selection_accuracy
+    fingerprint = versions[0].tags["kt_ray.dataset_fingerprint"]
+    assert f"on dataset {fingerprint}, 64 selection images of mnist5k." in versions[0].description
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -96,7 +97,8 @@ def test_the_whole_path(finished_workspace: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{finished_workspace / 'mlflow.db'}")
     champion = client.get_model_version_by_alias("kt-translator", "champion")
     study = next(run for run in runs if "test_mean" in run.data.metrics)
-    assert champion.tags["kt_ray.accuracy"] == repr(study.data.metrics["test_mean"])
+    assert champion.tags["kt_ray.test_accuracy"] == repr(study.data.metrics["test_mean"])
+    assert f"on zoo {zoo.fingerprint}, 2 selection members, 100 selection images, " in champion.description
     assert zoo.fingerprint == champion.tags["kt_ray.zoo_fingerprint"]
     figures = {file.path for file in client.list_artifacts(study.info.run_id, "figures")}
     assert figures == {f"figures/{name}.png" for name in ("accuracy", "members", "confusion")}
@@ -112,8 +114,6 @@ def test_run_again_does_nothing(finished_workspace: Path) -> None:
 
 
 def test_reading_commands(finished_workspace: Path) -> None:
-    import json
-
     place = ["--workspace", str(finished_workspace), "--format", "json"]
     read = {}
     for name, arguments in {
@@ -145,7 +145,7 @@ def test_translate_with_the_champion(finished_workspace: Path, tmp_path: Path) -
     assert small["stem.conv.weight"].equal(large.stem.conv.weight.data)
 
 
-def test_evaluate_a_champion_on_selection_members(finished_workspace: Path, tmp_path: Path) -> None:
+def test_a_champion_is_chosen_by_what_its_weights_reach_on_selection(finished_workspace: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", "models:/kt-translator@champion", "miniature", "--workspace", str(finished_workspace)]
     result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "evaluation")])
     assert result.exit_code == 0, result.output
@@ -157,6 +157,15 @@ def test_evaluate_a_champion_on_selection_members(finished_workspace: Path, tmp_
         "members.png",
         "confusion.png",
     }
+    rows = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["rows"]
+    listing = ["champions", "--workspace", str(finished_workspace)]
+    registered = json.loads(CliRunner().invoke(app, [*listing, "--format", "json"]).output)
+    reached = next(row["mean"] for row in rows if row["name"] == "translated")
+    assert registered[0]["selection_accuracy"] == pytest.approx(reached)
+    assert registered[0]["protocol"].startswith("2 selection members, 100 selection images")
+    table = CliRunner().invoke(app, listing).output
+    assert f"{reached:.4f}" in table
+    assert all(column in table for column in ("selection accuracy", "test accuracy"))
 
 
 def test_a_study_starts_from_another_and_from_the_champion(finished_workspace: Path) -> None:

@@ -84,12 +84,12 @@ def champions(
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
-    """List the registered versions of a translator, the champion among them."""
+    """List the registered versions of a translator; the champion is chosen by accuracy on selection, never on test."""
     from kt_ray.lookup import registered
 
     rows = [entry.to_dict() for entry in registered(workspace, name)]
-    brief = ("version", "champion", "accuracy", "study", "trial", "registered")
-    show(rows, [{key: row[key] for key in brief} for row in rows], format_, name)
+    brief = ("version", "champion", "selection_accuracy", "test_accuracy", "study", "trial", "registered")
+    show(rows, [{key.replace("_", " "): row[key] for key in brief} for row in rows], format_, name)
 
 
 def promote(

@@ -98,7 +98,10 @@ def distill(
 def conclude(
     stages: Stages, config: DistillTrialConfig, student: nn.Module, facts: Mapping[str, Any], path: Path
 ) -> Distillation:
-    """Teacher and student on the test images. `facts` are of the student's training, `path` is its file."""
+    """Teacher and student on the test images, the student on the selection images too, if there are any.
+
+    `facts` are of the student's training, maybe with other images; `path` is its file.
+    """
     rows = []
     paraphrasers: dict[str, dict[str, Any]] = {}
     if config.method.name != "none":
@@ -106,7 +109,9 @@ def conclude(
         rows.append(_row("teacher", teacher.module, teacher.facts, stages))
         paraphrasers = {layer: made.facts for layer, made in stages.paraphrasers(teacher, config).items()}
     rows.append(_row("student", student, facts, stages))
-    return Distillation(path, config.method.name, tuple(rows), paraphrasers, facts.get("accuracy"))
+    selection = stages.dataset.selection.to(stages.device)
+    selected = accuracy(student.to(stages.device), selection) if len(selection) else None
+    return Distillation(path, config.method.name, tuple(rows), paraphrasers, selected)
 
 
 def trained_student(stages: Stages, config: DistillTrialConfig) -> tuple[nn.Module, dict[str, Any]]:

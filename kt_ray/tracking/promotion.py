@@ -1,4 +1,4 @@
-"""Writing to the registry of translators: the alias `champion` moves only to a better one, compared like with like."""
+"""Writing to the registry of translators: the alias `champion` moves only to one that is better on selection."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kt_ray.tracking.registry import (
     CHAMPION,
     MeasuredOn,
     RegisteredTranslator,
+    accuracies,
     champion_of,
     champions,
     fingerprint_tag,
@@ -53,7 +54,8 @@ def register_champion(
     example: State,
     evaluation: Mapping[str, Any],
     *,
-    accuracy: float,
+    selection_accuracy: float | None,
+    test_accuracy: float,
     on: MeasuredOn,
     fingerprint: str,
     study: str,
@@ -62,12 +64,14 @@ def register_champion(
     protocol: str,
     card: str = "",
 ) -> ChampionResult:
-    """Register a translator and make it champion if it beats the present one.
+    """Register a translator and make it champion if it beats the present one on selection.
 
-    `translator_file` is the safetensors file of `translator`, `example` a stack of source blocks, `accuracy` the mean
-    test accuracy that `evaluation` (plain values) reports, `on` whether it was measured on a zoo or a dataset, whose
-    is the `fingerprint`, `protocol` how (members, images and their fingerprint), `run_id` the trial's run. A champion
-    of another zoo, dataset or protocol stays: the numbers cannot be compared. The same file is registered once.
+    `translator_file` is the safetensors file of `translator`, `example` a stack of source blocks, `selection_accuracy`
+    the mean accuracy that decides (None: not measured), `on` whether it was measured on a zoo or a dataset, whose is
+    the `fingerprint`, `protocol` how (members, images and their fingerprint). `test_accuracy` is the mean that
+    `evaluation` (plain values) reports; it is told and decides nothing. `run_id` is the trial's run. A champion of
+    another zoo, dataset or protocol, or without the deciding accuracy, stays: the numbers cannot be compared. The same
+    file is registered once.
     """
     tracker.arrived()
     client, run_id = tracker.client, tracker.run_id(run_id)
@@ -76,10 +80,12 @@ def register_champion(
         "kt_ray.sha256": digest,
         fingerprint_tag(on): fingerprint,
         "kt_ray.protocol": protocol,
-        "kt_ray.accuracy": repr(float(accuracy)),
+        "kt_ray.test_accuracy": repr(float(test_accuracy)),
         "kt_ray.study": study,
         "kt_ray.trial": str(trial),
     }
+    if selection_accuracy is not None:
+        tags["kt_ray.selection_accuracy"] = repr(float(selection_accuracy))
     with reaching(tracker.uri):
         present = champion_of(client, model_name)
         version = _registered(client, model_name, digest)
@@ -164,25 +170,36 @@ def _log_model(
 
 def _compare(tags: Mapping[str, str], present: ModelVersion | None, version: int) -> tuple[bool, str]:
     """Whether version `version` with `tags` shall be champion, and the reason in words."""
-    score = float(tags["kt_ray.accuracy"])
-    what = f"version {version} ({score:.2%} mean accuracy, study {tags['kt_ray.study']}, trial {tags['kt_ray.trial']})"
+    trial = f"study {tags['kt_ray.study']}, trial {tags['kt_ray.trial']}"
+    what = f"version {version} (mean accuracy {_shown(tags)}, {trial})"
     on, fingerprint = measured_on(tags)
     where = f"{on} {fingerprint}, {tags['kt_ray.protocol']}"
     if present is None:
         return True, f"First champion: {what} on {where}."
-    old = float(present.tags.get("kt_ray.accuracy", "nan"))
     if int(present.version) == version:
         return True, present.description or f"Champion: {what} on {where}."
-    against = f"version {present.version} ({old:.2%}, study {present.tags.get('kt_ray.study', '?')})"
+    against = f"version {present.version} ({_shown(present.tags)}, study {present.tags.get('kt_ray.study', '?')})"
+    by_hand = "`kt-ray promote` moves the alias by hand."
+    score, old = accuracies(tags)[0], accuracies(present.tags)[0]
+    if score is None or old is None:
+        lacking = version if score is None else present.version
+        reason = f"version {lacking} has no accuracy on selection, which decides"
+        return False, f"Not compared: {what} with the champion {against}: {reason}. {by_hand}"
     for word, ours, theirs in (
         (on, fingerprint, measured_on(present.tags)[1]),
-        ("test protocol", tags["kt_ray.protocol"], present.tags.get("kt_ray.protocol")),
+        ("selection protocol", tags["kt_ray.protocol"], present.tags.get("kt_ray.protocol")),
     ):
         if ours != theirs:
             return False, (
                 f"Not compared: {what} was measured on the {word} {ours}, the champion {against} on "
-                f"{theirs or 'another'}. `kt-ray promote` moves the alias by hand."
+                f"{theirs or 'another'}. {by_hand}"
             )
     if score > old:
         return True, f"New champion: {what} beats {against} on {where}."
     return False, f"Not promoted: {what} does not beat {against} on {where}."
+
+
+def _shown(tags: Mapping[str, str]) -> str:
+    """The accuracies in a version's tags, in words."""
+    named = zip(accuracies(tags), ("selection", "test"), strict=True)
+    return ", ".join(f"{accuracy:.2%} on {split}" for accuracy, split in named if accuracy is not None)

@@ -27,13 +27,15 @@ MeasuredOn = Literal["zoo", "dataset"]  # what the champions that are compared w
 class RegisteredTranslator:
     """One version in the registry, as `kt-ray champions` lists it.
 
-    `fingerprint` is that of the zoo or dataset, as `measured_on` says, whose champions it is compared with.
+    `fingerprint` is that of the zoo or dataset, as `measured_on` says, whose champions it is compared with: by the
+    accuracy on selection, of which `protocol` says on what. The one on test is for people; None is unknown.
     """
 
     name: str
     version: int
     champion: bool
-    accuracy: float
+    selection_accuracy: float | None
+    test_accuracy: float | None
     study: str
     trial: str
     measured_on: MeasuredOn
@@ -59,7 +61,8 @@ def champions(store: Tracker | str, model_name: str) -> list[RegisteredTranslato
             name=model_name,
             version=int(version.version),
             champion=present is not None and int(version.version) == int(present.version),
-            accuracy=float(version.tags.get("kt_ray.accuracy", "nan")),
+            selection_accuracy=accuracies(version.tags)[0],
+            test_accuracy=accuracies(version.tags)[1],
             study=version.tags.get("kt_ray.study", ""),
             trial=version.tags.get("kt_ray.trial", ""),
             measured_on=measured_on(version.tags)[0],
@@ -148,6 +151,16 @@ def champion_of(client: MlflowClient, model_name: str) -> ModelVersion | None:
         return None
     number = model.aliases.get(CHAMPION)
     return client.get_model_version(model_name, number) if number is not None else None
+
+
+def accuracies(tags: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """Accuracy on selection, by which champions are chosen, and on test, from a version's tags; None if unknown.
+
+    Older registries chose by the one on test and have no other: `kt_ray.accuracy`.
+    """
+    selected = tags.get("kt_ray.selection_accuracy")
+    tested = tags.get("kt_ray.test_accuracy", tags.get("kt_ray.accuracy"))
+    return None if selected is None else float(selected), None if tested is None else float(tested)
 
 
 def fingerprint_tag(on: MeasuredOn) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ import torch
 from kt_ray.config import ClassifierConfig, DistillTrialConfig, FTOptions, MethodConfig, TeacherConfig
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache, fingerprint
-from kt_ray.distillation.distill import distill, load_student
+from kt_ray.distillation.distill import conclude, distill, load_student
 from kt_ray.distillation.fitting import save_checkpoint
-from kt_ray.distillation.stages import Progress
+from kt_ray.distillation.stages import Progress, Stages
 from kt_ray.distillation.training import accuracy
 from kt_ray.errors import CheckpointError, ConfigError
 
@@ -40,6 +41,21 @@ def test_a_student_by_factor_transfer(
     assert reports == []
     assert json.loads(json.dumps(made.to_dict()))["rows"][1]["accuracy"] == student.accuracy
     assert f"| student | {student.accuracy:.4f} | 4,934 |" in made.to_markdown()
+
+
+def test_the_selection_accuracy_is_on_the_images_at_hand(
+    trial: DistillTrialConfig, dataset: Dataset, tmp_path: Path
+) -> None:
+    """A search may go on with other images than a student was trained with."""
+    config = trial.model_copy(update={"method": MethodConfig(name="none")})
+    made = distill(config, tmp_path / "cache", tmp_path, dataset)
+    student = load_student(made.student)
+    few, none = (replace(dataset, selection=dataset.selection.take(slice(count))) for count in (50, 0))
+    expected = accuracy(student.network, few.selection)
+    assert expected != made.selection_accuracy
+    for images, selected in ((few, expected), (none, None)):
+        concluded = conclude(Stages(Cache(tmp_path), images), config, student.network, student.facts, made.student)
+        assert concluded.selection_accuracy == selected
 
 
 def test_without_a_teacher_there_is_one_row(trial: DistillTrialConfig, dataset: Dataset, tmp_path: Path) -> None:

@@ -52,8 +52,9 @@ def seen(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     translator, example = Halving(), {"conv1.weight": torch.randn(2, 4, 3)}
     save_file(translator.state_dict(), directory / "translator.safetensors")
     result = register_champion(
-        tracker, "kt-translator", directory / "translator.safetensors", translator, example, {}, accuracy=0.62,
-        on="zoo", fingerprint="z", study="digits", trial=2, run_id=trials[2], protocol="3 test members",
+        tracker, "kt-translator", directory / "translator.safetensors", translator, example, {},
+        selection_accuracy=0.62, test_accuracy=0.6, on="zoo", fingerprint="z", study="digits", trial=2,
+        run_id=trials[2], protocol="3 selection members",
     )  # fmt: skip
     port = free_port()
     server = start(tracker.uri, root, port=port)

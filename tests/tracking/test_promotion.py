@@ -20,8 +20,8 @@ def test_the_first_is_champion(register: Any, tracker: Tracker) -> None:
     result = register(1, 0.7)
     assert (result.version, result.promoted, result.not_exported) == (1, True, None)
     assert result.comparison == (
-        "First champion: version 1 (70.00% mean accuracy, study s, trial 1) on zoo zoo1, "
-        "3 test members, 1000 test images abc."
+        "First champion: version 1 (mean accuracy 70.00% on selection, 69.00% on test, study s, trial 1) on zoo zoo1, "
+        "3 selection members, 500 selection images abc."
     )
     version = tracker.client.get_model_version_by_alias(NAME, "champion")
     assert (int(version.version), version.description) == (1, result.comparison)
@@ -31,17 +31,53 @@ def test_only_a_better_one_takes_its_place(register: Any, tracker: Tracker) -> N
     register(1, 0.7)
     worse, better = register(2, 0.6), register(3, 0.8)
     assert not worse.promoted
-    assert "does not beat version 1 (70.00%" in worse.comparison
+    assert "does not beat version 1 (70.00% on selection, 69.00% on test, study s)" in worse.comparison
     assert better.promoted
-    assert "beats version 1 (70.00%" in better.comparison
+    assert "beats version 1 (70.00% on selection, 69.00% on test, study s)" in better.comparison
     entries = champions(tracker.uri, NAME)
     assert [(entry.version, entry.champion) for entry in entries] == [(3, True), (2, False), (1, False)]
     assert not register(4, 0.8).promoted  # a draw changes nothing
 
 
+def test_accuracy_on_test_decides_nothing(register: Any, tracker: Tracker) -> None:
+    register(1, 0.7, test_accuracy=0.7)
+    assert not register(2, 0.6, test_accuracy=0.9).promoted
+    assert register(3, 0.8, test_accuracy=0.5).promoted
+    told = [(entry.selection_accuracy, entry.test_accuracy) for entry in champions(tracker.uri, NAME)]
+    assert told == [(0.8, 0.5), (0.6, 0.9), (0.7, 0.7)]
+
+
+def test_without_its_accuracy_on_selection_none_is_compared(register: Any, tracker: Tracker) -> None:
+    register(1, 0.7)
+    unknown = register(2, 0.9, selection_accuracy=None)
+    assert not unknown.promoted
+    assert unknown.comparison == (
+        "Not compared: version 2 (mean accuracy 89.00% on test, study s, trial 2) with the champion version 1 "
+        "(70.00% on selection, 69.00% on test, study s): version 2 has no accuracy on selection, which decides. "
+        "`kt-ray promote` moves the alias by hand."
+    )
+    promote(tracker.uri, NAME, 2)
+    assert "version 2 has no accuracy on selection" in register(3, 0.95).comparison
+
+
+def test_a_champion_of_an_older_registry_was_chosen_on_test_and_stays(register: Any, tracker: Tracker) -> None:
+    register(1, 0.7)
+    for tag in ("selection_accuracy", "test_accuracy"):
+        tracker.client.delete_model_version_tag(NAME, "1", f"kt_ray.{tag}")
+    tracker.client.set_model_version_tag(NAME, "1", "kt_ray.accuracy", "0.69")
+    result = register(2, 0.9)
+    assert not result.promoted
+    assert "champion version 1 (69.00% on test, study s): version 1 has no accuracy on selection, " in result.comparison
+    entry = champions(tracker.uri, NAME)[1]
+    assert (entry.selection_accuracy, entry.test_accuracy, entry.champion) == (None, 0.69, True)
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
-    [({"fingerprint": "zoo2"}, "on the zoo zoo2"), ({"protocol": "9 test members"}, "on the test protocol 9 test")],
+    [
+        ({"fingerprint": "zoo2"}, "on the zoo zoo2"),
+        ({"protocol": "9 selection members"}, "on the selection protocol 9 selection members"),
+    ],
 )
 def test_other_zoos_and_protocols_are_not_compared(register: Any, changed: dict[str, str], words: str) -> None:
     register(1, 0.7)
@@ -53,10 +89,11 @@ def test_other_zoos_and_protocols_are_not_compared(register: Any, changed: dict[
 
 def test_students_are_compared_on_their_dataset(register: Any, tracker: Tracker) -> None:
     first = register(1, 0.7, on="dataset", fingerprint="d1")
-    assert "on dataset d1, 3 test members" in first.comparison
+    assert "on dataset d1, 3 selection members" in first.comparison
     better, other = (register(number, 0.8, on="dataset", fingerprint=f"d{number - 1}") for number in (2, 3))
     assert better.comparison.startswith("New champion: ")
-    assert "on the dataset d2, the champion version 2 (80.00%, study s) on d1." in other.comparison
+    assert "on the dataset d2, the champion version 2 (80.00% on selection, " in other.comparison
+    assert " study s) on d1. `kt-ray promote`" in other.comparison
     measured = [(entry.measured_on, entry.fingerprint) for entry in champions(tracker.uri, NAME)]
     assert measured == [("dataset", "d2"), ("dataset", "d1"), ("dataset", "d1")]
 
@@ -73,6 +110,14 @@ def test_the_same_file_is_registered_once(register: Any, tracker: Tracker) -> No
     first, second = register(1, 0.7), register(1, 0.7)
     assert (second.version, second.promoted, second.comparison) == (1, True, first.comparison)
     assert len(champions(tracker.uri, NAME)) == 1
+
+
+def test_a_driver_that_died_before_the_alias_moved_is_made_good(register: Any, tracker: Tracker) -> None:
+    register(1, 0.7)
+    better = register(2, 0.8)
+    tracker.client.set_registered_model_alias(NAME, "champion", "1")
+    assert register(2, 0.8) == better
+    assert [(entry.version, entry.champion) for entry in champions(tracker.uri, NAME)] == [(2, True), (1, False)]
 
 
 class Unexportable(nn.Module):

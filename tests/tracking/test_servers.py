@@ -43,8 +43,8 @@ def whole_path(uri: str, artifact_root: str | None, translator: nn.Module, examp
     save_file(translator.state_dict(), file)
     for _ in range(2):
         result = register_champion(
-            later, "kt-translator", file, translator, example, {"rows": []}, accuracy=0.6, on="zoo", fingerprint="z",
-            study="s", trial=1, run_id=trials[1], protocol="p",
+            later, "kt-translator", file, translator, example, {"rows": []}, selection_accuracy=0.7, test_accuracy=0.6,
+            on="zoo", fingerprint="z", study="s", trial=1, run_id=trials[1], protocol="p",
         )  # fmt: skip
         assert (result.version, result.promoted, result.not_exported) == (1, True, None)
     assert [entry.champion for entry in champions(uri, "kt-translator")] == [True]
