@@ -103,6 +103,15 @@ def test_several_starts_keep_other_units(random_zoo: Zoo) -> None:
         torch.testing.assert_close(start.edges, units.edges[:, kept])
 
 
+def test_starts_change_nothing_without_refinement(random_zoo: Zoo) -> None:
+    blocks = []
+    for starts in (1, 3):
+        torch.manual_seed(0)
+        given = TranslatorConfig(mixer=MixerOptions(size="tiny"), output="direct", refinement={"starts": starts})
+        blocks.append(build_translator(given, random_zoo.architecture).eval()(random_zoo.part("source")))
+    assert all(torch.equal(value, blocks[1][name]) for name, value in blocks[0].items())
+
+
 def test_starts_that_diverged_are_passed_over(random_zoo: Zoo) -> None:
     translator = refined(random_zoo)
     members = translator.read(random_zoo.parameters)
