@@ -10,8 +10,12 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from kt_ray.data import as_float
+from kt_ray.errors import DataError
+
+Curves = tuple[Tensor, Tensor]
 
 FITTED = 20_000  # images that the mixture is fitted to, at most
+FEWEST = 5  # images of a component: draws of one are its image itself, draws of two lie on the line between them
 CLUSTERS, PER_CLUSTER = 200, 50  # components; images that each needs on average
 RANK = 40  # principal directions of a component
 
@@ -37,7 +41,8 @@ def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
     They are drawn from a mixture of Gaussians (k-means clusters, each with the covariance of its first principal
     directions). Such sums are blurred, so a drawn image's values are replaced, rank by rank, by the mean sorted values
-    of its cluster's images. The mixture depends on `images` alone; `generator` draws from it.
+    of its cluster's images. Clusters of fewer than `FEWEST` images are left out. The mixture depends on `images` alone;
+    `generator` draws from it. Raises DataError where there are fewer images than that.
     """
     components = fitted(images)
     sizes = torch.tensor([component.images for component in components], dtype=torch.float32)
@@ -72,8 +77,14 @@ def fitted(images: Tensor) -> tuple[Component, ...]:
     components = []
     for cluster in sorted(set(nearest.tolist())):
         members = x[nearest == cluster]
+        if len(members) < FEWEST:
+            continue
         mean = members.mean(0)
         _, deviations, directions = torch.linalg.svd(members - mean, full_matrices=False)
         directions = directions[:RANK] * deviations[:RANK, None] / len(members) ** 0.5
         components.append(Component(len(members), mean, directions, members.sort(1).values.mean(0)))
+    if not components:
+        raise DataError(
+            f"a mixture is fitted to at least {FEWEST} training images, got {len(x)}; give more, or choose strokes"
+        )
     return tuple(components)
