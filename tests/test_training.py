@@ -141,6 +141,19 @@ def test_probes_are_drawn_like_training_images_by_the_trials_seed(random_zoo: Zo
     assert torch.equal(drawn, probes(0, "mixture"))
     assert not torch.equal(drawn, probes(1, "mixture"))
     assert not torch.equal(drawn, probes(0, "strokes"))
+    assert torch.equal(probes(0, "strokes"), probes(0, "strokes"))
+    assert not torch.equal(probes(0, "strokes"), probes(1, "strokes"))
+
+
+def test_probes_and_rates_that_are_not_learned_are_no_parameters(random_zoo: Zoo, dataset: Dataset) -> None:
+    def parameters(steps: int, *, trained: bool) -> float:
+        refinement = {"steps": steps, "probes": 4, "probe_sets": 2, "width": 8, "trained": trained}
+        given = config(translator={"mixer": {"size": "tiny"}, "refinement": refinement})
+        return TranslatorTraining(given, random_zoo, dataset).run_epoch()["parameters"]
+
+    plain = parameters(0, trained=False)
+    assert parameters(2, trained=False) == plain
+    assert parameters(2, trained=True) > plain + 8 * 28 * 28
 
 
 def test_flips_need_no_other_image(random_zoo: Zoo, dataset: Dataset) -> None:

@@ -22,13 +22,28 @@ RANK = 40  # principal directions of a component
 
 def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
     """Images [count, C, H, W] in [0, 1] of one to three random curves (quadratic Béziers) each, light on dark."""
+    return drawn_curves(random_curves(count, shape, generator), shape)
+
+
+def random_curves(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Curves:
+    """Control points of three curves an image and channel, [count, C, 3, 3, 2] in pixels; how many count [count, C, 1].
+
+    They hold all that is random in `strokes`, and cost next to nothing beside drawing them.
+    """
     channels, height, width = shape
     size = torch.tensor([height, width], dtype=torch.float32)
-    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size  # curve, control point
+    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size
+    return points, torch.randint(1, 4, (count, channels, 1), generator=generator)
+
+
+def drawn_curves(curves: Curves, shape: tuple[int, int, int]) -> Tensor:
+    """The images of `strokes` that have these curves."""
+    points, number = curves
+    count, (channels, height, width) = len(points), shape
     along = torch.linspace(0, 1, max(height, width))[:, None]
     start, middle, end = (points[..., None, control, :] for control in range(3))
     path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
-    drawn = torch.arange(3) < torch.randint(1, 4, (count, channels, 1), generator=generator)
+    drawn = torch.arange(3) < number
     pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
     distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
     radius = 0.03 * min(height, width)
