@@ -195,8 +195,10 @@ class TrainingConfig(Frozen):
     """How a translator is trained."""
 
     epochs: PositiveInt = Field(20, description="reports; a report is a chance to prune")
-    steps_per_epoch: PositiveInt | None = Field(None, description="one pass over the members if unset")
-    batch_size: PositiveInt = Field(64, description="members a step")
+    steps_per_epoch: PositiveInt | None = Field(
+        None, description="members / batch_size if unset, rounded up; a pass leaves out what fills no batch"
+    )
+    batch_size: PositiveInt = Field(64, description="members a step; all where there are fewer")
     optimizer: Literal["adam", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     weight_decay: float = Field(0.0, ge=0)
