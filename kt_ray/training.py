@@ -50,7 +50,7 @@ class TranslatorTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build_translator(config.translator, zoo.architecture)
-        if self.model.refiner is not None and config.translator.refinement.images == "mixture":
+        if self.model.refiner is not None:
             probes = torch.Generator().manual_seed(_seed(config.seed, 0, 2))
             self.model.refiner.draw_probes(dataset.train.images, probes)
         self.model.to(device)

@@ -16,6 +16,7 @@ from kt_ray.config import MemberCounts, TrialConfig, validate
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, ZooError
 from kt_ray.evaluation import Transplants
+from kt_ray.search.space import apply
 from kt_ray.training import TranslatorTraining, learning_rate
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
@@ -108,7 +109,7 @@ def test_learning_rate() -> None:
 
 
 def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
-    """All augmentations, all terms, refinement and EMA in one step leave finite numbers."""
+    """All augmentations that leave some targets, all terms, refinement and EMA in one step leave finite numbers."""
     everything = config(
         translator={
             "family": "axial_transformer",
@@ -122,7 +123,7 @@ def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
         },
         augmentation={
             "mask": {"probability": 0.1}, "kernel_mask": {"probability": 0.1}, "noise": {"std": 0.1, "relative": True},
-            "channel_permutation": True, "hidden_permutation": True, "rescale": 0.1, "swap_units": 0.1, "vary": 0.01,
+            "channel_permutation": True, "hidden_permutation": True, "rescale": 0.1, "swap_units": 0.1,
             "mixup": 0.2,
         },
     )  # fmt: skip
@@ -141,6 +142,19 @@ def test_probes_are_drawn_like_training_images_by_the_trials_seed(random_zoo: Zo
     assert torch.equal(drawn, probes(0, "mixture"))
     assert not torch.equal(drawn, probes(1, "mixture"))
     assert not torch.equal(drawn, probes(0, "strokes"))
+    assert torch.equal(probes(0, "strokes"), probes(0, "strokes"))
+    assert not torch.equal(probes(0, "strokes"), probes(1, "strokes"))
+
+
+def test_probes_and_rates_that_are_not_learned_are_no_parameters(random_zoo: Zoo, dataset: Dataset) -> None:
+    def parameters(steps: int, *, trained: bool) -> float:
+        refinement = {"steps": steps, "probes": 4, "probe_sets": 2, "width": 8, "trained": trained}
+        given = config(translator={"mixer": {"size": "tiny"}, "refinement": refinement})
+        return TranslatorTraining(given, random_zoo, dataset).run_epoch()["parameters"]
+
+    plain = parameters(0, trained=False)
+    assert parameters(2, trained=False) == plain
+    assert parameters(2, trained=True) > plain + 8 * 28 * 28
 
 
 def test_flips_need_no_other_image(random_zoo: Zoo, dataset: Dataset) -> None:
@@ -203,6 +217,49 @@ def test_what_excludes_each_other_is_refused() -> None:
         config(translator={"refinement": {"steps": 1}}, augmentation={"flips": True})
     with pytest.raises(ConfigError, match="make source blocks that have no target"):
         config(loss={}, augmentation={"swap_units": 0.1})
+
+
+VARIED = {"vary": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ({}, "make source blocks that have no target"),
+        ({"weight_mse": 1, "head_input": 1}, "set them or vary to 0, got vary=0.1, weight_mse=1.0"),
+        ({"normalised_mse": 1, "aligned_mse": 2, "kl": 1}, "got vary=0.1, normalised_mse=1.0, aligned_mse=2.0"),
+        ({"head_input": 1, "outputs_from": 0.5}, "from the first step; .* to 0, got vary=0.1, outputs_from=0.5"),
+        ({"head_input": 1, "outputs_from": 0.5, "kl": 1, "logits_from": 0.2}, "outputs_from=0.5, logits_from=0.2"),
+    ],
+)
+def test_a_loss_that_varied_blocks_would_leave_out_is_refused(loss: dict[str, object], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as error:
+        config(loss=loss, augmentation=VARIED)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"head_input": 1},  # weight_mse is 1 by default
+        {"weight_mse": 0, "head_input": 1},
+        {"weight_mse": 0, "head_input": 1, "outputs_from": 0.5, "kl": 1},
+        {"head_input": 1, "kl": 1, "logits_from": 0.5},
+    ],
+)
+def test_varied_blocks_have_a_loss_from_the_first_step(
+    random_zoo: Zoo, dataset: Dataset, loss: dict[str, object]
+) -> None:
+    varied = config(loss=loss | {"images": 4}, augmentation=VARIED)
+    assert validate(TrialConfig, varied.model_dump(mode="json")) == varied
+    assert TranslatorTraining(varied, random_zoo, dataset).run_epoch()["loss"] > 0
+
+
+def test_a_search_that_draws_vary_leaves_terms_on_weights_out() -> None:
+    base = config(loss={"weight_mse": 0.1, "head_input": 1}, augmentation={})
+    assert apply(base, {"augmentation.vary": 0.1}).loss.weight_mse == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match="from the first step"):
+        apply(base, {"augmentation.vary": 0.1, "loss.outputs_from": 0.5})
 
 
 def test_snapshots_are_samples_where_no_target_is_needed(random_zoo: Zoo, dataset: Dataset) -> None:

@@ -65,7 +65,7 @@ class GraphOptions(Frozen):
 class RefinementOptions(Frozen):
     """Optimiser steps on the family's block: they run the network on images, the probes, that the translator carries.
 
-    The probes are parameters of the translator: translating needs no data.
+    The probes are part of the translator: translating needs no data.
     """
 
     steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
@@ -137,14 +137,19 @@ class LossConfig(Frozen):
     outputs_from: float = Field(0.0, ge=0, lt=1)
     logits_from: float = Field(0.0, ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _some_term_at_every_step(self) -> LossConfig:
-        structure = any(getattr(self, name) for name in STRUCTURE_TERMS)
-        begins = {
+    @property
+    def begins(self) -> dict[str, float]:
+        """`outputs_from` and `logits_from`, of those whose terms count at all."""
+        return {
             name: getattr(self, name)
             for name, terms in (("outputs_from", OUTPUT_TERMS), ("logits_from", LOGIT_TERMS))
             if any(getattr(self, term) for term in terms)
         }
+
+    @model_validator(mode="after")
+    def _some_term_at_every_step(self) -> LossConfig:
+        structure = any(getattr(self, name) for name in STRUCTURE_TERMS)
+        begins = self.begins
         if not structure and not begins:
             raise ValueError("at least one loss weight must be above 0")
         if not begins:
@@ -186,7 +191,12 @@ class AugmentationConfig(Frozen):
     flips: bool = Field(False, description="flip kernels; the written block is flipped back")
     transposes: bool = Field(False, description="transpose kernels; the written block is transposed back")
     swap_units: float = Field(0.0, ge=0, lt=1, description="probability of a hidden unit from another member")
-    vary: float = Field(0.0, ge=0, description="relative noise that makes a new source block, as swap_units does")
+    vary: float = Field(
+        0.0, ge=0,
+        description="relative noise that makes new source blocks, none of which has a target: a term on outputs or "
+        "logits must count from the first step, and terms on weights do not count; a file may not set both, and where "
+        "a search draws vary, its trials above 0 leave these terms out",
+    )  # fmt: skip
     mixup: float = Field(0.0, ge=0, le=0.5, description="largest share of another member, its units aligned")
     snapshots: bool = Field(True, description="use sources of earlier epochs where the loss needs no target")
 
@@ -195,8 +205,10 @@ class TrainingConfig(Frozen):
     """How a translator is trained."""
 
     epochs: PositiveInt = Field(20, description="reports; a report is a chance to prune")
-    steps_per_epoch: PositiveInt | None = Field(None, description="one pass over the members if unset")
-    batch_size: PositiveInt = Field(64, description="members a step")
+    steps_per_epoch: PositiveInt | None = Field(
+        None, description="members / batch_size if unset, rounded up; a pass leaves out what fills no batch"
+    )
+    batch_size: PositiveInt = Field(64, description="members a step; all where there are fewer")
     optimizer: Literal["adam", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     weight_decay: float = Field(0.0, ge=0)
@@ -220,11 +232,32 @@ class TrialConfig(Frozen):
 
     @model_validator(mode="after")
     def _new_blocks_have_no_target(self) -> TrialConfig:
-        loss, made = self.loss, self.augmentation.swap_units or self.augmentation.vary
-        if made and not any(getattr(loss, name) for name in OUTPUT_TERMS + LOGIT_TERMS):
+        loss, vary = self.loss, self.augmentation.vary
+        if (vary or self.augmentation.swap_units) and not loss.begins:
             raise ValueError(
                 "augmentation.swap_units and augmentation.vary make source blocks that have no target; add a loss on "
                 "outputs or logits, or set them to 0"
+            )
+        if vary and min(loss.begins.values()) > 0:
+            begins = ", ".join(f"{name}={value}" for name, value in loss.begins.items())
+            raise ValueError(
+                "augmentation.vary leaves no block its target, so a term on outputs or logits must count from the "
+                f"first step; set outputs_from or logits_from to 0, got vary={vary}, {begins}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_terms_on_weights_of_varied_blocks(self) -> TrialConfig:
+        """Only terms that a person set are refused: not defaults, nor dumps, which set every field and which a search
+        makes its trials of."""
+        loss, vary = self.loss, self.augmentation.vary
+        dump = loss.model_fields_set == LossConfig.model_fields.keys()
+        terms = [name for name in STRUCTURE_TERMS if name in loss.model_fields_set and getattr(loss, name)]
+        if vary and terms and not dump:
+            given = ", ".join(f"{name}={getattr(loss, name)}" for name in terms)
+            raise ValueError(
+                "augmentation.vary leaves no block its target, so terms on weights never count; set them or vary to 0, "
+                f"got vary={vary}, {given}"
             )
         return self
 

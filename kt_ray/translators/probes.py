@@ -10,21 +10,40 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from kt_ray.data import as_float
+from kt_ray.errors import DataError
+
+Curves = tuple[Tensor, Tensor]
 
 FITTED = 20_000  # images that the mixture is fitted to, at most
+FEWEST = 5  # images of a component: draws of one are its image itself, draws of two lie on the line between them
 CLUSTERS, PER_CLUSTER = 200, 50  # components; images that each needs on average
 RANK = 40  # principal directions of a component
 
 
 def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
     """Images [count, C, H, W] in [0, 1] of one to three random curves (quadratic Béziers) each, light on dark."""
+    return drawn_curves(random_curves(count, shape, generator), shape)
+
+
+def random_curves(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Curves:
+    """Control points of three curves an image and channel, [count, C, 3, 3, 2] in pixels; how many count [count, C, 1].
+
+    They hold all that is random in `strokes`, and cost next to nothing beside drawing them.
+    """
     channels, height, width = shape
     size = torch.tensor([height, width], dtype=torch.float32)
-    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size  # curve, control point
+    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size
+    return points, torch.randint(1, 4, (count, channels, 1), generator=generator)
+
+
+def drawn_curves(curves: Curves, shape: tuple[int, int, int]) -> Tensor:
+    """The images of `strokes` that have these curves."""
+    points, number = curves
+    count, (channels, height, width) = len(points), shape
     along = torch.linspace(0, 1, max(height, width))[:, None]
     start, middle, end = (points[..., None, control, :] for control in range(3))
     path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
-    drawn = torch.arange(3) < torch.randint(1, 4, (count, channels, 1), generator=generator)
+    drawn = torch.arange(3) < number
     pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
     distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
     radius = 0.03 * min(height, width)
@@ -37,7 +56,8 @@ def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
     They are drawn from a mixture of Gaussians (k-means clusters, each with the covariance of its first principal
     directions). Such sums are blurred, so a drawn image's values are replaced, rank by rank, by the mean sorted values
-    of its cluster's images. The mixture depends on `images` alone; `generator` draws from it.
+    of its cluster's images. Clusters of fewer than `FEWEST` images are left out. The mixture depends on `images` alone;
+    `generator` draws from it. Raises DataError where there are fewer images than that.
     """
     components = fitted(images)
     sizes = torch.tensor([component.images for component in components], dtype=torch.float32)
@@ -72,8 +92,14 @@ def fitted(images: Tensor) -> tuple[Component, ...]:
     components = []
     for cluster in sorted(set(nearest.tolist())):
         members = x[nearest == cluster]
+        if len(members) < FEWEST:
+            continue
         mean = members.mean(0)
         _, deviations, directions = torch.linalg.svd(members - mean, full_matrices=False)
         directions = directions[:RANK] * deviations[:RANK, None] / len(members) ** 0.5
         components.append(Component(len(members), mean, directions, members.sort(1).values.mean(0)))
+    if not components:
+        raise DataError(
+            f"a mixture is fitted to at least {FEWEST} training images, got {len(x)}; give more, or choose strokes"
+        )
     return tuple(components)

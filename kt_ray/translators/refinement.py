@@ -1,7 +1,7 @@
 """Optimiser steps on a translated block, driven by images that the translator carries.
 
-Probe images as in neural graphs (arXiv 2403.12143), steps as in learned optimisers (arXiv 1606.04474). The probes are
-parameters; at translation they are run through the user's own stem, block and head, and no data is needed.
+Probe images as in neural graphs (arXiv 2403.12143), steps as in learned optimisers (arXiv 1606.04474). At translation
+the probes are run through the user's own stem, block and head, and no data is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kt_ray.config import TranslatorConfig
 from kt_ray.divergences import relative_error, tempered_kl
 from kt_ray.networks import Architecture, State
 from kt_ray.translators.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
-from kt_ray.translators.probes import mixture, strokes
+from kt_ray.translators.probes import drawn_curves, mixture, random_curves
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.translators.tokens import LAYOUTS, Units, feature_widths, write
 
@@ -35,7 +35,13 @@ class Refiner(nn.Module):
     variance, on one set of the probes after the other; in the last steps (`predictions`) the divergence of tempered
     predictions joins it. Of several starts, each member goes on with the one whose tempered predictions diverge least
     on all probes after an eighth of the steps.
+
+    Probes and rates are parameters where they are learned (`trained`), else buffers. The probes are blank until they
+    are drawn or loaded.
     """
+
+    probes: Tensor
+    log_rates: Tensor
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
@@ -43,16 +49,28 @@ class Refiner(nn.Module):
         self.architecture = architecture
         self.layout = LAYOUTS[architecture.pair]
         self.matched = round(options.predictions * options.steps)
-        self.sets = options.probe_sets
-        drawn = strokes(options.probes * options.probe_sets, architecture.image_shape)
-        self.probes = nn.Parameter(_logits(drawn))
+        self.sets, self.images = options.probe_sets, options.images
+        count = options.probes * options.probe_sets
+        self.curves = random_curves(count, architecture.image_shape)  # before what comes of the same generator below
         rates = torch.linspace(FIRST_RATE, LAST_RATE, options.steps).log()
-        self.log_rates = nn.Parameter(rates[:, None].repeat(1, self.layout.kernels + 2))
+        held = {
+            "probes": torch.zeros(count, *architecture.image_shape),
+            "log_rates": rates[:, None].repeat(1, self.layout.kernels + 2),
+        }
+        for name, value in held.items():
+            if options.trained:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
         self.change = Change(config, architecture) if options.trained else None
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
-        """Begin with probes like `images`, uint8 [N, C, H, W], in place of strokes (see `probes.mixture`)."""
-        self.probes.data = _logits(mixture(images, len(self.probes), generator)).to(self.probes)
+        """Strokes, or with `images: mixture` what `generator` draws like `images`, uint8 [N, C, H, W]."""
+        if self.images == "strokes":
+            drawn = drawn_curves(self.curves, self.architecture.image_shape)
+        else:
+            drawn = mixture(images, len(self.probes), generator)
+        self.probes.data = _logits(drawn).to(self.probes)
 
     def forward(self, starts: Sequence[Units], source: Units, members: State) -> Units:
         """The best of `starts` refined; `source` as the family read it; `members` is the source block with `stem.` and

@@ -83,7 +83,8 @@ class Translator(nn.Module):
             raise ValueError("this translator reads stem and head too: give stem.… and head.… beside the block")
         plain = tokens.read(source, self.config.batch_norm)
         unit, channel = tokens.features(source, self.config)
-        if self.config.output == "residual" or self.config.canonical or self.config.refinement.starts > 1:
+        several = self.refiner is not None and self.config.refinement.starts > 1
+        if self.config.output == "residual" or self.config.canonical or several:
             order = tokens.importance_order(source, self.config.batch_norm)
             plain, unit = plain.take(order), tokens.take(unit, order)
         if self.config.canonical:

@@ -10,6 +10,7 @@ import torch
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
+from kt_ray.networks.cost import parameter_count
 from kt_ray.pretrained import TRANSLATORS
 from kt_ray.translators.checkpoint import load_translator
 from kt_ray.zoo.members import Zoo
@@ -33,6 +34,13 @@ def test_shipped_translators_load_and_have_a_card(random_zoo: Zoo, name: str) ->
     assert {key: value.shape[1:] for key, value in blocks.items()} == {k: v.shape for k, v in expected.items()}
     assert (TRANSLATORS.directory / f"{name}.md").read_text().startswith("#")
     assert TRANSLATORS.path(name).stat().st_size < 5 * 2**20
+
+
+def test_only_what_was_learned_counts_as_a_parameter_of_the_shipped_translator() -> None:
+    """Its 384 probes of 28 × 28 pixels and its steps' rates stayed as they began."""
+    translator = load_translator(TRANSLATORS.path("basic_to_simple")).translator
+    whole = sum(value.numel() for value in translator.state_dict().values())
+    assert parameter_count(translator) == whole - 384 * 28 * 28 - 384 * 4 == 273_750
 
 
 def test_unknown_names_are_told() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kt_ray.data import Dataset, as_float
-from kt_ray.translators.probes import mixture, strokes
+from kt_ray.errors import DataError
+from kt_ray.translators.probes import FEWEST, mixture, strokes
 
 
 def test_strokes_are_light_on_dark_and_differ() -> None:
@@ -38,3 +40,18 @@ def test_a_mixture_of_few_images_in_colour_can_be_drawn() -> None:
     drawn = mixture(images, 5, torch.Generator().manual_seed(0))
     assert drawn.shape == (5, 3, 8, 8)
     assert drawn.isfinite().all()
+
+
+@pytest.mark.parametrize("few", [1, FEWEST - 1, FEWEST])
+def test_a_mixture_leaves_out_components_of_so_few_images_that_draws_would_be_these(few: int) -> None:
+    """Of 120 images, some are light and far from all others: a component of their own."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(40, (120, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    images[:few] += 200
+    drawn = mixture(images, 400, generator)
+    assert bool((drawn.mean((1, 2, 3)) > 0.5).any()) is (few >= FEWEST)
+
+
+def test_too_few_images_for_a_mixture_are_refused() -> None:
+    with pytest.raises(DataError, match="at least 5 training images, got 4; give more, or choose strokes"):
+        mixture(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), 2, torch.Generator())

@@ -18,10 +18,17 @@ from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
 COUNTS = MemberCounts(train=1, selection=1, test=1)
+NO_IMAGES = torch.empty(0, 1, 28, 28, dtype=torch.uint8)  # strokes need none
 
 
 def config(steps: int) -> TranslatorConfig:
     return TranslatorConfig(mixer=MixerOptions(size="tiny"), refinement={"steps": steps, "probes": 4, "width": 8})
+
+
+def with_probes(translator: Translator) -> Translator:
+    if translator.refiner is not None:
+        translator.refiner.draw_probes(NO_IMAGES, torch.Generator())
+    return translator
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -31,7 +38,7 @@ def test_untrained_steps_lower_the_error(pair: str) -> None:
     errors = {}
     for steps in (0, 8):
         torch.manual_seed(0)
-        translator = build_translator(config(steps), zoo.architecture).eval()
+        translator = with_probes(build_translator(config(steps), zoo.architecture)).eval()
         network = zoo.part("source") | {k: v for k, v in zoo.parameters.items() if k.startswith(("stem.", "head."))}
         with torch.no_grad():
             block = translator(network)
@@ -55,7 +62,35 @@ def divergence(translator: Translator, zoo: Zoo) -> torch.Tensor:
 def refined(zoo: Zoo, **options: float) -> Translator:
     torch.manual_seed(0)
     settings = {"steps": 8, "probes": 4, "width": 8} | options
-    return build_translator(TranslatorConfig(mixer=MixerOptions(size="tiny"), refinement=settings), zoo.architecture)
+    given = TranslatorConfig(mixer=MixerOptions(size="tiny"), refinement=settings)
+    return with_probes(build_translator(given, zoo.architecture))
+
+
+def test_probes_are_drawn_on_request_and_take_no_part_in_what_else_is_drawn(random_zoo: Zoo) -> None:
+    """What begins after the probes is the same whether they are strokes or come of a mixture later."""
+    states = []
+    for images in ("strokes", "mixture"):
+        torch.manual_seed(0)
+        settings = {"steps": 2, "probes": 4, "width": 8, "images": images}
+        translator = build_translator(TranslatorConfig(refinement=settings), random_zoo.architecture)
+        assert not translator.refiner.probes.any()
+        states.append(translator.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    torch.manual_seed(0)
+    drawn = with_probes(
+        build_translator(TranslatorConfig(refinement=settings | {"images": "strokes"}), random_zoo.architecture)
+    )
+    images = torch.sigmoid(SHARPNESS * drawn.refiner.probes.detach())
+    assert float(images.std(0).mean()) > 0.05
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_probes_and_rates_are_parameters_where_they_are_learned(random_zoo: Zoo, trained: bool) -> None:
+    translator = refined(random_zoo, trained=trained)
+    names = {name for name, _ in translator.named_parameters() if name.startswith("refiner.")}
+    assert {"refiner.probes", "refiner.log_rates"} <= translator.state_dict().keys()
+    assert ({"refiner.probes", "refiner.log_rates"} <= names) is trained
+    assert bool(names) is trained
 
 
 def test_last_steps_match_predictions(random_zoo: Zoo) -> None:
@@ -103,6 +138,15 @@ def test_several_starts_keep_other_units(random_zoo: Zoo) -> None:
         torch.testing.assert_close(start.edges, units.edges[:, kept])
 
 
+def test_starts_change_nothing_without_refinement(random_zoo: Zoo) -> None:
+    blocks = []
+    for starts in (1, 3):
+        torch.manual_seed(0)
+        given = TranslatorConfig(mixer=MixerOptions(size="tiny"), output="direct", refinement={"starts": starts})
+        blocks.append(build_translator(given, random_zoo.architecture).eval()(random_zoo.part("source")))
+    assert all(torch.equal(value, blocks[1][name]) for name, value in blocks[0].items())
+
+
 def test_starts_that_diverged_are_passed_over(random_zoo: Zoo) -> None:
     translator = refined(random_zoo)
     members = translator.read(random_zoo.parameters)
@@ -120,7 +164,7 @@ def test_blocks_of_all_units_have_one_start(pair: PairName) -> None:
 
 
 def test_gradients_reach_probes_rates_and_layers(random_zoo: Zoo) -> None:
-    translator = build_translator(config(2), random_zoo.architecture).train()
+    translator = with_probes(build_translator(config(2), random_zoo.architecture)).train()
     for parameter in translator.refiner.change.written.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     translator(translator.read(random_zoo.parameters))["conv1.weight"].square().sum().backward()
@@ -150,7 +194,7 @@ def test_untrained_refinement_waits_for_evaluation(random_zoo: Zoo) -> None:
         torch.manual_seed(0)
         settings = config(steps).model_dump()
         settings["refinement"]["trained"] = False
-        translators.append(build_translator(TranslatorConfig(**settings), random_zoo.architecture))
+        translators.append(with_probes(build_translator(TranslatorConfig(**settings), random_zoo.architecture)))
     plain, refined = translators
     refined.load_state_dict(plain.state_dict(), strict=False)
     source = refined.read(random_zoo.parameters)
