@@ -11,15 +11,18 @@ from torch import Tensor
 from kt_ray.data import LabelledImages, as_float
 from kt_ray.divergences import kl, relative_error
 from kt_ray.networks import Architecture, State, stacked
-from kt_ray.translators.one_shot import one_shot_block
+from kt_ray.translators.one_shot import BASES, one_shot_block
 from kt_ray.translators.probes import strokes
 from kt_ray.translators.surroundings import Surroundings, stem_activations
-from kt_ray.translators.tokens import LAYOUTS
+from kt_ray.translators.tokens import LAYOUTS, target_hidden
 from kt_ray.zoo.members import Zoo
 
-__all__ = ["fitted", "mean_target", "nearest_target", "one_shot_block", "random_target", "zero_block"]
+__all__ = [
+    "fitted", "mean_target", "nearest_target", "one_shot_bases", "one_shot_block", "random_target", "zero_block",
+]  # fmt: skip
 
 FIT_RATE, FIT_IMAGES = 1e-2, 32
+Inputs = LabelledImages | Literal["strokes", "statistics"]
 
 
 def random_target(architecture: Architecture, members: int, seed: int = 0) -> State:
@@ -55,7 +58,14 @@ def nearest_target(train: Zoo, members: Zoo) -> State:
     return {name: value[nearest] for name, value in train.part("target").items()}
 
 
-def fitted(zoo: Zoo, steps: int, inputs: LabelledImages | Literal["strokes", "statistics"], seed: int = 0) -> State:
+def one_shot_bases(architecture: Architecture) -> tuple[str, ...]:
+    """Those of one-shot blocks' `BASES` that give another block each: one alone where no hidden unit is left out."""
+    layout, available = LAYOUTS[architecture.pair], architecture.network.source_hidden
+    chooses = layout.kernels == 2 and target_hidden(architecture) < available
+    return tuple(BASES) if chooses else ("pruned",)
+
+
+def fitted(zoo: Zoo, steps: int, inputs: Inputs, seed: int = 0) -> State:
     """Target blocks fitted to every member from its pruned block by Adam, on fresh inputs at every step.
 
     `inputs` are training images; or, which needs no data, random strokes, or block inputs drawn from the source's
@@ -63,7 +73,7 @@ def fitted(zoo: Zoo, steps: int, inputs: LabelledImages | Literal["strokes", "st
     head's input plus that of the logits (predictions there are too sure to learn from).
     """
     generator = torch.Generator().manual_seed(seed)
-    members = zoo.part("source") | {k: v for k, v in zoo.parameters.items() if k.startswith(("stem.", "head."))}
+    members = zoo.part("source") | stacked.surroundings(zoo.parameters)
     block = {name: value.clone().requires_grad_() for name, value in one_shot_block(members, zoo.architecture).items()}
     optimizer = torch.optim.Adam(block.values(), lr=FIT_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

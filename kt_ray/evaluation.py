@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from kt_ray import baselines
 from kt_ray.config import Split
 from kt_ray.data import Dataset, LabelledImages
-from kt_ray.networks import READ_STRIDE, State, stacked
+from kt_ray.errors import ZooError
+from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.zoo.members import Zoo
 
@@ -79,7 +81,7 @@ class Evaluation:
         )
         return head + "".join(
             f"| {row.name} | {row.mean:.4f} | {row.min:.4f} | {row.max:.4f} | {row.agreement:.4f} | {row.parameters:,} "
-            f"| {row.multiply_adds:,} | {'' if row.seconds is None else f'{row.seconds:.2g}'} |\n"
+            f"| {row.multiply_adds:,} | {'-' if row.seconds is None else f'{row.seconds:.2g}'} |\n"
             for row in self.rows
         )
 
@@ -144,46 +146,78 @@ def evaluate(
     """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
 
     With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
-    `others` are further stacks of target blocks, a row each.
+    `others` are further stacks of target blocks, a row each. Members without a target, as imported ones may be, are
+    evaluated where the split has no others, without the trained target's row; a zoo without training members has
+    none of what is made of their targets. Raises ZooError where the split has no members at all.
     """
-    train, held_out = zoo.where("train"), zoo.where(members)
-    architecture, count = zoo.architecture, len(held_out)
-    source = held_out.part("source")
+    held_out = _members(zoo, members)
+    blocks = {"source": held_out.part("source")}
+    if all(held_out.index["has_target"].to_pylist()):
+        blocks["trained target"] = held_out.part("target")
+    seconds = {}
+    for name, make in _makers(translator, held_out, zoo.where("train"), dataset, fit_steps).items():
+        started = time.perf_counter()
+        blocks[name] = make()
+        seconds[name] = (time.perf_counter() - started) / len(held_out)
+    blocks |= others or {}
+    pictures = dataset.images(images)
+    predicted = Transplants(held_out, pictures, keep=0).predictions(blocks)
+    return Evaluation(
+        _rows(predicted, pictures.labels, zoo.architecture, seconds),
+        members, images, len(held_out), len(pictures), zoo=zoo.fingerprint, dataset=dataset.name,
+        confusion=_confusion(pictures.labels, predicted["translated"], dataset.classes),
+    )  # fmt: skip
+
+
+def _members(zoo: Zoo, split: Split) -> Zoo:
+    """Those of `split` that have a target; all of them where none has one."""
+    found = zoo.where(split)
+    if not len(found):
+        found = zoo.where(split, with_target=False)
+    if not len(found):
+        others = ", ".join(sorted(set(zoo.index["split"].to_pylist())))
+        raise ZooError(
+            f"zoo {zoo.fingerprint} has no {split} members, only {others}; `kt-ray evaluate` takes selection members, "
+            "with --test test members"
+        )
+    return found
+
+
+def _makers(
+    translator: nn.Module, held_out: Zoo, train: Zoo, dataset: Dataset, fit_steps: int
+) -> dict[str, Callable[[], State]]:
+    """What makes target blocks for the members of `held_out`, by name, in the order of the table."""
+    architecture, count, source = held_out.architecture, len(held_out), held_out.part("source")
     makers: dict[str, Callable[[], State]] = {
-        "source": lambda: source,
-        "trained target": lambda: held_out.part("target"),
         "translated": lambda: translate(translator, held_out),
         "random target": lambda: baselines.random_target(architecture, count),
         "zero block": lambda: baselines.zero_block(architecture, count),
-        "nearest member's target": lambda: baselines.nearest_target(train, held_out),
-        "mean target": lambda: baselines.mean_target(train, count),
-        "pruned block": lambda: baselines.one_shot_block(source, architecture),
-        "merged block": lambda: baselines.one_shot_block(source, architecture, base="merged"),
-        "transported block": lambda: baselines.one_shot_block(source, architecture, base="transported"),
     }
+    if len(train):
+        makers["nearest member's target"] = lambda: baselines.nearest_target(train, held_out)
+        makers["mean target"] = lambda: baselines.mean_target(train, count)
+    for base in baselines.one_shot_bases(architecture):
+        makers[f"{base} block"] = partial(baselines.one_shot_block, source, architecture, base=base)
     if fit_steps:
-        makers |= {
-            f"fitted on training images, {fit_steps} steps": lambda: baselines.fitted(
-                held_out, fit_steps, dataset.train
-            ),
-            f"fitted on random strokes, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, "strokes"),
-            f"fitted on BN statistics, {fit_steps} steps": lambda: baselines.fitted(held_out, fit_steps, "statistics"),
+        inputs: dict[str, baselines.Inputs] = {
+            "training images": dataset.train,
+            "random strokes": "strokes",
+            "BN statistics": "statistics",
         }
-    blocks: dict[str, State] = {}
-    seconds: dict[str, float | None] = {}
-    for name, make in makers.items():
-        started = time.perf_counter()
-        blocks[name] = make()
-        seconds[name] = (time.perf_counter() - started) / count
-    for name, made in (others or {}).items():
-        blocks[name], seconds[name] = made, None
-    pictures = dataset.images(images)
-    predicted = Transplants(held_out, pictures, keep=0).predictions(blocks)
+        for name, given in inputs.items():
+            makers[f"fitted on {name}, {fit_steps} steps"] = partial(baselines.fitted, held_out, fit_steps, given)
+    return makers
+
+
+def _rows(
+    predicted: Mapping[str, Tensor], labels: Tensor, architecture: Architecture, seconds: Mapping[str, float]
+) -> tuple[Row, ...]:
+    """A row for each kind of block in `predicted`, classes [R, N] of images with `labels` [N]."""
     with torch.random.fork_rng(devices=[]):
         kinds = {"source": architecture.source_block(), "target": architecture.target_block()}
     rows = []
     for name, classes in predicted.items():
-        accuracies = (classes == pictures.labels).float().mean(1)
+        accuracies = (classes == labels).float().mean(1)
         block = kinds["source" if name == "source" else "target"]
         rows.append(
             Row(
@@ -195,20 +229,15 @@ def evaluate(
                 agreement=float((classes == predicted["source"]).float().mean()),
                 parameters=parameter_count(block),
                 multiply_adds=multiply_adds(block, architecture.activation_shape),
-                seconds=seconds[name],
+                seconds=seconds.get(name),
             )
         )
-    return Evaluation(
-        tuple(rows), members, images, count, len(pictures), zoo=zoo.fingerprint, dataset=dataset.name,
-        confusion=_confusion(pictures.labels, predicted["translated"], dataset.classes),
-    )  # fmt: skip
+    return tuple(rows)
 
 
 def readable(zoo: Zoo) -> State:
     """All that a translator may read of every member: the source block's names, `stem.…` and `head.…`."""
-    return zoo.part("source") | {
-        name: value for name, value in zoo.parameters.items() if name.startswith(("stem.", "head."))
-    }
+    return zoo.part("source") | stacked.surroundings(zoo.parameters)
 
 
 @torch.no_grad()

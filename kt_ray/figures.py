@@ -32,20 +32,23 @@ def accuracies(evaluation: Evaluation) -> Figure:
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     bins = np.linspace(0, 1, 41)
-    for name in SHOWN:
-        axes.hist(evaluation.row(name).accuracies, bins=bins.tolist(), alpha=0.6, label=name)
+    for row in evaluation.rows:
+        if row.name in SHOWN:
+            axes.hist(row.accuracies, bins=bins.tolist(), alpha=0.6, label=row.name)
     axes.set(xlabel=f"accuracy on {evaluation.images} images", ylabel=f"{evaluation.members} members")
     axes.legend()
     return figure
 
 
 def members(evaluation: Evaluation) -> Figure:
-    """Each member's accuracy with its source against that with its translated and its trained target block."""
+    """Each member's accuracy with its source against that with its translated and its trained target block, if any."""
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
     source = evaluation.row("source").accuracies
-    for name, marker in (("trained target", "+"), ("translated", "o")):
-        axes.scatter(source, evaluation.row(name).accuracies, s=18, marker=marker, label=name)
+    markers = {"trained target": "+", "translated": "o"}
+    for row in evaluation.rows:
+        if row.name in markers:
+            axes.scatter(source, row.accuracies, s=18, marker=markers[row.name], label=row.name)
     axes.set(xlabel="accuracy of the source", ylabel="accuracy with the small block")
     axes.legend()
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from kt_ray.config import DatasetConfig, Split, StudyConfig, validate
@@ -112,15 +113,25 @@ def evaluate_model(
     return evaluate(translator, zoo, dataset, members=split, images=split, fit_steps=fit_steps)
 
 
-def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
-    """The evaluation as `evaluation.json`, `evaluation.md` and figures in `directory`, made if missing."""
-    from kt_ray.figures import save_figures
-
+def make_output(directory: Path) -> None:
+    """Make `directory` where it is missing. Raises ConfigError where no file can be written there."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "evaluation.json").write_text(json.dumps(evaluation.to_dict(), indent=1), encoding="utf-8")
-        (directory / "evaluation.md").write_text(evaluation.to_markdown(), encoding="utf-8")
-        save_figures(evaluation, directory)
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}; name another --output") from None
+
+
+def write_evaluation(evaluation: Evaluation, directory: Path) -> list[Path]:
+    """The evaluation as `evaluation.json`, `evaluation.md` and figures in `directory`; returns their paths."""
+    from kt_ray.figures import save_figures
+
+    content = {"json": json.dumps(evaluation.to_dict(), indent=1), "md": evaluation.to_markdown()}
+    try:
+        for suffix, text in content.items():
+            (directory / f"evaluation.{suffix}").write_text(text, encoding="utf-8")
+        return [directory / f"evaluation.{suffix}" for suffix in content] + save_figures(evaluation, directory)
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror}; name another --output") from None
 
@@ -130,12 +141,13 @@ def study_report(workspace: Workspace, study: str, output: Path | None = None) -
 
     Raises StudyError where there is no such study, ConfigError where the page cannot be written.
     """
+    from kt_ray.conclusion import read_conclusion
     from kt_ray.search.summary import load_study, summarise
     from kt_ray.tracking.report import write_report
 
     found = load_study(workspace.study_storage, study)
-    conclusion = workspace.study_directory(study) / "conclusion.json"
-    evaluation = json.loads(conclusion.read_text(encoding="utf-8"))["evaluation"] if conclusion.is_file() else None
+    conclusion = read_conclusion(workspace, study)
+    evaluation = conclusion.evaluation if conclusion is not None else None
     facts = {name: value for name, value in summarise(found).row().items() if value is not None}
     path = output or workspace.study_directory(study) / "report.html"
     try:

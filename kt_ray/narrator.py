@@ -95,18 +95,19 @@ class Narrator:
         """The table of an evaluation, a row a kind of block."""
         table = Table(
             box=box.SIMPLE_HEAD,
+            collapse_padding=True,
             title=f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
             f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block",
             title_justify="left",
         )
-        for name in ("block", "mean", "min", "max", "parameters", "multiply-adds", "ms a block"):
+        for name in ("block", "mean", "min", "max", "agreement", "parameters", "multiply-adds", "ms a block"):
             table.add_column(name, justify="left" if name == "block" else "right")
         for row in evaluation["rows"]:
             table.add_row(
                 row["name"],
-                *(f"{row[key]:.4f}" for key in ("mean", "min", "max")),
+                *(f"{row[key]:.4f}" for key in ("mean", "min", "max", "agreement")),
                 *(f"{row[key]:,}" for key in ("parameters", "multiply_adds")),
-                f"{1000 * row['seconds']:.2f}",
+                "-" if row["seconds"] is None else f"{1000 * row['seconds']:.2f}",
             )
         self.console.print(table)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kt_ray import augmentations
@@ -23,6 +23,7 @@ from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.evaluation import Transplants, translate
 from kt_ray.losses import TranslationLoss
 from kt_ray.networks import State, stacked
+from kt_ray.networks.checkpoint import write_state
 from kt_ray.translators import build_translator
 from kt_ray.zoo.members import Zoo
 
@@ -127,7 +128,7 @@ class TranslatorTraining:
         members = augmentations.augment(members, augmentation, self.architecture.pair, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
-        source |= {name: value for name, value in members.items() if name.startswith(("stem.", "head."))}
+        source |= stacked.surroundings(members)
         translated = orientation.turn_back(self.model(orientation.turn(source)))
         images, labels = self._images(generator)
         loss = self.loss(translated, members, target, images, labels, step / steps)
@@ -168,9 +169,7 @@ class TranslatorTraining:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
         metadata = {"format": FORMAT, "config": self.config.model_dump_json(), "state": json.dumps(self._state())}
-        temporary = path.with_name(f".{path.name}.partial")
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
+        write_state(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
         """Continue from what `save` wrote. Raises CheckpointError where that is damaged or of another trial."""

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kt_ray.config import NetworkConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, State, stacked
-from kt_ray.networks.checkpoint import read_network, read_state, write_state
+from kt_ray.networks import State, stacked
+from kt_ray.networks.checkpoint import network_state, read_state, write_state
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translators.checkpoint import load_translator
-
-EVALUATION_BATCH = 500
+from kt_ray.translators.translator import Translator
+from kt_ray.zoo.objectives import accuracy
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Da
     Names are `stem.…`, `block.…`, `head.…`, as in the checkpoint. A network of other widths than the translator's is
     translated where its family serves them, to a block of as large a share of the source's hidden units.
     Raises CheckpointError where either file cannot be read safely, does not fit, is not finite, gives a block that is
-    not, or where `output` is not safetensors or `dataset` has images of another shape.
+    not, or where `output` is not safetensors, is one of the two or cannot be written, or `dataset` has images of
+    another shape.
     """
-    if output.suffix != ".safetensors":
-        raise CheckpointError(f"output {output} must end in .safetensors")
+    _check_output(output, translator_file, checkpoint)
     loaded = load_translator(translator_file)
     trained = loaded.architecture
     if dataset is not None and dataset.image_shape != trained.image_shape:
@@ -69,29 +70,23 @@ def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Da
             f"{dataset.name} has images {dataset.image_shape}, the network takes {trained.image_shape}; "
             "name another --dataset"
         )
-    architecture = replace(trained, network=_widths(read_state(checkpoint), trained.network))
+    state = read_state(checkpoint)
+    architecture = replace(trained, network=_widths(state, trained.network))
     with torch.device("meta"):  # a file may claim any widths
         expected = architecture.source_network()
-    before = read_network(checkpoint, expected)
-    translator = loaded.translator.for_architecture(architecture)
+    before = network_state(state, expected, checkpoint)
+    translator = loaded.translator.for_architecture(architecture).eval()
     start = time.perf_counter()
-    with torch.no_grad():
-        # A translator may also read the stem and head around the block, and run the network on images of its own.
-        network = {name.removeprefix("block."): value.unsqueeze(0) for name, value in before.items()}
-        small = {name: value[0] for name, value in translator.eval()(network).items()}
+    block = _translated(translator, before)
     seconds = time.perf_counter() - start
-    for name, value in small.items():
+    for name, value in block.items():
         if not value.isfinite().all():
             raise CheckpointError(
                 f"the block translated from {checkpoint} holds NaN or infinity in {name}: nothing is written; check "
                 "that the network works"
             )
-    kept = {name: value for name, value in before.items() if not name.startswith("block.")}
-    after = kept | stacked.join(block=small)
-    try:
-        write_state(output, after, {"pair": architecture.pair, "made_by": "kt_ray"})
-    except OSError as error:
-        raise CheckpointError(f"{output} cannot be written: {error.strerror}") from None
+    after = stacked.surroundings(before) | stacked.join(block=block)
+    write_state(output, after, {"pair": architecture.pair, "made_by": "kt_ray"})
     source, target = architecture.source_network(), architecture.target_network()
     return Translation(
         output=str(output),
@@ -103,16 +98,23 @@ def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Da
         multiply_adds_before=multiply_adds(source, architecture.image_shape),
         multiply_adds_after=multiply_adds(target, architecture.image_shape),
         dataset=dataset.name if dataset else None,
-        accuracy_before=_accuracy(architecture, "source", before, dataset) if dataset else None,
-        accuracy_after=_accuracy(architecture, "target", after, dataset) if dataset else None,
+        accuracy_before=_accuracy(source, before, dataset) if dataset else None,
+        accuracy_after=_accuracy(target, after, dataset) if dataset else None,
     )
+
+
+def _check_output(output: Path, *inputs: Path) -> None:
+    if output.suffix != ".safetensors":
+        raise CheckpointError(f"output {output} must end in .safetensors")
+    if output.resolve() in [path.resolve() for path in inputs]:
+        raise CheckpointError(f"output {output} is a file that is read and would be lost; name another --output")
 
 
 def _widths(state: State, trained: NetworkConfig) -> NetworkConfig:
     """The widths of the source network in `state`, where it has any; `trained` shares out the target's hidden units."""
     kernels = [state[name] for name in ("block.conv1.weight", "head.conv.weight") if name in state]
     if len(kernels) < 2 or any(kernel.dim() != 4 or not kernel.numel() for kernel in kernels):
-        return trained  # `read_network` tells what is wrong
+        return trained  # `network_state` tells what is wrong
     (hidden, channels), head_channels = kernels[0].shape[:2], len(kernels[1])
     target_hidden = max(1, round(hidden * trained.target_hidden / trained.source_hidden))
     return NetworkConfig(
@@ -120,12 +122,14 @@ def _widths(state: State, trained: NetworkConfig) -> NetworkConfig:
     )
 
 
-def _accuracy(architecture: Architecture, kind: str, state: State, dataset: Dataset) -> float:
-    network = architecture.source_network() if kind == "source" else architecture.target_network()
-    stack = {name: value.unsqueeze(0) for name, value in state.items()}
-    right = 0
-    with torch.no_grad():
-        for images, labels in dataset.test.batches(EVALUATION_BATCH):
-            logits = stacked.forward(network, stack, images, shared=True)[0]
-            right += int((logits.argmax(1) == labels).sum())
-    return right / len(dataset.test)
+@torch.no_grad()
+def _translated(translator: Translator, network: State) -> State:
+    """The target block for one network, names `stem.…`, `block.…`, `head.…`."""
+    stack = {name.removeprefix("block."): value.unsqueeze(0) for name, value in network.items()}
+    return {name: value[0] for name, value in translator(stack).items()}
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, state: State, dataset: Dataset) -> float:
+    """The share of the test images that `network` with the values of `state` gets right."""
+    return float(accuracy(network, {name: value.unsqueeze(0) for name, value in state.items()}, dataset.test))

@@ -9,6 +9,7 @@ from kt_ray import baselines
 from kt_ray.data import Dataset, as_float
 from kt_ray.divergences import relative_error
 from kt_ray.networks import PAIRS, Architecture, State, stacked
+from kt_ray.translators.one_shot import BASES
 from kt_ray.translators.surroundings import Surroundings, stem_activations
 from kt_ray.zoo.members import Zoo
 
@@ -29,6 +30,20 @@ def test_random_targets_differ_by_member_and_follow_the_seed() -> None:
     assert torch.equal(blocks["conv1.weight"], again["conv1.weight"])
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_one_shot_bases_give_another_block_each(random_zoo: Zoo, pair: str) -> None:
+    architecture = Architecture(pair)
+    blocks = {
+        base: torch.cat([value.flatten() for value in made.values()])
+        for base in BASES
+        for made in [baselines.one_shot_block(random_zoo.part("source"), architecture, base=base)]
+    }
+    kept = baselines.one_shot_bases(architecture)
+    for base, block in blocks.items():
+        same = [name for name in kept if torch.equal(blocks[name], block)]
+        assert same == ([base] if base in kept else ["pruned"])
+
+
 def test_nearest_target_finds_the_member_itself(random_zoo: Zoo) -> None:
     train = random_zoo.where("train")
     asked = train.take(torch.tensor([5, 0, 3]))
@@ -47,9 +62,7 @@ def test_mean_target(random_zoo: Zoo) -> None:
 @pytest.mark.parametrize("inputs", ["images", "strokes", "statistics"])
 def test_fitting_comes_nearer_to_the_source(random_zoo: Zoo, dataset: Dataset, inputs: str) -> None:
     images = as_float(dataset.selection.images[:16])
-    network = random_zoo.part("source") | {
-        name: value for name, value in random_zoo.parameters.items() if name.startswith(("stem.", "head."))
-    }
+    network = random_zoo.part("source") | stacked.surroundings(random_zoo.parameters)
     surroundings = Surroundings(network, stem_activations(network, images), random_zoo.architecture)
 
     def error(block: State) -> float:

@@ -148,10 +148,24 @@ class TestTranslate:
         assert "hostile.pth" in message
         assert not Path("made-by-code").exists()
 
+    def test_an_output_that_cannot_be_written(self, translator: Path, tmp_path: Path) -> None:
+        torch.save(Architecture("basic_to_simple").source_network().state_dict(), tmp_path / "network.pth")
+        (tmp_path / "out.safetensors").mkdir()
+        output = str(tmp_path / "out.safetensors")
+        message = refused("translate", str(translator), str(tmp_path / "network.pth"), "-o", output)
+        assert "out.safetensors cannot be written (Is a directory); check rights and space" in message
+
     def test_an_unknown_model(self, tmp_path: Path) -> None:
         arguments = ("none.pth", "-o", "out.safetensors", "--workspace", str(tmp_path))
         assert "no such file: none.safetensors" in refused("translate", "none.safetensors", *arguments)
         assert "`kt-ray run` makes one" in refused("translate", "models:/nobody@champion", *arguments)
+
+
+def test_where_an_evaluation_goes_is_looked_at_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = str(tmp_path / "file" / "evaluation")
+    message = refused("evaluate", "none.safetensors", "pretrained:mnist5k", "--fit-steps", "9999", "-o", output)
+    assert "file/evaluation cannot be written: Not a directory; name another --output" in message
 
 
 def test_doctor_says_what_works(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from kt_ray.translators.checkpoint import load_translator
 from kt_ray.workspace import Workspace
 
 CONFIG = StudyConfig(name="s")
-ROW = {"name": "translated", "mean": 0.9, "min": 0.8, "max": 1.0, "parameters": 10, "multiply_adds": 20, "seconds": 0.1}
+ROW = {"name": "translated", "mean": 0.9, "min": 0.8, "max": 1.0, "agreement": 0.75, "parameters": 10,
+       "multiply_adds": 20, "seconds": 0.1}  # fmt: skip
 EVALUATED_ON = {"member_count": 2, "members": "test", "image_count": 9, "images": "test", "dataset": "mnist"}
 TABLE = "| translated | 0.9 |\n"
 CAME_TO = Conclusion(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from kt_ray.config import MixerOptions, TranslatorConfig
 from kt_ray.data import Dataset
 from kt_ray.evaluation import evaluate
-from kt_ray.figures import accuracies, confusion, figures, save_figures
+from kt_ray.figures import accuracies, confusion, figures, members, save_figures
 from kt_ray.translators import build_translator
 from kt_ray.zoo.members import Zoo
 
@@ -21,6 +22,10 @@ def test_figures(random_zoo: Zoo, dataset: Dataset, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     heights = [sum(bar.get_height() for bar in container) for container in accuracies(evaluation).axes[0].containers]
     assert heights == [evaluation.member_count] * 3
+    imported = replace(evaluation, rows=tuple(row for row in evaluation.rows if row.name != "trained target"))
+    shown_rows = [text.get_text() for text in accuracies(imported).axes[0].get_legend().get_texts()]
+    assert shown_rows == ["translated", "pruned block"]
+    assert len(members(imported).axes[0].collections) == 1
     shown = confusion(evaluation).axes[0].images[0].get_array()
     assert shown.shape == (10, 10)
     assert not shown.diagonal().any()

@@ -149,8 +149,10 @@ def test_a_champion_is_chosen_by_what_its_weights_reach_on_selection(finished_wo
     arguments = ["evaluate", "models:/kt-translator@champion", "miniature", "--workspace", str(finished_workspace)]
     result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "evaluation")])
     assert result.exit_code == 0, result.output
-    assert "2 selection members, 100 selection images" in result.output
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
+    assert "2 selection members × 100 selection images of mnist5k" in result.output
+    written = set((tmp_path / "evaluation").iterdir())
+    assert {f"wrote {path}" for path in written} == {line for line in result.output.splitlines() if "wrote" in line}
+    assert {path.name for path in written} == {
         "evaluation.json",
         "evaluation.md",
         "accuracy.png",

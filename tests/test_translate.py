@@ -18,7 +18,7 @@ from kt_ray.config import (
 )
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture
+from kt_ray.networks import Architecture, checkpoint
 from kt_ray.networks.checkpoint import read_network, write_state
 from kt_ray.translate import translate
 from kt_ray.translators import build_translator
@@ -84,6 +84,26 @@ def test_images_of_another_shape_are_told_before_anything_is_written(tmp_path: P
     with pytest.raises(CheckpointError, match=r"cifar10 has images \(3, 32, 32\), the network takes \(1, 28, 28\)"):
         translate(saved_translator(tmp_path, "mixer"), saved_network(tmp_path), output, other)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["network", "translator"])
+def test_what_is_read_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    translator, network = saved_translator(tmp_path, "mixer"), saved_network(tmp_path)
+    given = {"network": network, "translator": translator}[name]
+    before = given.read_bytes()
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(CheckpointError, match=r"is a file that is read and would be lost; name another --output"):
+        translate(translator, network, tmp_path / "sub" / ".." / given.name)
+    assert given.read_bytes() == before
+
+
+def test_the_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    load = checkpoint.load_file
+    monkeypatch.setattr(checkpoint, "load_file", lambda path: (read.append(path), load(path))[1])
+    network = saved_network(tmp_path)
+    translate(saved_translator(tmp_path, "mixer"), network, tmp_path / "small.safetensors")
+    assert read == [network]
 
 
 @pytest.mark.parametrize(

@@ -65,15 +65,19 @@ def evaluate(
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
-    from kt_ray.lookup import evaluate_model, write_evaluation
+    from kt_ray.lookup import evaluate_model, make_output, write_evaluation
+    from kt_ray.narrator import Narrator
 
-    evaluation = evaluate_model(model, zoo, workspace, final=final, fit_steps=fit_steps)
     if output is not None:
-        write_evaluation(evaluation, output)
+        make_output(output)
+    evaluation = evaluate_model(model, zoo, workspace, final=final, fit_steps=fit_steps)
+    written = write_evaluation(evaluation, output) if output is not None else []
     if format_ == "json":
         show_json(evaluation.to_dict())
-    else:
-        say(evaluation.to_markdown())
+        return
+    Narrator().evaluation(evaluation.to_dict())
+    for path in written:
+        say(f"wrote {path}")
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")]

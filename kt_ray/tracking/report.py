@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kt_ray.narrator import number
 from kt_ray.tracking.figures import interactive_histogram, study_figures
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def report(study: Study, evaluation: Mapping[str, Any] | None = None, facts: Map
     if evaluation:
         rows = evaluation["rows"]
         names = [name for name in EVALUATION if any(name in row for row in rows)]
-        sections["Evaluation on test images"] = table(names, [[row.get(name, "") for name in names] for row in rows])
+        cells = [[number(row.get(name)) for name in names] for row in rows]
+        sections["Evaluation on test images"] = table(names, cells)
         accuracies = {row["name"]: row["accuracies"] for row in rows if row["name"] in SHOWN_ROWS}
         sections["Accuracy of the test members"] = interactive_histogram(accuracies)
     sections |= study_figures(study)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from kt_ray.config import NetworkConfig, TranslatorConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
+from kt_ray.networks.checkpoint import write_state
 from kt_ray.translators import build_translator
 from kt_ray.translators.translator import Translator
 
@@ -34,18 +34,14 @@ class LoadedTranslator:
 def save_translator(
     path: Path, translator: Translator, config: TranslatorConfig, architecture: Architecture, extra: dict[str, Any]
 ) -> None:
-    """Write `translator` to `path`, whole or not at all. `extra` is anything JSON: seeds, zoo, accuracies."""
+    """Write `translator` to `path`, as `write_state` does. `extra` is anything JSON: seeds, zoo, accuracies."""
     metadata = {
         "format": FORMAT,
         "config": config.model_dump_json(),
         "architecture": json.dumps(asdict(architecture) | {"network": architecture.network.model_dump()}),
         "extra": json.dumps(extra),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in translator.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata)
-    temporary.chmod(0o644)  # safetensors writes files that no one else can read
-    temporary.replace(path)
+    write_state(path, translator.state_dict(), metadata)
 
 
 def load_translator(path: Path) -> LoadedTranslator:

@@ -72,7 +72,7 @@ class Translator(nn.Module):
         source = stacked.part(members, "source")
         if not self.needs_network:
             return source
-        return source | {name: value for name, value in members.items() if name.startswith(("stem.", "head."))}
+        return source | stacked.surroundings(members)
 
     def forward(self, source: State) -> State:
         """A stack of source blocks [B, …], BN buffers included, to the stack of target blocks [B, …].

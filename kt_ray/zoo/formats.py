@@ -128,7 +128,7 @@ def _read(path: Path, shapes: dict[str, torch.Size]) -> State:
 
 def _index(stack: State, numbers: list[int], split: str, architecture: Architecture, dataset: Dataset) -> pa.Table:
     count, has_target = len(numbers), split == "train"
-    shared = {name: value for name, value in stack.items() if name.startswith(("stem.", "head."))}
+    shared = stacked.surroundings(stack)
 
     def accuracies(block: str, network: nn.Module) -> list[float]:
         state = shared | stacked.join(block=stacked.part(stack, block))

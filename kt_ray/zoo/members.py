@@ -89,5 +89,4 @@ class Zoo:
     def network(self, block: str | Mapping[str, Tensor] = "source") -> State:
         """Stacked networks `stem.…`, `block.…`, `head.…` with `source`, `target` or given blocks in place."""
         stack = self.part(block) if isinstance(block, str) else block
-        state = {name: value for name, value in self.parameters.items() if name.startswith(("stem.", "head."))}
-        return state | {f"block.{name}": value for name, value in stack.items()}
+        return stacked.surroundings(self.parameters) | {f"block.{name}": value for name, value in stack.items()}

@@ -1,6 +1,8 @@
 """Users' checkpoints: what fits is read, what does not is named, and no code in them runs."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
 from kt_ray.networks.checkpoint import read_network, write_state
+
+STATE = {"weight": torch.ones(2)}
 
 
 class RunsCode:
@@ -34,11 +38,99 @@ def test_a_network_is_read_as_it_was_written(tmp_path: Path, suffix: str) -> Non
     assert not [name for name in state if name.endswith("num_batches_tracked")]
 
 
-def test_wrapped_and_data_parallel_state_dicts_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_data_parallel_networks_are_read(tmp_path: Path, suffix: str) -> None:
     network = Architecture("basic_to_simple").source_network()
-    path = tmp_path / "network.pth"
-    torch.save({"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, path)
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    path = tmp_path / f"network{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": state}, path)
+    else:
+        write_state(path, state)
     assert "block.conv1.weight" in read_network(path, network)
+
+
+def test_names_that_share_a_tensor_are_written_apart(tmp_path: Path) -> None:
+    network = Architecture("basic_to_simple").source_network()
+    state = network.state_dict()
+    state["stem.bn.bias"] = state["stem.bn.running_mean"]
+    torch.save(state, tmp_path / "network.pth")
+    write_state(tmp_path / "again.safetensors", read_network(tmp_path / "network.pth", network))
+    assert "stem.bn.bias" in read_network(tmp_path / "again.safetensors", network)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda x: x.to_sparse(), "holds no dense tensor in block.conv1.weight; "),
+        (lambda x: x.to("meta"), "holds no dense tensor in block.conv1.weight; "),
+        (lambda x: torch.nested.nested_tensor(list(x)), "holds no dense tensor in block.conv1.weight; "),
+        (lambda x: x + 1j, "holds complex64 in block.conv1.weight, expected real floating-point numbers; convert it"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "holds qint8 in block.conv1.weight, expected "),
+        (lambda x: x.to(torch.int8), "holds int8 in block.conv1.weight, expected "),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_of_other_kinds_are_named(
+    tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], expected: str
+) -> None:
+    network = Architecture("basic_to_simple").source_network()
+    state = network.state_dict()
+    state["block.conv1.weight"] = change(state["block.conv1.weight"])
+    torch.save(state, tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match=expected):
+        read_network(tmp_path / "network.pth", network)
+
+
+def test_a_training_checkpoint_says_which_of_its_keys_is_the_network(tmp_path: Path) -> None:
+    network, path = Architecture("basic_to_simple").source_network(), tmp_path / "network.pth"
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    torch.save({"epoch": 3, "model": network.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    with pytest.raises(CheckpointError, match=r"a dict with 'epoch' \(int\), 'model' \(OrderedDict\), 'opti") as error:
+        read_network(path, network)
+    assert "'model' holds one, so save `torch.load(…)['model']` alone" in str(error.value)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match=r"holds a list; expected a state_dict of named tensors$"):
+        read_network(path, network)
+
+
+class TestWriting:
+    def test_the_umask_decides_who_may_read(self, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            write_state(tmp_path / "network.safetensors", STATE)
+        finally:
+            os.umask(before)
+        assert (tmp_path / "network.safetensors").stat().st_mode & 0o777 == 0o640
+
+    def test_nothing_is_left_behind_where_it_cannot_be_put_in_place(self, tmp_path: Path) -> None:
+        place = tmp_path / "network.safetensors"
+        place.mkdir()
+        with pytest.raises(CheckpointError, match=r"network\.safetensors cannot be written \(Is a directory\); check "):
+            write_state(place, STATE)
+        assert list(tmp_path.iterdir()) == [place]
+
+    def test_a_place_that_cannot_be_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(CheckpointError, match=r"file/network\.safetensors cannot be written \("):
+            write_state(tmp_path / "file" / "network.safetensors", STATE)
+
+    def test_what_was_there_stays_where_writing_breaks_off(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = tmp_path / "network.safetensors"
+        place.write_text("before")
+
+        def full(path: Path, content: bytes) -> None:
+            path.touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)") as error:
+            write_state(place, STATE)
+        assert isinstance(error.value.__cause__, OSError)
+        assert place.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [place]
 
 
 def test_other_shapes_are_named(tmp_path: Path) -> None:

@@ -20,6 +20,11 @@ def test_a_stack_computes_what_its_members_compute(pair: str) -> None:
     torch.testing.assert_close(stacked.forward(architecture.target_network(), stack, own), expected)
 
 
+def test_surroundings_are_all_but_the_blocks() -> None:
+    state = {name: torch.zeros(1) for name in ("stem.bn.bias", "source.bn.bias", "target.bias", "stems", "head.bias")}
+    assert list(stacked.surroundings(state)) == ["stem.bn.bias", "head.bias"]
+
+
 def test_part_undoes_join() -> None:
     stem, head = {"conv.weight": torch.ones(2, 1)}, {"bn.bias": torch.zeros(2)}
     joined = stacked.join(stem=stem, head=head)

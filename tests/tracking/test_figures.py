@@ -69,6 +69,7 @@ def test_the_report_of_a_study(study: optuna.Study, tmp_path: Path) -> None:
         {"name": "source", "mean": 0.9, "min": 0.8, "max": 1.0, "accuracies": [0.8, 1.0], "parameters": 648},
         {"name": "translated", "mean": 0.7, "min": 0.6, "max": 0.8, "accuracies": [0.6, 0.8], "parameters": 324},
     ]
+    rows = [row | {"seconds": seconds} for row, seconds in zip(rows, (None, 0.25), strict=True)]
     path = write_report(tmp_path / "new" / "report.html", study, {"rows": rows}, {"device-hours": 0.25})
     text = path.read_text()
     assert text.startswith("<!doctype html>")
@@ -77,7 +78,8 @@ def test_the_report_of_a_study(study: optuna.Study, tmp_path: Path) -> None:
         "<td>trials</td><td>12 complete, 1 pruned</td>",
         f"<td>best trial</td><td>{study.best_trial.number}</td>",
         "<td>device-hours</td><td>0.25</td>",
-        "<td>translated</td><td>0.7</td><td>0.6</td><td>0.8</td><td>324</td>",
+        "<td>source</td><td>0.9</td><td>0.8</td><td>1</td><td>648</td><td>-</td>",
+        "<td>translated</td><td>0.7</td><td>0.6</td><td>0.8</td><td>324</td><td>0.25</td>",
         "<td>12</td><td>pruned</td>",
         "<h2>Importance</h2>",
     ):
