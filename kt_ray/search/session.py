@@ -104,6 +104,8 @@ def diagnose(error: Exception) -> tuple[str, bool]:
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return f"out of memory: {reason}", True
+    if isinstance(error.__cause__, OSError):  # what writing a checkpoint says, in words for people
+        error = error.__cause__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full: {reason}", True
     if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):

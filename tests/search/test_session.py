@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from kt_ray.config import TrialConfig
+from kt_ray.errors import CheckpointError
+from kt_ray.networks.checkpoint import write_state
 from kt_ray.search.session import HISTORY, Report, TrialSession, diagnose, last_checkpoint
 from tests.search.stand_in import StandIn, study_config
 
@@ -90,3 +92,15 @@ def test_only_the_last_checkpoint_is_kept_and_half_written_ones_do_not_count(tmp
 )
 def test_deaths_are_named(error: Exception, reason: str, infrastructure: bool) -> None:
     assert diagnose(error) == (reason, infrastructure)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CheckpointError, match="cannot be written") as told:
+        write_state(tmp_path / "checkpoint.safetensors", {"weight": torch.zeros(1)})
+    assert diagnose(told.value) == (f"disk full: CheckpointError: {told.value}", True)
