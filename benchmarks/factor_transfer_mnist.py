@@ -84,7 +84,7 @@ def trained_target(stages: Stages, source: Trained, fit: FitConfig, seed: int) -
 
 
 def translated(path: Path, source: nn.Module, stages: Stages) -> tuple[nn.Module, dict[str, Any]]:
-    """The source with its block translated: it is shown no image besides those of the translator's own zoo."""
+    """The source with its block translated; none of these training images takes part, unless it made the translator."""
     translator = load_translator(path).translator.eval()
     network = {name.removeprefix("block."): value.unsqueeze(0) for name, value in source.state_dict().items()}
     start = time.perf_counter()
@@ -160,8 +160,8 @@ def as_markdown(rows: list[Row], fit: FitConfig, dataset: Dataset, translator: s
         f"MNIST, the pair basic_to_simple, {len(dataset.train):,} training images, {fit.epochs} epochs each, "
         f"{len(rows[0]['accuracies'])} seed(s), accuracy on test images. Hyper-parameters are the literature's (KD: "
         "T = 4, α = 0.9; FT: β = 500, k = 0.5, layer `block`), not tuned. A student's row does not count its "
-        "teacher and paraphraser, a translated block's not its source, nor the zoo its translator may have learned "
-        "from.",
+        "teacher and paraphraser, a translated block's not its source, nor what made its translator: a zoo, and the "
+        "training images to which the mixture of its synthetic images was fitted.",
         "",
         "| network | test accuracy | parameters | training images seen | seconds |",
         "|---|---|---|---|---|",
