@@ -167,7 +167,7 @@ class Ledger:
             if report.epoch > live.candidate.step:
                 self._study.values(live.metrics)
                 self._tracker.log(live.run, live.metrics, report.epoch)
-                live.pruned = self._study.report(live.candidate, report.epoch, live.metrics) and not report.finished
+                live.pruned = self._study.report(live.candidate, report.epoch, live.metrics, last=report.finished)
                 self._losses_in_a_row = 0
                 self._tell_progress()
         except ValueError as error:

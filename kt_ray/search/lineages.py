@@ -25,6 +25,7 @@ IDENTITY = "identity"  # tells it from another study that had its name before, o
 GRID = "grid"  # which point of the grid it is
 METRICS = "metrics"  # the last report
 STEP = "step"  # the epoch of the last report
+TRAINED = "trained"  # whether that is its last one: no pruner stops it any more
 SECONDS = "seconds"  # time its workers spent on it
 REASON = "reason"  # why it failed
 DEATHS = "deaths"  # how often its worker or node was lost

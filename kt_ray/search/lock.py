@@ -167,8 +167,9 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When process `pid` started, in the kernel's ticks; empty where that cannot be read."""
+    """When process `pid` started, in the kernel's ticks; empty where that cannot be read, or where it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]  # a zombie has ended, though nobody has asked for its exit status
+    except (OSError, ValueError, IndexError):
         return ""

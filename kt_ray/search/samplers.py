@@ -20,6 +20,7 @@ from kt_ray.errors import ConfigError
 from kt_ray.search.cmaes import SafeCmaEsSampler
 
 ORDINAL = "ordinal"  # user attribute of a trial: how many lineages were drawn before its own; set once it is drawn
+RUNG = "completed_rung_"  # system attributes of Optuna's: a trial's value at each rung, from 0
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": samplers.TPESampler,
@@ -119,6 +120,21 @@ def build_pruner(config: PrunerConfig) -> BasePruner:
         options["wrapped_pruner"] = build_pruner(config.pruner) if config.pruner else None
     pruner: BasePruner = _built(PRUNERS[config.name], "search.pruner", config.name, options)
     return pruner
+
+
+def without_last_rungs(trial: FrozenTrial) -> dict[str, Any]:
+    """System attributes of `trial`, without the rungs that successive halving noted at its last report.
+
+    It notes a rung while it decides, and decides once a rung: to decide again, it must not find them.
+    """
+    system = dict(trial.system_attrs)
+    values = trial.intermediate_values
+    last = values.get(max(values, default=0))
+    rung = sum(name.startswith(RUNG) for name in system)
+    while rung and system[f"{RUNG}{rung - 1}"] == last:
+        rung -= 1
+        del system[f"{RUNG}{rung}"]
+    return system
 
 
 def _built(kind: Callable[..., Any], where: str, name: str, options: dict[str, Any]) -> Any:

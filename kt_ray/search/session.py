@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import secrets
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -80,16 +81,25 @@ class TrialSession:
         self._history.append(report)
 
     def _save(self, history: list[Report]) -> None:
-        """Write `<epoch>/` whole or not at all, then drop the one before."""
+        """Write `<epoch>/` whole or not at all, then drop those before.
+
+        A worker that Ray has given up may still write there, beside the one that took its place. Their numbers are the
+        same: whoever comes first has written the epoch.
+        """
         target = self._directory / f"{len(history):06d}"
-        unfinished = self._directory / f".{target.name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished = self._directory / f".{target.name}.{secrets.token_hex(4)}.unfinished"
         unfinished.mkdir(parents=True)
-        self.training.save(unfinished / STATE)
-        (unfinished / HISTORY).write_text(json.dumps([vars(report) for report in history]))
-        unfinished.rename(target)
+        try:
+            self.training.save(unfinished / STATE)
+            (unfinished / HISTORY).write_text(json.dumps([vars(report) for report in history]))
+            unfinished.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         for older in self._directory.glob("[0-9]*"):
-            if older != target:
+            if older.name < target.name:
                 shutil.rmtree(older, ignore_errors=True)
 
 

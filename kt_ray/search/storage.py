@@ -9,11 +9,13 @@ import functools
 import logging
 import sqlite3
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
@@ -21,6 +23,8 @@ from kt_ray import sqlite
 from kt_ray.errors import StudyError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 JOURNAL = "journal://"
 PATIENCE = 600.0  # seconds that a search waits for a database that is away
@@ -107,7 +111,9 @@ def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> N
 class Enduring:
     """A storage whose calls outlast an absence of the database: tried again with growing pauses for `PATIENCE`.
 
-    An Optuna study takes it for the storage itself. Raises StudyError where the database stays away.
+    An Optuna study takes it for the storage itself. A write may be done though its answer got lost: most can be
+    repeated, and those that cannot look first whether they are done, which one driver a study (`search/lock.py`) can
+    tell. Raises StudyError where the database stays away.
     """
 
     def __init__(self, storage: BaseStorage, url: str) -> None:
@@ -121,20 +127,55 @@ class Enduring:
 
         @functools.wraps(attribute)
         def enduring(*args: Any, **kwargs: Any) -> Any:
-            deadline = time.monotonic() + PATIENCE
-            pause = 0.5
-            while True:
-                try:
-                    return attribute(*args, **kwargs)
-                except (optuna.exceptions.StorageInternalError, DBAPIError, OSError) as error:
-                    reason = first_line(error.__cause__ or error)
-                    if time.monotonic() > deadline:
-                        raise StudyError(f"the study storage {shown(self._url)} stays away: {reason}") from None
-                    logger.warning("the study storage does not answer (%s); trying again in %.0f s", reason, pause)
-                    time.sleep(pause)
-                    pause = min(2 * pause, 30)
+            call = functools.partial(attribute, *args, **kwargs)
+            return self._endure(call, call)
 
         return enduring
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """One trial more; what lost answers left beside it is told FAIL."""
+        before = self.get_n_trials(study_id)
+
+        def create() -> None:
+            self._storage.create_new_trial(study_id, template_trial)
+
+        def create_if_missing() -> None:
+            if self._storage.get_n_trials(study_id) == before:
+                create()
+
+        self._endure(create, create_if_missing)
+        # Optuna tries again within its RDBStorage, without looking: there may be several.
+        *lost, made = self.get_all_trials(study_id, deepcopy=False)[before:]
+        for trial in lost:
+            self.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return int(made._trial_id)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """As Optuna's, where a trial that an earlier try has brought into `state` is done."""
+
+        def change() -> bool:
+            return self._storage.set_trial_state_values(trial_id, state, values)
+
+        def change_if_other() -> bool:
+            return self._storage.get_trial(trial_id).state is state or change()
+
+        return self._endure(change, change_if_other)
+
+    def _endure(self, call: Callable[[], T], again: Callable[[], T]) -> T:
+        """What `call` returns, or where the database did not answer it, `again`."""
+        deadline = time.monotonic() + PATIENCE
+        pause = 0.5
+        while True:
+            try:
+                return call()
+            except (optuna.exceptions.StorageInternalError, DBAPIError, OSError) as error:
+                reason = first_line(error.__cause__ or error)
+                if time.monotonic() > deadline:
+                    raise StudyError(f"the study storage {shown(self._url)} stays away: {reason}") from None
+                logger.warning("the study storage does not answer (%s); trying again in %.0f s", reason, pause)
+                time.sleep(pause)
+                pause = min(2 * pause, 30)
+                call = again
 
 
 def first_line(error: BaseException) -> str:

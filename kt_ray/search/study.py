@@ -25,12 +25,13 @@ from kt_ray.search.lineages import (
     SEARCH,
     SECONDS,
     STEP,
+    TRAINED,
     chosen,
     lineage_of,
     lineages,
     retries_of,
 )
-from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler
+from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler, without_last_rungs
 from kt_ray.search.space import to_optuna
 
 
@@ -44,6 +45,7 @@ class Candidate:
     values: dict[str, Any]
     step: int  # epochs already reported
     deaths: int  # how often its worker or node was lost
+    trained: bool = False  # whether it has told its last report
 
     @property
     def number(self) -> int:
@@ -151,7 +153,7 @@ class SearchStudy:
     def ask(self) -> Candidate:
         """The next trial to run: one that waits to be asked again, else one newly drawn."""
         trials = self.trials()
-        drawn = sum(ORDINAL in trial.user_attrs and not retries_of(trial) for trial in trials)
+        drawn = len({lineage_of(trial) for trial in trials if ORDINAL in trial.user_attrs})
         waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
         if waiting is None and self._grid is not None:
             taken = {trial.user_attrs.get(GRID) for trial in trials}
@@ -172,19 +174,25 @@ class SearchStudy:
         if ORDINAL not in frozen.user_attrs:
             trial.set_user_attr(ORDINAL, ordinal)
         step = max(frozen.intermediate_values, default=frozen.user_attrs.get(STEP, 0))
-        return Candidate(trial, lineage_of(frozen), ordinal, values, step, frozen.user_attrs.get(DEATHS, 0))
+        deaths, trained = frozen.user_attrs.get(DEATHS, 0), frozen.user_attrs.get(TRAINED, False)
+        return Candidate(trial, lineage_of(frozen), ordinal, values, step, deaths, trained)
 
     def should_prune(self, candidate: Candidate) -> bool:
-        """Whether the pruner wants the trial to stop after what it has reported."""
-        # Optuna prunes studies of one objective only.
-        return len(self.objectives) == 1 and candidate.trial.should_prune()
+        """Whether the pruner wants the trial to stop after what it has reported, and it has not told its last report.
 
-    def report(self, candidate: Candidate, step: int, metrics: Mapping[str, float]) -> bool:
-        """Record the epoch `step`. Returns whether the pruner wants the trial to stop here.
+        Optuna prunes studies of one objective only. Its pruners may take note of what they are asked: ask always.
+        """
+        return len(self.objectives) == 1 and candidate.trial.should_prune() and not candidate.trained
+
+    def report(self, candidate: Candidate, step: int, metrics: Mapping[str, float], *, last: bool = False) -> bool:
+        """Record the epoch `step`, the `last` one or not. Returns whether the pruner wants the trial to stop here.
 
         Raises ValueError where an objective is missing or NaN.
         """
         values = self.values(metrics)
+        if last:  # written first: a driver that dies here takes the trial up knowing that it is not to be pruned
+            candidate.trial.set_user_attr(TRAINED, True)
+        candidate.trained = last
         if len(values) > 1:
             candidate.trial.set_user_attr(STEP, step)
         else:
@@ -241,7 +249,7 @@ class SearchStudy:
 
     def _ask_again(self, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
         """A WAITING trial with everything that `trial` had, its intermediate values too."""
-        system = dict(trial.system_attrs)
+        system = without_last_rungs(trial)
         system["failed_trial"] = lineage_of(trial)
         system["retry_history"] = [*retries_of(trial), trial.number]
         self.optuna.add_trial(

@@ -211,3 +211,23 @@ def test_a_translator_killed_in_mid_trial_has_the_numbers_of_one_never_interrupt
             assert histories[0] == histories[1]
             assert [step for step, _ in histories[0]] == [1, 2, 3, 4]
     assert {trial.state for trial in lineages(trials_of(root, "cut")).values()} == {TrialState.COMPLETE}
+
+
+def test_a_driver_that_dies_after_the_last_report_does_not_prune(tracker: Tracker, tmp_path: Path) -> None:
+    storage = InMemoryStorage()
+    config = study_config("last", trials=2, pruner={"name": "median", "options": {"n_startup_trials": 1}})
+    ledger = ledger_of(config, storage, tracker, tmp_path)
+    for accuracy in (0.9, 0.2):  # the second one is worse where pruning is no use any more
+        begin(ledger, stand_in)
+        assert ledger.hear("t", Report(1, {"accuracy_mean": 0.1}, 1.0))
+        last = Report(2, {"accuracy_mean": accuracy}, 2.0, finished=True)
+        assert not ledger.hear("t", last)
+        if accuracy == 0.9:
+            ledger.end("t", lost=False)
+    later = ledger_of(config, storage, tracker, tmp_path)  # the driver died before the second one's end
+    given = later.start("t")
+    assert given is not None
+    assert given["reported"] == 2
+    assert not later.hear("t", last)
+    later.end("t", lost=False)
+    assert states(later) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]

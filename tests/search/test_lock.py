@@ -115,3 +115,16 @@ def test_a_driver_learns_that_it_was_taken_for_dead(study: optuna.Study) -> None
     holder = holder_of(study)
     assert holder is not None
     assert holder.token == "theirs"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_process_that_nobody_has_waited_for_is_followed_at_once(study: optuna.Study) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    theirs = replace(Holder.here(), pid=killed.pid, born=lock._born(killed.pid), token="theirs")
+    study.set_user_attr(ATTRIBUTE, asdict(theirs))
+    assert theirs.gone() is False
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    with driving(study):
+        pass
+    killed.communicate()

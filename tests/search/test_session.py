@@ -104,3 +104,55 @@ def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(
     with pytest.raises(CheckpointError, match="cannot be written") as told:
         write_state(tmp_path / "checkpoint.safetensors", {"weight": torch.zeros(1)})
     assert diagnose(told.value) == (f"disk full: CheckpointError: {told.value}", True)
+
+
+def two_sessions(directory: Path) -> tuple[TrialSession, TrialSession]:
+    """A worker that was cut off after an epoch, and the one in its place; the first goes on unheard."""
+    cut_off = session(directory)
+    cut_off.advance()
+    return cut_off, session(directory, reported=1)
+
+
+def test_a_checkpoint_that_a_worker_cut_off_has_written_is_as_good(tmp_path: Path) -> None:
+    whole = session(tmp_path / "whole")
+    expected = [numbers(whole.advance()) for _ in range(4)]
+    cut_off, again = two_sessions(tmp_path / "shared")
+    cut_off.advance()
+    assert [numbers(again.advance()) for _ in range(3)] == expected[1:]
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["000004"]
+
+
+def test_a_worker_cut_off_that_lags_behind_takes_no_newer_checkpoint_away(tmp_path: Path) -> None:
+    cut_off, again = two_sessions(tmp_path)
+    again.advance()
+    again.advance()
+    cut_off.advance()
+    last = last_checkpoint(tmp_path)
+    assert last is not None
+    assert last.name == "000003"
+
+
+def test_two_workers_that_write_an_epoch_at_once_both_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off, again = two_sessions(tmp_path)
+    save = again.training.save
+
+    def save_beside_the_other(path: Path) -> None:
+        save(path)
+        cut_off.advance()
+
+    monkeypatch.setattr(again.training, "save", save_beside_the_other)
+    assert again.advance().epoch == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["000002"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = session(tmp_path)
+    first.advance()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(first.training, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        first.advance()
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]

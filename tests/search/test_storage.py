@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -19,9 +23,10 @@ from kt_ray.cli import app
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search import storage as storages
 from kt_ray.search.storage import Enduring, enduring_storage, open_storage, shown, study_names
+from kt_ray.search.study import SearchStudy
 from kt_ray.search.summary import summaries, trial_rows
 from tests.search.stand_in import study_config
-from tests.search.test_study import SAMPLERS, driver, outcome, searched
+from tests.search.test_study import SAMPLERS, Died, Raising, driver, outcome, searched
 from tests.tracking.servers import POSTGRES, Postgres, postgres_server
 
 CONFIG = study_config(trials=5, sampler=SAMPLERS[0])
@@ -190,3 +195,50 @@ def test_faults_are_one_line_without_the_password(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StudyError, match="cannot be opened"):
         open_storage(f"sqlite:///{tmp_path}/file/optuna.db")
+
+
+def test_a_search_loses_nothing_with_the_answer_to_any_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storages.time, "sleep", lambda seconds: None)
+    whole = outcome(searched(CONFIG, InMemoryStorage()))
+    for writes in itertools.count(1):
+        storage = InMemoryStorage()
+        with contextlib.suppress(Died):
+            driver(CONFIG, storage, dies_after=9)  # so that a trial waits to be asked again
+        gone = Raising(storage, writes, optuna.exceptions.StorageInternalError("server closed the connection"))
+        study = driver(CONFIG, cast(BaseStorage, Enduring(cast(BaseStorage, gone), "postgresql://host/db")))
+        assert outcome(study) == whole, f"the answer to write {writes} was lost"
+        states = [trial.state for trial in study.trials()]
+        assert TrialState.RUNNING not in states
+        assert sum(state in (TrialState.COMPLETE, TrialState.PRUNED) for state in states) == CONFIG.search.trials
+        if gone.writes > 0:
+            break
+
+
+def test_a_trial_that_optuna_made_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storages.time, "sleep", lambda seconds: None)
+    study = SearchStudy(CONFIG, enduring_storage(f"sqlite:///{tmp_path}/optuna.db"))
+    engine = study.optuna._storage._backend.engine  # type: ignore[attr-defined]
+    commit = engine.dialect.do_commit
+
+    def commit_without_an_answer(connection: Any) -> None:
+        wrote = connection.in_transaction
+        commit(connection)
+        if wrote:
+            engine.dialect.do_commit = commit
+            raise sqlite3.OperationalError("server closed the connection")
+
+    for number in (1, 3):
+        engine.dialect.do_commit = commit_without_an_answer
+        assert study.ask().number == number
+    assert [trial.state for trial in study.trials()] == [TrialState.FAIL, TrialState.RUNNING] * 2
+    assert sorted(study.lineages()) == [1, 3]
+
+
+def test_a_finished_trial_cannot_change(tmp_path: Path) -> None:
+    study = SearchStudy(CONFIG, enduring_storage(f"sqlite:///{tmp_path}/optuna.db"))
+    candidate = study.ask()
+    assert not study.optuna._storage.set_trial_state_values(candidate.trial._trial_id, TrialState.RUNNING)
+    study.optuna.tell(candidate.number, 0.0)
+    for state in (TrialState.COMPLETE, TrialState.FAIL):
+        with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+            study.optuna._storage.set_trial_state_values(candidate.trial._trial_id, state)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -40,7 +42,7 @@ def driver(config: StudyConfig, storage: BaseStorage, *, dies_after: int | None 
             if pruned:
                 break
             metrics = numbers(candidate.values, step)
-            pruned = study.report(candidate, step, metrics) and step < EPOCHS
+            pruned = study.report(candidate, step, metrics, last=step == EPOCHS)
             reports += 1
             if reports == dies_after:
                 raise Died
@@ -287,3 +289,48 @@ def test_retries_keep_optunas_own_record_of_them(storage: BaseStorage) -> None:
     assert (last.system_attrs["failed_trial"], last.system_attrs["retry_history"]) == (0, [0, 1])
     assert last.user_attrs[ORDINAL] == 0
     assert lineages(study.trials()).keys() == {0, 3}
+
+
+class Raising:
+    """A storage that raises `error` after its write number `writes`, which is done."""
+
+    def __init__(self, storage: BaseStorage, writes: int, error: Exception) -> None:
+        self._storage = storage
+        self.writes = writes
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._storage, name)
+        if not name.startswith(("create_", "set_")):
+            return attribute
+
+        def write(*args: Any, **kwargs: Any) -> Any:
+            answer = attribute(*args, **kwargs)
+            self.writes -= 1
+            if self.writes == 0:
+                raise self._error
+            return answer
+
+        return write
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"pruner": PRUNERS[3]},
+        {"pruner": PRUNERS[4]},
+        {"points": [{"training.learning_rate": 0.02}]},
+    ],
+    ids=["successive_halving", "hyperband", "points"],
+)
+def test_a_driver_may_die_after_any_write(search: dict[str, Any], storage: BaseStorage) -> None:
+    config = study_config(trials=8, sampler={"name": "random"}, **search)
+    whole = outcome(searched(config, InMemoryStorage()))
+    for writes in itertools.count(1):
+        storage = InMemoryStorage()
+        dying = Raising(storage, writes, Died())
+        with contextlib.suppress(Died):
+            driver(config, cast(BaseStorage, dying))
+        assert outcome(driver(config, storage)) == whole, f"died after write {writes}"
+        if dying.writes > 0:
+            break
