@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kt_ray.config import StudyConfig
@@ -14,7 +14,7 @@ from kt_ray.lookup import study_report
 from kt_ray.narrator import Narrator
 from kt_ray.resuming import resume_command
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.workspace import Workspace
+from kt_ray.workspace import Workspace, reading, write_whole
 from kt_ray.zoo.members import Zoo
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ CONCLUSION = "conclusion.json"
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a finished study came to: its best translator on test members and test images, and the registry's answer."""
+    """What a finished study came to: its best translator on test members and test images, and the registry's answer.
+
+    `reported` is whether MLflow has the report; until then the study is not finished.
+    """
 
     study: str
     trial: int
@@ -42,12 +45,16 @@ class Conclusion:
     promoted: bool
     comparison: str
     study_page: str
+    reported: bool = True
 
 
 def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
-    """What the study came to last, if it came to an end."""
+    """What the study came to last, if it came to an end. Raises StudyError where that is damaged."""
     path = workspace.study_directory(study) / CONCLUSION
-    return Conclusion(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with reading(path):
+        return Conclusion(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def conclude(
@@ -114,9 +121,12 @@ def conclude(
         promoted=registered.promoted,
         comparison=registered.comparison,
         study_page=tracker.run_url(result.study_run),
+        reported=False,
     )
-    _write(workspace, conclusion)
+    _write(workspace, conclusion)  # the report reads it
     tracker.log_artifact(result.study_run, study_report(workspace, config.name))
+    conclusion = replace(conclusion, reported=True)
+    _write(workspace, conclusion)
     return conclusion
 
 
@@ -181,6 +191,4 @@ def _log(tracker: Tracker, result: SearchResult, evaluation: Evaluation) -> None
 
 def _write(workspace: Workspace, conclusion: Conclusion) -> None:
     path = workspace.study_directory(conclusion.study) / CONCLUSION
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(asdict(conclusion), indent=1))
-    temporary.replace(path)
+    write_whole(path, json.dumps(asdict(conclusion), indent=1))

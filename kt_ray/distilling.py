@@ -31,7 +31,7 @@ from kt_ray.tracking.promotion import register_champion
 from kt_ray.tracking.runs import STUDY_ID, Input
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.validation import Validation, search_problems
-from kt_ray.workspace import Workspace
+from kt_ray.workspace import Workspace, reading, write_whole
 
 CONCLUSION = "distillation.json"
 FILE = "distill.json"  # the distillation file as resolved, in the study's directory
@@ -89,13 +89,16 @@ def resume(
 ) -> Distillation | None:
     """Go on with a distillation as it was last run, but for what `extension` asks for.
 
-    Raises ConfigError where it names points to start from: only studies of translators start from others.
+    Raises ConfigError where it names points to start from: only studies of translators start from others; StudyError
+    where the file it was run with is damaged.
     """
     if extension.start_from:
         raise ConfigError(
             f"--from {extension.start_from[0]}: a distillation starts from the points in its `search.points` alone"
         )
-    content = json.loads((Workspace.existing(root).study_directory(study) / FILE).read_text("utf-8"))
+    path = Workspace.existing(root).study_directory(study) / FILE
+    with reading(path):
+        content = json.loads(path.read_text("utf-8"))
     config = validate(DistillConfig, content, study)
     config = config.model_copy(update={"search": extension.extended(config.search)})
     return run(config, Workspace.open(root, config.storage), narrator, accept_changes=accept_changes)
@@ -112,7 +115,7 @@ def run(
     dataset = load_dataset(config.dataset)
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / FILE).write_text(config.model_dump_json(indent=1))
+    write_whole(directory / FILE, config.model_dump_json(indent=1))
     tracker = open_tracker(config, workspace)
     params = {"method": config.method.name, "dataset": dataset.name}
     run_id = tracker.study_run(config.name, params, _identity(config, workspace))
@@ -144,7 +147,7 @@ def run(
     tracker.log_text(run_id, distillation.to_markdown(), "evaluation.md")
     tracker.log(run_id, {"test_accuracy": distillation.rows[-1].accuracy}, 1)
     tracker.finish(run_id, "FINISHED")
-    (directory / CONCLUSION).write_text(json.dumps(distillation.to_dict(), indent=1))
+    write_whole(directory / CONCLUSION, json.dumps(distillation.to_dict(), indent=1))
     narrator.say(distillation.to_markdown())
     narrator.say(f"student:  {distillation.student}")
     narrator.say(f"registry: {comparison}")

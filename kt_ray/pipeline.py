@@ -14,10 +14,11 @@ from kt_ray.ray_cluster import connected
 from kt_ray.resuming import Extension, resume_command
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.workspace import Workspace
+from kt_ray.workspace import Workspace, reading, write_whole
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
 
+FILE = "study.json"  # the study file as resolved, in the study's directory
 OUTBOX = "mlflow-outbox.jsonl"
 
 
@@ -55,9 +56,10 @@ def resume(
 ) -> Conclusion | None:
     """Go on with a study as it was last run, but for what `extension` asks for.
 
-    Raises StudyError where the workspace has no such study.
+    Raises StudyError where the workspace has no such study, or a damaged file of it.
     """
-    config = study_config(study, root)
+    with reading(Workspace.existing(root).study_directory(study) / FILE):
+        config = study_config(study, root)
     config = config.model_copy(update={"search": extension.extended(config.search)})
     workspace = open_workspace(config, root)
     config = started_from(config, workspace, extension.start_from)
@@ -93,12 +95,12 @@ def open_tracker(config: StudyConfig | DistillConfig, workspace: Workspace) -> T
 
 
 def _complete(config: StudyConfig, workspace: Workspace, conclusion: Conclusion) -> bool:
-    """Whether the conclusion is of a whole zoo and of all the trials asked for. Starts nothing."""
+    """Whether the conclusion is in MLflow, of a whole zoo and of all the trials asked for. Starts nothing."""
     from kt_ray.search.storage import open_storage
     from kt_ray.search.study import SearchStudy
 
     store = ZooStore(workspace.zoo(config.zoo.name))
-    if not store.exists() or _lacking(config, store):
+    if not conclusion.reported or not store.exists() or _lacking(config, store):
         return False
     study = SearchStudy(config, open_storage(workspace.study_storage))
     return study.finished() >= config.search.trials and Path(conclusion.translator).is_file()
@@ -158,7 +160,7 @@ def _search(
 ) -> SearchResult:
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "study.json").write_text(config.model_dump_json(indent=1))
+    write_whole(directory / FILE, config.model_dump_json(indent=1))
     narrator.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
     result = run_search(config, workspace, zoo, dataset, tracker, narrator.searching, accept_changes=accept_changes)
     narrator.settle()

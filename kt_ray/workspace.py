@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kt_ray.config import StorageConfig, validate
-from kt_ray.errors import ConfigError
+from kt_ray.errors import ConfigError, StudyError
 
 VARIABLE = "KT_RAY_WORKSPACE"
 DEFAULT = "kt-workspace"
@@ -100,6 +102,25 @@ def _under(place: str, name: str) -> str:
     """The path or URI of `name` in `place`; the options of a URI (`s3://bucket/zoos?region=…`) stay at its end."""
     address, mark, options = place.partition("?") if "://" in place else (place, "", "")
     return f"{address.rstrip('/')}/{name}{mark}{options}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """`text` as the file at `path`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """For reading the JSON file at `path` of a study. Raises StudyError where that is damaged."""
+    try:
+        yield
+    except ValueError as error:
+        raise StudyError(f"{path} is not JSON ({error}); remove it and run the study file again") from None
 
 
 def from_environment(storage: StorageConfig) -> StorageConfig:

@@ -13,6 +13,7 @@ from rich.console import Console
 from kt_ray.conclusion import CONCLUSION, Conclusion, model_card, read_conclusion, selection_accuracy, tell
 from kt_ray.config import DatasetConfig, StudyConfig, TrialConfig, validate
 from kt_ray.data import load_dataset
+from kt_ray.errors import StudyError
 from kt_ray.evaluation import translate, transplant_accuracy
 from kt_ray.lookup import open_zoo
 from kt_ray.narrator import Narrator
@@ -51,6 +52,9 @@ def test_a_conclusion_is_read_back(tmp_path: Path) -> None:
     directory.mkdir(parents=True)
     (directory / CONCLUSION).write_text(json.dumps(asdict(CAME_TO)))
     assert read_conclusion(workspace, "s") == CAME_TO
+    (directory / CONCLUSION).write_text("")
+    with pytest.raises(StudyError, match=r"conclusion\.json is not JSON \(.*\); remove it and run"):
+        read_conclusion(workspace, "s")
 
 
 def test_the_end_says_where_everything_lies_and_what_to_type(tmp_path: Path) -> None:

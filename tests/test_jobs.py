@@ -11,14 +11,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from kt_ray import jobs
 from kt_ray.errors import ConfigError, ResourceError, StudyError
-from kt_ray.jobs.client import ADDRESS_VARIABLES
+from kt_ray.jobs.client import ADDRESS_VARIABLES, Client
 from kt_ray.jobs.job import entrypoint
 from kt_ray.jobs.packing import packed
 
@@ -170,6 +170,23 @@ def test_the_exit_status_and_log_of_a_job_come_back(head: str, study: Path, tmp_
     assert "-m kt_ray run study.yaml --workspace /w --set search.trials=3\nto stderr\n" in "".join(printed)
     assert jobs.logs(job, head) == "".join(printed)
     assert next(iter(jobs.jobs(head))).id == job
+
+
+def test_a_log_is_whole_and_told_once_though_its_tail_breaks(
+    head: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tail = Client.tail_job_logs
+
+    async def breaking(client: Client, job: str) -> AsyncIterator[str]:
+        async for piece in tail(client, job):
+            yield piece  # of ten lines at most
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+    monkeypatch.setattr(Client, "tail_job_logs", breaking)
+    job = jobs.submit(study, head, workspace="/w", python=stand_in(tmp_path, "seq 1 30; sleep 3; seq 31 60"))
+    printed: list[str] = []
+    assert jobs.follow(job, head, printed.append).exit_status == 0
+    assert [line for line in "".join(printed).splitlines() if line.isdigit()] == [str(i) for i in range(1, 61)]
 
 
 def test_a_job_is_stopped_in_order_and_resumed(head: str, study: Path, tmp_path: Path) -> None:

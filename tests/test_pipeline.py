@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from kt_ray.cli import app
+from kt_ray.conclusion import CONCLUSION
 from kt_ray.errors import KTError
 from kt_ray.networks import Architecture
 from kt_ray.networks.checkpoint import read_network, write_state
@@ -111,6 +112,26 @@ def test_run_again_does_nothing(finished_workspace: Path) -> None:
     output = finished(kt_ray("run", str(MINIATURE), workspace=finished_workspace))
     assert "is finished: nothing to do" in output
     assert (len(study_of(finished_workspace).trials), len(runs_of(finished_workspace))) == before
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_report_was_kept_is_not_finished(finished_workspace: Path) -> None:
+    def reports() -> list[Path]:
+        return list((finished_workspace / "artifacts").rglob("report.html"))
+
+    (before,) = reports()
+    before.unlink()
+    (finished_workspace / "studies" / "miniature" / CONCLUSION).unlink()
+    die = (
+        "import os; from kt_ray.cli import main; from kt_ray.tracking.tracker import Tracker; "
+        "Tracker.log_artifact = lambda *arguments: os._exit(9); main()"
+    )
+    command = [sys.executable, "-c", die, "run", str(MINIATURE), "--workspace", str(finished_workspace)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 9
+    assert reports() == []
+    output = finished(kt_ray("run", str(MINIATURE), workspace=finished_workspace))
+    assert "nothing to do" not in output
+    assert reports() == [before]
 
 
 def test_reading_commands(finished_workspace: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kt_ray.config import StorageConfig, validate
-from kt_ray.errors import ConfigError
-from kt_ray.workspace import STORAGE_VARIABLES, Workspace
+from kt_ray.errors import ConfigError, StudyError
+from kt_ray.workspace import STORAGE_VARIABLES, Workspace, write_whole
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,30 @@ def test_a_uri_keeps_its_options(workspace: Path) -> None:
     )
     assert Workspace(workspace, StorageConfig(zoos="s3://bucket/zoos/")).zoo("a") == "s3://bucket/zoos/a"
     assert Workspace(workspace, StorageConfig(zoos="/zoos?")).zoo("a") == "/zoos?/a"  # a directory's name
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    write_whole(path, "whole")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "half \ud800")
+    assert (path.read_text(), list(tmp_path.iterdir())) == ("whole", [path])
+
+
+@pytest.mark.parametrize("file", ["study.json", "distill.json"])
+@pytest.mark.parametrize("content", [b"", b'{"name": "s", "se', b"\xff\xfe"])
+def test_a_damaged_file_of_a_study_is_one_clear_line(file: str, content: bytes, workspace: Path) -> None:
+    from typer.testing import CliRunner
+
+    from kt_ray.cli import app
+
+    path = Workspace(workspace).study_directory("s") / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    fault = CliRunner().invoke(app, ["resume", "s", "--workspace", str(workspace)]).exception
+    assert isinstance(fault, StudyError)
+    assert str(fault).startswith(f"{path} is not JSON (")
+    assert str(fault).endswith("); remove it and run the study file again")
 
 
 READERS = [

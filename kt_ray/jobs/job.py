@@ -9,6 +9,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,14 +129,16 @@ def follow(job: str, address: str | None = None, write: Callable[[str], object] 
     """
     with connection(address) as client:
         _details(client, job)
-        seen, failures = 0, 0
+        log, failures = _Log(write), 0
         while True:
             try:
-                seen = asyncio.run(_tail(client, job, seen, write))
+                asyncio.run(_tail(client, job, log))
             except (OSError, RuntimeError, asyncio.TimeoutError):  # the connection broke; the job may go on
                 failures += 1
             ended = _await_end(client, job, seconds=2.0)
             if ended is not None:
+                with suppress(OSError, RuntimeError):  # its node may be gone with its log; how it ended is known
+                    log.take(str(client.get_job_logs(job)), 0)  # what the tail lacks, where its connection broke
                 return ended
             if failures > RECONNECTIONS:
                 raise ResourceError(f"the connection to job {job} broke {failures} times; is the cluster still up?")
@@ -152,16 +155,27 @@ def hint(job: str, address: str | None = None) -> str:
     )
 
 
-async def _tail(client: Client, job: str, seen: int, write: Callable[[str], object]) -> int:
-    """Write what lies behind the first `seen` characters of the log; how many there are now."""
-    skip, total = seen, seen
-    async for piece in client.tail_job_logs(job):
-        fresh = piece[skip:]
-        skip = max(0, skip - len(piece))
+class _Log:
+    """A job's log on its way to `write`, each character once, however often it is read from its start."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._written = 0  # characters
+
+    def take(self, piece: str, place: int) -> None:
+        """Write what is new of `piece`, which begins at the character `place` of the log."""
+        fresh = piece[max(0, self._written - place) :]
         if fresh:
-            write(fresh)
-            total += len(fresh)
-    return total
+            self._write(fresh)
+            self._written += len(fresh)
+
+
+async def _tail(client: Client, job: str, log: _Log) -> None:
+    """Hand the log to `log`, from its start, as it grows."""
+    place = 0
+    async for piece in client.tail_job_logs(job):
+        log.take(piece, place)
+        place += len(piece)
 
 
 def _await_end(client: Client, job: str, seconds: float) -> Job | None:

@@ -87,7 +87,6 @@ def register_champion(
     if selection_accuracy is not None:
         tags["kt_ray.selection_accuracy"] = repr(float(selection_accuracy))
     with reaching(tracker.uri):
-        present = champion_of(client, model_name)
         version = _registered(client, model_name, digest)
         not_exported = None
         if version is None:
@@ -98,6 +97,7 @@ def register_champion(
                 version = client.create_model_version(
                     model_name, source, run_id=run_id, tags=tags, model_id=model_id, await_creation_for=30
                 )
+        present = champion_of(client, model_name)  # only now: while a model was logged, others may have registered
         promoted, comparison = _compare(tags, present, int(version.version))
         if version.description != comparison and (promoted or not version.description):
             client.update_model_version(model_name, version.version, comparison)

@@ -48,7 +48,10 @@ def ensure() -> None:
             if not mark.exists():
                 command = [sys.executable, "-m", "kt_ray.zoo.compiling"]
                 environment = os.environ | {VARIABLE: "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-                subprocess.run(command, check=True, capture_output=True, env=environment, timeout=LONGEST)
+                subprocess.run(
+                    command, check=True, capture_output=True, env=environment, timeout=LONGEST,
+                    pass_fds=[lock.fileno()],  # held until both have ended: a killed parent leaves the other compiling
+                )  # fmt: skip
                 mark.touch()
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(

@@ -9,6 +9,7 @@ from torch import nn
 
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
+from kt_ray.tracking import promotion
 from kt_ray.tracking.model import TRANSLATOR_FILE
 from kt_ray.tracking.promotion import promote
 from kt_ray.tracking.registry import champions, load_champion_path
@@ -104,6 +105,23 @@ def test_a_student_of_an_older_registry_has_its_dataset_under_the_tag_of_a_zoo(r
     assert register(2, 0.8, on="dataset", fingerprint="d1").promoted
     measured = [(entry.measured_on, entry.fingerprint) for entry in champions(tracker.uri, NAME)]
     assert measured == [("dataset", "d1"), ("zoo", "d1")]
+
+
+def test_who_became_champion_while_a_model_was_exported_is_compared_with(
+    register: Any, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = promotion.write_model
+
+    def export_slowly(*arguments: Any) -> str | None:
+        monkeypatch.setattr(promotion, "write_model", export)
+        assert register(2, 0.8).promoted
+        return export(*arguments)
+
+    monkeypatch.setattr(promotion, "write_model", export_slowly)
+    late = register(1, 0.7)
+    assert not late.promoted
+    assert "does not beat version 1 (80.00% on selection" in late.comparison
+    assert [(entry.version, entry.champion) for entry in champions(tracker.uri, NAME)] == [(2, False), (1, True)]
 
 
 def test_the_same_file_is_registered_once(register: Any, tracker: Tracker) -> None:

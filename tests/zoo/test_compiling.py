@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,25 @@ def test_a_compiler_that_fails_is_told(
     monkeypatch.setattr(compiling.sys, "executable", str(tmp_path / "no-python"))
     compiling.ensure.__wrapped__()
     assert "set NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_the_lock_outlives_a_killed_parent_while_its_compiler_works(tmp_path: Path) -> None:
+    compiler, began = tmp_path / "compiler.sh", tmp_path / "pid"
+    compiler.write_text(f"#!/bin/sh\necho $$ > {began}.new\nmv {began}.new {began}\nexec sleep 300\n")
+    compiler.chmod(0o755)
+    program = f"from kt_ray.zoo import compiling; compiling.sys.executable = {str(compiler)!r}; compiling.ensure()"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    parent = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    while not began.exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    try:
+        with next(tmp_path.rglob("kt_ray.lock")).open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(int(began.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.slow
