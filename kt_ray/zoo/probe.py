@@ -46,7 +46,7 @@ def candidates(architecture: Architecture, device: str, phase: str, at_once: int
         several = min(4, at_once)
         if several == 1:
             return one_by_one
-        names += ["channels_last", "grouped", "unfold"] if can_group(module) else []
+        names += ["grouped", "unfold"] if can_group(module) else []
         return one_by_one + [Candidate(name, several) for name in [*names, "vmap"]]
     sizes = [size for size in (8, 32, 128, 512) if size <= at_once] or [at_once]
     names = ["grouped", "channels_last", "unfold", "vmap"] if can_group(module) else ["vmap"]

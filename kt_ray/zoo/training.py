@@ -44,7 +44,7 @@ def default_plan(architecture: Architecture, device: str) -> Plan:
     if device != "cpu":
         return Plan("grouped", "grouped", 64)
     return Plan(
-        "fused" if fused.supports_source(architecture) else "channels_last",
+        "fused" if fused.supports_source(architecture) else "grouped",
         "fused" if fused.supports_target(architecture) else "grouped",
         4,
     )
