@@ -37,7 +37,7 @@ def kt_ray(*arguments: str, workspace: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 240) -> str:
+def finished(process: subprocess.Popen[str], seconds: float = 900) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
     return output
@@ -247,7 +247,7 @@ def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -
     process = kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path)
     wait_until_searching(process, tmp_path)
     process.send_signal(number)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     if number is signal.SIGTERM:
         assert "resume: kt-ray resume miniature" in output
     half_drawn = study_of(tmp_path).ask()  # what a driver leaves that dies while it draws

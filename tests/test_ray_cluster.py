@@ -35,7 +35,6 @@ except KTError as error:
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' own session would be used instead of an address."""
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("kt_ray.ray_cluster.ANSWER_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -55,18 +54,20 @@ def page() -> Iterator[str]:
 
 
 def refusal(address: str) -> str:
-    """What `connected` says of `address`, within seconds."""
+    """What `connected` says of `address`; `ray.init` would try for minutes."""
     began = time.monotonic()
     with pytest.raises(ResourceError) as error, connected(RayConfig(address=address)):
         pass
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 @pytest.mark.usefixtures("no_session")
-def test_what_is_no_head_is_told_at_once(silent: str, page: str) -> None:
-    assert f"no Ray cluster answers at '{silent}' (timed out); start one with" in refusal(silent)
+def test_what_is_no_head_is_told_at_once(silent: str, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as hasty:
+        hasty.setattr("kt_ray.ray_cluster.ANSWER_SECONDS", 1.0)
+        assert f"no Ray cluster answers at '{silent}' (timed out); start one with" in refusal(silent)
     assert "is no Ray head, whose port is 6379" in refusal(page)
     assert "Connection refused" in refusal("127.0.0.1:1")
     assert "Connection refused" in refusal("ray://127.0.0.1:1")
@@ -78,7 +79,7 @@ def test_the_command_ends_with_status_2_and_a_line(silent: str) -> None:
     study = Path(__file__).parent / "miniature.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "kt_ray", "validate", str(study), "--address", silent],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"no Ray cluster answers at '{silent}'" in done.stderr.replace("\n", " ")
@@ -92,7 +93,7 @@ def join_from_another_process(**environment: str) -> str:
     address = ray.get_runtime_context().gcs_address
     assert address.startswith("127.0.0.1:")
     done = subprocess.run(
-        [sys.executable, "-c", JOIN, address], env=os.environ | environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", JOIN, address], env=os.environ | environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

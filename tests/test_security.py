@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,15 @@ def listening(processes: set[int]) -> dict[int, tuple[str, str]]:
                 sockets[f"socket:[{fields[9]}]"] = fields[1]
     found = {}
     for process in processes:
-        try:
+        with suppress(OSError):  # ended meanwhile
             name = Path(f"/proc/{process}/comm").read_text().strip()
-            descriptors = [os.readlink(file) for file in Path(f"/proc/{process}/fd").iterdir()]
-        except OSError:
-            continue
-        for descriptor in descriptors:
-            if descriptor in sockets:
-                address, port = sockets[descriptor].split(":")
-                found[int(port, 16)] = (address, name)
+            for file in Path(f"/proc/{process}/fd").iterdir():
+                descriptor = ""
+                with suppress(OSError):  # closed meanwhile, as is the one of this listing
+                    descriptor = os.readlink(file)
+                if descriptor in sockets:
+                    address, port = sockets[descriptor].split(":")
+                    found[int(port, 16)] = (address, name)
     return found
 
 

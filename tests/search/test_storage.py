@@ -80,17 +80,22 @@ def test_postgresql(postgres: Postgres) -> None:
 def test_a_search_waits_for_a_database_that_is_away(postgres: Postgres) -> None:
     storage = enduring_storage(postgres.uri)
     config = CONFIG.model_copy(update={"name": "away"})
-    threads = [threading.Timer(0.4, postgres.stop), threading.Timer(2.5, postgres.start)]
-    for thread in threads:
-        thread.start()
+
+    def absence() -> None:
+        time.sleep(0.4)
+        postgres.stop()
+        time.sleep(2)
+        postgres.start()
+
+    absent = threading.Thread(target=absence)
+    absent.start()
     began = time.monotonic()
-    while time.monotonic() - began < 4:  # some trials before, some across, some after the absence
+    while absent.is_alive() or time.monotonic() - began < 4:  # some trials before, some across, some after the absence
         config = config.model_copy(
             update={"search": config.search.model_copy(update={"trials": config.search.trials + 1})}
         )
         study = driver(config, storage)
-    for thread in threads:
-        thread.join()
+    absent.join()
     finished = [trial for trial in study.lineages().values() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert len(finished) == config.search.trials
 

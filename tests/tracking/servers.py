@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -23,9 +24,13 @@ POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port of loopback that nothing uses, between Ray's workers' and those the system hands out: while a server
+    starts, none takes it by chance."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32768)  # unlike in a worker beside this one, however seeded
+        with contextlib.suppress(OSError), closing(socket.socket()) as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
@@ -83,7 +88,7 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
         command = [*user, str(POSTGRES[-1] / program), *arguments]
-        subprocess.run(command, check=True, capture_output=True, timeout=60, cwd="/")
+        subprocess.run(command, check=True, capture_output=True, timeout=300, cwd="/")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def test_the_model_loads_without_this_package(
 ) -> None:
     register(1, 0.7)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    mlflow.set_tracking_uri(tracker.uri)
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", tracker.uri)
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     rows = flat({name: torch.cat([value, value, value]) for name, value in example.items()})  # another batch size
     with torch.no_grad():

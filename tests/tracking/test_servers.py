@@ -69,7 +69,7 @@ def test_postgresql(
         started = time.monotonic()
         with pytest.raises(TrackingError, match=r'no database answers at .* database "other" does not exist'):
             Tracker(server.uri.removesuffix("mlflow") + "other", "kt_ray", root)
-        assert time.monotonic() - started < 12
+        assert time.monotonic() - started < 60
 
 
 def away_for_a_while(server: Postgres, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,8 @@ def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset) -
     store, seen = ZooStore(str(tmp_path / "zoo")), list[BuildProgress]()
     zoo = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
     assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
-    assert [seen[-1].done, seen[-1].members, seen[-1].actors] == [5, 5, 2]
+    assert [seen[-1].done, seen[-1].members] == [5, 5]
+    assert seen[-1].actors in (1, 2)  # the second may still be starting when the first has trained all
     assert seen[-1].eta_seconds == 0
 
     seen.clear()
@@ -42,8 +43,9 @@ def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset) -
     shard.write_bytes(shard.read_bytes()[:-1])
     mended = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
     assert seen
+    # Whatever implementation is fastest here, channels-last included; members of other seeds differ by tenths.
     for name in zoo.parameters:
-        torch.testing.assert_close(mended.parameters[name], zoo.parameters[name], atol=1e-3, rtol=0)
+        torch.testing.assert_close(mended.parameters[name], zoo.parameters[name], atol=1e-2, rtol=0)
     assert store.verify() == []
 
 

@@ -159,7 +159,7 @@ def test_two_writers_at_once_double_nothing(store: ZooStore, random_zoo: Zoo) ->
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(300)
     assert [writer.exitcode for writer in writers] == [0, 0]
     ids = store.index()["id"].to_pylist()
     assert len(ids) == len(set(ids)) == len(random_zoo) + 30

@@ -21,7 +21,10 @@ ARCHITECTURE = Architecture("basic_to_simple")
 PHASE = PhaseConfig(epochs=2, batch_size=100)
 RECIPE = RecipeConfig(source=PHASE, target=PHASE, snapshots=(1,))
 MEMBERS = members_of(0, MemberCounts(train=2, selection=1, test=1))
-TOLERANCE = 5e-3  # of weights near 0.2 after 12 steps of each phase: rounding, amplified by training
+# So few steps because rounding turns a ReLU on or off here and there, and training amplifies that: to 3e-5 after
+# three steps, past 4e-4 after eight. Other flips of the images change the weights by 3e-3 or more.
+BRIEF = {"epochs": 2, "batch_size": 400, "steps": 3}
+TOLERANCE = 2e-4
 
 
 def test_same_build_twice_gives_the_same_bits(dataset: Dataset) -> None:
@@ -35,13 +38,17 @@ def test_same_build_twice_gives_the_same_bits(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("implementation", ["loop", "vmap", "grouped", "channels_last", "unfold"])
 def test_batch_mates_and_implementation_change_rounding_only(dataset: Dataset, implementation: Implementation) -> None:
-    alone, _ = train_members(MEMBERS[2:3], RECIPE, ARCHITECTURE, dataset)
+    source, target = PhaseConfig(**BRIEF), PhaseConfig(**BRIEF, learning_rate=0.3)  # a target's gradients are small
+    recipe = RecipeConfig(source=source, target=target, snapshots=(1,))
+    alone, _ = train_members(MEMBERS[2:3], recipe, ARCHITECTURE, dataset)
     beside, rows = train_members(
-        MEMBERS[:3], RECIPE, ARCHITECTURE, dataset, plan=Plan(implementation, implementation, 3)
+        MEMBERS[:3], recipe, ARCHITECTURE, dataset, plan=Plan(implementation, implementation, 3)
     )
     assert rows["id"].to_pylist()[4:] == [MEMBERS[2].id] * 2
+    # In channels-last, torch's batch norm sums over a batch a hundred times less exactly: 2e-4 after three steps.
+    tolerance = 1e-3 if implementation == "channels_last" else TOLERANCE
     for name in alone:
-        torch.testing.assert_close(beside[name][4:], alone[name], atol=TOLERANCE, rtol=0, equal_nan=True)
+        torch.testing.assert_close(beside[name][4:], alone[name], atol=tolerance, rtol=0, equal_nan=True)
 
 
 def test_batch_mates_change_no_bit_of_fused_members(dataset: Dataset) -> None:
@@ -104,8 +111,9 @@ def test_every_pair_trains(dataset: Dataset, pair: str) -> None:
 
 def test_members_draw_their_own_hyperparameters(dataset: Dataset) -> None:
     """Members with unlike numbers of epochs, rates and shifts; each as if it were alone, and each in the index."""
-    source = PhaseConfig(epochs=(1, 2), batch_size=128, learning_rate=(0.001, 0.01), weight_decay=(1e-4, 1e-2))
-    target = PhaseConfig(epochs=1, batch_size=128, learning_rate=(0.001, 0.01))
+    drawn = {"epochs": (1, 2), "learning_rate": (0.001, 0.01), "weight_decay": (0.01, 1.0)}
+    source = PhaseConfig.model_validate(BRIEF | drawn)
+    target = PhaseConfig.model_validate(BRIEF | {"epochs": 1, "learning_rate": (0.1, 1.0)})
     recipe = RecipeConfig(source=source, target=target, shift=(0, 1), initial_scale=(0.5, 1.5))
     members = members_of(0, MemberCounts(train=3, selection=1, test=1))
     together, rows = train_members(members, recipe, ARCHITECTURE, dataset, plan=Plan("grouped", "grouped", 5))
