@@ -45,10 +45,8 @@ def test_batch_mates_and_implementation_change_rounding_only(dataset: Dataset, i
         MEMBERS[:3], recipe, ARCHITECTURE, dataset, plan=Plan(implementation, implementation, 3)
     )
     assert rows["id"].to_pylist()[4:] == [MEMBERS[2].id] * 2
-    # In channels-last, torch's batch norm sums over a batch a hundred times less exactly: 2e-4 after three steps.
-    tolerance = 1e-3 if implementation == "channels_last" else TOLERANCE
     for name in alone:
-        torch.testing.assert_close(beside[name][4:], alone[name], atol=tolerance, rtol=0, equal_nan=True)
+        torch.testing.assert_close(beside[name][4:], alone[name], atol=TOLERANCE, rtol=0, equal_nan=True)
 
 
 def test_batch_mates_change_no_bit_of_fused_members(dataset: Dataset) -> None:
