@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,13 @@ from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ray's token for this user, before there are workers: two that start Ray at once would each write another."""
+    if not hasattr(config, "workerinput") and not (Path.home() / ".ray" / "auth_token").exists():
+        command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+        subprocess.run(command, capture_output=True, check=False)  # where it cannot, Ray says so when it starts
 
 
 @pytest.fixture(scope="session")
