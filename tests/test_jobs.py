@@ -151,7 +151,7 @@ def test_without_the_token_the_cluster_refuses(head: str) -> None:
     ask = f"from kt_ray import jobs; jobs.jobs({head!r})"
     for given in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "not-this-one" * 3}):
         answer = subprocess.run(
-            [sys.executable, "-c", ask], env=os.environ | given, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", ask], env=os.environ | given, capture_output=True, text=True, timeout=300
         )
         last = answer.stderr.strip().splitlines()[-1]
         assert "ResourceError" in last, answer.stderr

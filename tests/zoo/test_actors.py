@@ -43,9 +43,9 @@ def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset) -
     shard.write_bytes(shard.read_bytes()[:-1])
     mended = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
     assert seen
-    # Whatever implementation is fastest here, channels-last included; members of other seeds differ by tenths.
+    # Whatever implementation is fastest here; members of other seeds differ by tenths.
     for name in zoo.parameters:
-        torch.testing.assert_close(mended.parameters[name], zoo.parameters[name], atol=1e-2, rtol=0)
+        torch.testing.assert_close(mended.parameters[name], zoo.parameters[name], atol=1e-3, rtol=0)
     assert store.verify() == []
 
 
