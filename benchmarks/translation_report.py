@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
 Run = dict[str, Any]
+TESTED = "test.json"  # in a run's folder: its row on the test images
 COLUMNS = (
     "arm", "built on: sets", "images", "training members", "seeds", "mean accuracy", "±", "worst member",
     "mean ratio", "worst ratio", "fit: training members", "steps × batch", "training CPU minutes",
@@ -36,8 +38,8 @@ NOTE = (
 def report(
     name: str, work: Path, uri: str, zoo: Zoo, dataset: Dataset, files: dict[str, str], fit_steps: int
 ) -> Evaluation:
-    """Evaluate all that is in the work directory on the test images, and write tables; the row `translated` is the
-    run with the best mean on selection members and images."""
+    """Evaluate all that is in the work directory on the test images, each run once, and write tables; the row
+    `translated` is the run with the best mean on selection members and images."""
     runs: dict[str, Run] = {
         file.parent.name: json.loads(file.read_text()) for file in sorted(work.glob("*/result.json"))
     }
@@ -48,7 +50,12 @@ def report(
     blocks |= {label: translate(load_translator(Path(file)).translator, held_out) for label, file in files.items()}
     best = max(runs, key=lambda label: statistics.mean(runs[label]["selection"]))
     translator = load_translator(work / best / "translator.safetensors").translator
-    evaluation = evaluate(translator, zoo, dataset, fit_steps=fit_steps, others=blocks)
+    seen = {label: Row(**json.loads((work / label / TESTED).read_text())) for label in runs if _tested(work / label)}
+    others = {label: block for label, block in blocks.items() if label not in seen}
+    evaluation = evaluate(translator, zoo, dataset, fit_steps=fit_steps, others=others)
+    for label in runs.keys() - seen.keys():
+        (work / label / TESTED).write_text(json.dumps(vars(evaluation.row(label))))
+    evaluation = replace(evaluation, rows=(*evaluation.rows, *seen.values()))
     groups = _groups(runs)
     table = _plain(evaluation, set(blocks))
     chosen = f"`translated` below is the run with the best mean on selection members and selection images: {best}."
@@ -72,6 +79,11 @@ def report(
     write(name, headline, results, sorted({run["seed"] for run in runs.values()}), text.rstrip())
     print(text)
     return table
+
+
+def _tested(folder: Path) -> bool:
+    """Whether an earlier report has run the test images through the blocks of this run."""
+    return (folder / TESTED).is_file()
 
 
 def _groups(runs: dict[str, Run]) -> dict[tuple[str, int], list[str]]:
@@ -119,7 +131,7 @@ def _images(run: Run) -> str:
 def _plain(evaluation: Evaluation, left_out: set[str]) -> Evaluation:
     """The table without some of its rows."""
     rows: tuple[Row, ...] = tuple(row for row in evaluation.rows if row.name not in left_out)
-    return Evaluation(**(vars(evaluation) | {"rows": rows}))
+    return replace(evaluation, rows=rows)
 
 
 def _spread(values: list[float]) -> str:
