@@ -191,5 +191,7 @@ network.
 Mean accuracy {mean:.3f} of the trained target's, worst member {least:.3f} of it, on
 
 {table}
+On members that no report had seen: `benchmarks/results/translation_fresh.md`.
+
 Limits: images like those of {dataset} and this architecture. License: Apache-2.0.
 """

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from kt_ray import lookup
+from kt_ray.config import StudyConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
 from kt_ray.networks.cost import parameter_count
 from kt_ray.pretrained import TRANSLATORS
 from kt_ray.translators.checkpoint import load_translator
+from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo
 
 
@@ -41,6 +44,13 @@ def test_only_what_was_learned_counts_as_a_parameter_of_the_shipped_translator()
     translator = load_translator(TRANSLATORS.path("basic_to_simple")).translator
     whole = sum(value.numel() for value in translator.state_dict().values())
     assert parameter_count(translator) == whole - 384 * 28 * 28 - 384 * 4 == 273_750
+
+
+def test_a_search_may_start_from_what_ships(tmp_path: Path) -> None:
+    space = {"translator.refinement.starts": {"int": [1, 4]}, "training.batch_size": {"int": [1, 8]}}  # it had 32
+    config = StudyConfig.model_validate({"name": "next", "space": space})
+    started = lookup.started_from(config, Workspace.open(tmp_path), ["pretrained:basic_to_simple"])
+    assert started.search.points == ({"translator.refinement.starts": 3},)
 
 
 def test_unknown_names_are_told() -> None:
