@@ -13,7 +13,7 @@ from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError, StudyError, ZooError
 from kt_ray.evaluation import Evaluation, evaluate
 from kt_ray.pretrained import PREFIX, TRANSLATORS, ZOOS
-from kt_ray.workspace import Workspace
+from kt_ray.workspace import Workspace, reading
 from kt_ray.zoo.store import ZooStore
 
 if TYPE_CHECKING:
@@ -157,11 +157,16 @@ def study_report(workspace: Workspace, study: str, output: Path | None = None) -
 
 
 def study_config(study: str, root: Path | None) -> StudyConfig:
-    """The study file, as resolved, that the workspace's study `study` was last run with."""
+    """The study file, as resolved, that the workspace's study `study` was last run with.
+
+    Raises StudyError where the workspace has no such study, or a damaged file of it.
+    """
     workspace = Workspace.existing(root)
     path = workspace.study_directory(study) / "study.json"
     if not path.is_file():
         folder = workspace.root / "studies"
         known = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         raise StudyError(f"no study {study!r} in {workspace.root}; there are: {', '.join(known) or 'none'}")
-    return validate(StudyConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return validate(StudyConfig, content, str(path))

@@ -14,7 +14,7 @@ from kt_ray.ray_cluster import connected
 from kt_ray.resuming import Extension, resume_command
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.workspace import Workspace, reading, write_whole
+from kt_ray.workspace import Workspace, write_whole
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
 
@@ -58,8 +58,7 @@ def resume(
 
     Raises StudyError where the workspace has no such study, or a damaged file of it.
     """
-    with reading(Workspace.existing(root).study_directory(study) / FILE):
-        config = study_config(study, root)
+    config = study_config(study, root)
     config = config.model_copy(update={"search": extension.extended(config.search)})
     workspace = open_workspace(config, root)
     config = started_from(config, workspace, extension.start_from)
