@@ -10,11 +10,12 @@ from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import StudyError
 from kt_ray.evaluation import Evaluation, evaluate
+from kt_ray.files import write_whole
 from kt_ray.lookup import study_report
 from kt_ray.narrator import Narrator
 from kt_ray.resuming import resume_command
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.workspace import Workspace, reading, write_whole
+from kt_ray.workspace import Workspace, reading
 from kt_ray.zoo.members import Zoo
 
 if TYPE_CHECKING:
@@ -191,4 +192,4 @@ def _log(tracker: Tracker, result: SearchResult, evaluation: Evaluation) -> None
 
 def _write(workspace: Workspace, conclusion: Conclusion) -> None:
     path = workspace.study_directory(conclusion.study) / CONCLUSION
-    write_whole(path, json.dumps(asdict(conclusion), indent=1))
+    write_whole(path, json.dumps(asdict(conclusion), indent=1).encode())

@@ -18,6 +18,7 @@ from kt_ray.distillation.probe import try_batch
 from kt_ray.distillation.stages import Progress, Stages
 from kt_ray.distillation.trials import StudentTask, choices, prepare
 from kt_ray.errors import ConfigError, StudyError
+from kt_ray.files import write_whole
 from kt_ray.narrator import Narrator
 from kt_ray.networks import State
 from kt_ray.pipeline import open_tracker
@@ -31,7 +32,7 @@ from kt_ray.tracking.promotion import register_champion
 from kt_ray.tracking.runs import STUDY_ID, Input
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.validation import Validation, search_problems
-from kt_ray.workspace import Workspace, reading, write_whole
+from kt_ray.workspace import Workspace, reading
 
 CONCLUSION = "distillation.json"
 FILE = "distill.json"  # the distillation file as resolved, in the study's directory
@@ -115,7 +116,7 @@ def run(
     dataset = load_dataset(config.dataset)
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / FILE, config.model_dump_json(indent=1))
+    write_whole(directory / FILE, config.model_dump_json(indent=1).encode())
     tracker = open_tracker(config, workspace)
     params = {"method": config.method.name, "dataset": dataset.name}
     run_id = tracker.study_run(config.name, params, _identity(config, workspace))
@@ -147,7 +148,7 @@ def run(
     tracker.log_text(run_id, distillation.to_markdown(), "evaluation.md")
     tracker.log(run_id, {"test_accuracy": distillation.rows[-1].accuracy}, 1)
     tracker.finish(run_id, "FINISHED")
-    write_whole(directory / CONCLUSION, json.dumps(distillation.to_dict(), indent=1))
+    write_whole(directory / CONCLUSION, json.dumps(distillation.to_dict(), indent=1).encode())
     narrator.say(distillation.to_markdown())
     narrator.say(f"student:  {distillation.student}")
     narrator.say(f"registry: {comparison}")

@@ -8,13 +8,14 @@ from kt_ray.conclusion import Conclusion, conclude, read_conclusion, tell
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import StudyError, ZooError
+from kt_ray.files import write_whole
 from kt_ray.lookup import open_workspace, started_from, study_config
 from kt_ray.narrator import Narrator
 from kt_ray.ray_cluster import connected
 from kt_ray.resuming import Extension, resume_command
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.workspace import Workspace, write_whole
+from kt_ray.workspace import Workspace
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
 
@@ -159,7 +160,7 @@ def _search(
 ) -> SearchResult:
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / FILE, config.model_dump_json(indent=1))
+    write_whole(directory / FILE, config.model_dump_json(indent=1).encode())
     narrator.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
     result = run_search(config, workspace, zoo, dataset, tracker, narrator.searching, accept_changes=accept_changes)
     narrator.settle()

@@ -104,16 +104,6 @@ def _under(place: str, name: str) -> str:
     return f"{address.rstrip('/')}/{name}{mark}{options}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """`text` as the file at `path`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """For reading the JSON file at `path` of a study. Raises StudyError where that is damaged."""

@@ -8,7 +8,8 @@ import pytest
 
 from kt_ray.config import StorageConfig, validate
 from kt_ray.errors import ConfigError, StudyError
-from kt_ray.workspace import STORAGE_VARIABLES, Workspace, write_whole
+from kt_ray.files import write_whole
+from kt_ray.workspace import STORAGE_VARIABLES, Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +53,19 @@ def test_a_uri_keeps_its_options(workspace: Path) -> None:
     assert Workspace(workspace, StorageConfig(zoos="/zoos?")).zoo("a") == "/zoos?/a"  # a directory's name
 
 
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "study.json"
-    write_whole(path, "whole")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "half \ud800")
-    assert (path.read_text(), list(tmp_path.iterdir())) == ("whole", [path])
+    write_whole(path, b"whole")
+
+    def cut(file: Path, content: bytes) -> None:
+        with open(file, "wb") as half:
+            half.write(content[:2])
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "write_bytes", cut)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, b"another")
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"whole", [path])
 
 
 @pytest.mark.parametrize("file", ["study.json", "distill.json"])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kt_ray.errors import CheckpointError
+from kt_ray.files import write_whole
 from kt_ray.networks.stacked import State
 
 STEPS = "num_batches_tracked"  # BN's counter, an integer that changes no output
@@ -90,18 +89,13 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
     Directories above `path` are made. Raises CheckpointError where it cannot be written.
     """
     content = save({name: value.detach().cpu().contiguous() for name, value in state.items()}, dict(metadata or {}))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror}); check rights and space, or name another file"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _content(path: Path) -> Any:
