@@ -28,7 +28,7 @@ from kt_ray.distillation.stages import Progress, Stages
 from kt_ray.distillation.training import accuracy
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.search.space import to_optuna
-from kt_ray.spaces import locate
+from kt_ray.studies.spaces import locate
 
 METHODS = ("none", "kd", "at", "ft", "ft+kd")
 SEARCH_SEED = 1000  # of the students of a search; the final seeds are others

@@ -35,10 +35,10 @@ from kt_ray.distillation.distill import trained_student
 from kt_ray.distillation.methods import Method
 from kt_ray.distillation.stages import Progress, Stages, Trained, run_resumed
 from kt_ray.distillation.training import StudentTraining, accuracy, no_teaching
-from kt_ray.lookup import translator_file
 from kt_ray.networks.cost import parameter_count
 from kt_ray.networks.stacked import join
-from kt_ray.translators.checkpoint import load_translator
+from kt_ray.studies.lookup import translator_file
+from kt_ray.translation.checkpoint import load_translator
 
 STUDENTS = {"none": "no teacher", "kd": "KD student", "ft": "FT student"}
 Row = dict[str, Any]

@@ -46,7 +46,8 @@ from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, StudyConfig,
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.networks import Architecture
 from kt_ray.search.runner import run_search
-from kt_ray.workspace import Workspace
+from kt_ray.studies.workspace import Workspace
+from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo import actors
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.store import ZooStore
@@ -224,10 +225,8 @@ def measure_search(nodes: int, root: Path, dataset: Dataset) -> dict[str, Any]:
     clock = Clock()
     folder = root / "trials"
     folder.mkdir()
-    result = run_search(
-        config, Workspace.open(root / "workspace"), zoo, dataset, NoTracking(clock),
-        make_training=functools.partial(SleepingTraining, folder, nodes),
-    )  # fmt: skip
+    task = TranslatorTask(zoo, dataset, functools.partial(SleepingTraining, folder, nodes))
+    result = run_search(config, Workspace.open(root / "workspace"), task, NoTracking(clock))
     assert result.stopped is None
     return spread(folder, nodes) | {"driver_cpu_ms": clock.ms}
 

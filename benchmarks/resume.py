@@ -37,13 +37,14 @@ from optuna.trial import FrozenTrial, TrialState
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, RecipeConfig, StudyConfig, TrialConfig, ZooConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.networks import Architecture
-from kt_ray.search.lineages import lineages
+from kt_ray.search.retries import lineages
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
-from kt_ray.workspace import Workspace
+from kt_ray.studies.workspace import Workspace
+from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.training import train_members
+from kt_ray.zoo.training.members import train_members
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("SIGKILL of the driver", "SIGTERM to the driver", "SIGKILL of the worker", "node removed")
@@ -121,7 +122,7 @@ class Counted:
     def __call__(self, config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str) -> CountedTraining:
         kind: Any = Arithmetic
         if self.translators:
-            from kt_ray.training import TranslatorTraining
+            from kt_ray.translation.training import TranslatorTraining
 
             kind = TranslatorTraining
         return CountedTraining(config, kind(config, zoo, dataset, device), Path(self.log))
@@ -160,7 +161,7 @@ def drive(root: Path, zoo: str, seed: int, trials: int, address: str, translator
     """One driver, in a process of its own: brings the search at `root` to its end, or is killed on the way."""
     from ray._private import ray_constants
 
-    from kt_ray.ray_cluster import connected
+    from kt_ray.jobs.connection import connected
     from kt_ray.tracking.tracker import Tracker
 
     ray_constants.ENABLE_RAY_CLUSTER = False  # loopback only, as the cluster
@@ -170,7 +171,7 @@ def drive(root: Path, zoo: str, seed: int, trials: int, address: str, translator
     dataset = load_dataset(DATASET)
     with connected(RayConfig(address=address)):
         make = Counted(str(root / "epochs.log"), translators)
-        run_search(config, workspace, ZooStore(zoo).read(), dataset, tracker, make_training=make)
+        run_search(config, workspace, TranslatorTask(ZooStore(zoo).read(), dataset, make), tracker)
 
 
 def build_zoo(path: Path) -> None:

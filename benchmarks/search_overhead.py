@@ -32,15 +32,16 @@ import ray
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, TrialConfig
 from kt_ray.data import load_dataset
+from kt_ray.jobs.connection import connected
 from kt_ray.networks import Architecture
-from kt_ray.ray_cluster import connected
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.runner import run_search
-from kt_ray.search.sharing import pack, unpack
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
+from kt_ray.search.tensor_transport import pack, unpack
+from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
-from kt_ray.workspace import Workspace
+from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo.untrained import untrained_zoo
 
 RESULTS = Path(__file__).parent / "results"
@@ -109,9 +110,8 @@ def ours(root: Path, trials: int) -> dict[str, Any]:
 
     with connected(RayConfig(cpus=2)):
         began = time.monotonic()
-        run_search(
-            config_of(trials), workspace, zoo, load_dataset(DATASET), tracker, on_progress, make_training=Nothing
-        )
+        task = TranslatorTask(zoo, load_dataset(DATASET), Nothing)
+        run_search(config_of(trials), workspace, task, tracker, on_progress)
         seconds = time.monotonic() - began
     return {"seconds": seconds, "driver_mb": resident}
 
@@ -176,7 +176,7 @@ class Holder:
 
     def hold(self, zoo: Any, dataset: Any) -> float:
         """MB of this process's private memory then."""
-        from kt_ray.training import TranslatorTraining
+        from kt_ray.translation.training import TranslatorTraining
 
         trial = TrialConfig.model_validate({"translator": {"mixer": {"size": "tiny"}}})
         shared = unpack(zoo)

@@ -37,8 +37,8 @@ import optuna
 from kt_ray.config import StudyConfig
 from kt_ray.search.space import apply, to_optuna
 from kt_ray.search.study import SearchStudy
-from kt_ray.validation import read_study
-from kt_ray.workspace import Workspace
+from kt_ray.studies.validation import read_study
+from kt_ray.studies.workspace import Workspace
 
 FOLDER = Path(__file__).parent
 STUDY = FOLDER / "search_quality.yaml"
@@ -76,7 +76,7 @@ def record(config: StudyConfig, root: Path | None, path: Path) -> None:
     import torch
 
     from kt_ray.data import load_dataset
-    from kt_ray.training import TranslatorTraining
+    from kt_ray.translation.training import TranslatorTraining
     from kt_ray.zoo.store import ZooStore
 
     torch.set_num_threads(1)

@@ -33,9 +33,9 @@ from translation_report import report, ship
 
 from kt_ray.config import DatasetConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.evaluation import translate, transplant_accuracy
-from kt_ray.training import TranslatorTraining
-from kt_ray.translators.checkpoint import save_translator
+from kt_ray.translation.checkpoint import save_translator
+from kt_ray.translation.evaluation import translate, transplant_accuracy
+from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 

@@ -20,10 +20,10 @@ from result_files import write
 
 from kt_ray.config import DatasetConfig
 from kt_ray.data import load_dataset
-from kt_ray.evaluation import evaluate, translate
 from kt_ray.networks import State
-from kt_ray.translators import Translator
-from kt_ray.translators.checkpoint import load_translator
+from kt_ray.translation.checkpoint import load_translator
+from kt_ray.translation.evaluation import evaluate, translate
+from kt_ray.translation.translator import Translator
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 

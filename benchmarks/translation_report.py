@@ -14,10 +14,10 @@ from translation_arms import ARMS, added
 
 from kt_ray.config.trial import LOGIT_TERMS, OUTPUT_TERMS
 from kt_ray.data import Dataset
-from kt_ray.evaluation import Evaluation, Row, evaluate, translate
 from kt_ray.networks import State
-from kt_ray.pretrained import TRANSLATORS
-from kt_ray.translators.checkpoint import load_translator, save_translator
+from kt_ray.translation.bundled import TRANSLATORS
+from kt_ray.translation.checkpoint import load_translator, save_translator
+from kt_ray.translation.evaluation import Evaluation, Row, evaluate, translate
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 

@@ -17,12 +17,12 @@ from result_files import write
 
 from kt_ray.config import DatasetConfig, MemberCounts, NetworkConfig, PhaseConfig, RecipeConfig, TrialConfig, validate
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.evaluation import evaluate
 from kt_ray.networks import Architecture
-from kt_ray.training import TranslatorTraining
-from kt_ray.translators import Translator, build_translator
+from kt_ray.translation.evaluation import evaluate
+from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.zoo.members import Zoo, members_of
-from kt_ray.zoo.training import train_members
+from kt_ray.zoo.training.members import train_members
 
 SEEN = ((4, 4, 2), (6, 6, 3), (8, 8, 4))
 UNSEEN = ((5, 7, 3), (10, 8, 4))

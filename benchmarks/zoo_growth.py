@@ -25,7 +25,7 @@ from result_files import write
 
 from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, PhaseConfig, RayConfig, RecipeConfig, ZooConfig
 from kt_ray.data import load_dataset
-from kt_ray.ray_cluster import connected
+from kt_ray.jobs.connection import connected
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore

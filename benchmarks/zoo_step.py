@@ -24,11 +24,11 @@ from zoo_throughput import ARCHITECTURE, BATCH, PHASES, plain_network
 from kt_ray.config import DatasetConfig, RecipeConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
 from kt_ray.networks.cost import multiply_adds
-from kt_ray.zoo import gather_kernels, head_kernels, kernels
-from kt_ray.zoo.objectives import FusedSource, FusedTarget, Objective
-from kt_ray.zoo.optimizers import Optimizer, Parameters
 from kt_ray.zoo.recipe import Order, epoch_of
-from kt_ray.zoo.stacking import fresh
+from kt_ray.zoo.training import gather_kernels, head_kernels, kernels
+from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective
+from kt_ray.zoo.training.optimizers import Optimizer, Parameters
+from kt_ray.zoo.training.stacking import fresh
 
 RECIPE = RecipeConfig()
 MATRIX = 1024

@@ -35,11 +35,11 @@ from kt_ray.config import DatasetConfig, MemberCounts, RecipeConfig
 from kt_ray.data import Dataset, LabelledImages, load_dataset
 from kt_ray.networks import Architecture
 from kt_ray.zoo.members import members_of
-from kt_ray.zoo.objectives import FusedSource, FusedTarget, Objective
-from kt_ray.zoo.optimizers import Optimizer, Parameters
 from kt_ray.zoo.recipe import Order, epoch_of
-from kt_ray.zoo.stacking import fresh
-from kt_ray.zoo.training import train_members
+from kt_ray.zoo.training.members import train_members
+from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective
+from kt_ray.zoo.training.optimizers import Optimizer, Parameters
+from kt_ray.zoo.training.stacking import fresh
 
 ARCHITECTURE = Architecture("basic_to_simple")
 PAPER = RecipeConfig()

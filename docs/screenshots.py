@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.tracking.ui import start, stop
-from kt_ray.workspace import Workspace
 from tests.tracking.browser import Browser, browser
 from tests.tracking.pages import Pages
 from tests.tracking.servers import free_port

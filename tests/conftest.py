@@ -48,7 +48,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import ray
 
     from kt_ray.config import RayConfig
-    from kt_ray.ray_cluster import connected
+    from kt_ray.jobs.connection import connected
 
     assert not ray.is_initialized()
     with connected(RayConfig(cpus=2)):

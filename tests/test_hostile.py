@@ -40,9 +40,9 @@ from kt_ray.networks.checkpoint import read_state
 from kt_ray.search.samplers import build_sampler
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.training import TranslatorTraining
-from kt_ray.translators import build_translator
-from kt_ray.translators.checkpoint import load_translator, save_translator
+from kt_ray.translation.checkpoint import load_translator, save_translator
+from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 

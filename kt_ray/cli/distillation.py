@@ -14,10 +14,10 @@ def register(app: typer.Typer) -> None:
 
 def distill(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    from kt_ray import distilling
-    from kt_ray.narrator import Narrator
-    from kt_ray.spaces import locate
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies import distilling
+    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.spaces import locate
+    from kt_ray.studies.workspace import Workspace
 
     config = distilling.read_distillation(locate(file), overrides or ())
     with Narrator() as narrator:

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 @spaces.command("list")
 def list_spaces(format_: Format = "table") -> None:
     """Name the study files that ship."""
-    from kt_ray.spaces import description, shipped
+    from kt_ray.studies.spaces import description, shipped
 
     rows = [{"name": name, "description": description(path)} for name, path in shipped().items()]
     show(rows, rows, format_)
@@ -31,8 +31,8 @@ def list_spaces(format_: Format = "table") -> None:
 @spaces.command("show")
 def show_space(file: File, format_: Format = "table") -> None:
     """Show the search space of a study file as a table, with its size."""
-    from kt_ray.spaces import locate
-    from kt_ray.validation import read_file, space_rows, space_size
+    from kt_ray.studies.spaces import locate
+    from kt_ray.studies.validation import read_file, space_rows, space_size
 
     config = read_file(locate(file))
     rows = space_rows(config)
@@ -48,7 +48,7 @@ def copy_space(
     file: File, destination: Annotated[Path, typer.Argument(help="Directory or new file.")] = Path()
 ) -> None:
     """Copy a study file that ships, to change it."""
-    from kt_ray.spaces import copy
+    from kt_ray.studies.spaces import copy
 
     target = copy(file, destination)
     say(f"wrote {target}\nnext: kt-ray validate {target}")
@@ -68,15 +68,15 @@ def validate(
 
     `include: FILE` in a mapping of the file stands for the entries of that file, whose path is relative to it.
     """
-    from kt_ray.spaces import locate
-    from kt_ray.validation import validate_file
+    from kt_ray.studies.spaces import locate
+    from kt_ray.studies.validation import validate_file
 
     path = locate(file)
     validation = validate_file(path, overrides or (), here=address is None)
     content: dict[str, Any] = validation.to_dict()
     cluster = None
     if address is not None:
-        from kt_ray.jobs import check_cluster
+        from kt_ray.studies.cluster_check import check_cluster
 
         cluster = check_cluster(path, address, workspace=workspace, overrides=overrides or ())
         content["cluster"] = cluster.to_dict()

@@ -39,8 +39,8 @@ def translate(
     from kt_ray.config import DatasetConfig
     from kt_ray.config import validate as checked
     from kt_ray.data import load_dataset
-    from kt_ray.lookup import translator_file
-    from kt_ray.translate import translate as run
+    from kt_ray.studies.lookup import translator_file
+    from kt_ray.translation.translate import translate as run
 
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
     translation = run(translator_file(model, workspace), checkpoint, output, images)
@@ -65,8 +65,8 @@ def evaluate(
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
-    from kt_ray.lookup import evaluate_model, make_output, write_evaluation
-    from kt_ray.narrator import Narrator
+    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.lookup import evaluate_model, make_output, write_evaluation
 
     if output is not None:
         make_output(output)
@@ -89,7 +89,7 @@ def champions(
     format_: Format = "table",
 ) -> None:
     """List the registered versions of a translator; the champion is chosen by accuracy on selection, never on test."""
-    from kt_ray.lookup import registered
+    from kt_ray.studies.lookup import registered
 
     rows = [entry.to_dict() for entry in registered(workspace, name)]
     brief = ("version", "champion", "selection_accuracy", "test_accuracy", "study", "trial", "registered")
@@ -103,8 +103,8 @@ def promote(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Make a registered version champion because you say so."""
+    from kt_ray.studies.workspace import Workspace
     from kt_ray.tracking.promotion import promote as make_champion
-    from kt_ray.workspace import Workspace
 
     entry = make_champion(Workspace.existing(workspace).tracking_uri, name, version, reason)
     say(f"models:/{name}@champion is version {entry.version} now")

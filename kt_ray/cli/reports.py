@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def pareto(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """List the trials that no other beats in every objective."""
     from kt_ray.search.summary import pareto_rows
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.workspace import Workspace
 
     rows = pareto_rows(Workspace.existing(workspace).study_storage, study)
     show(rows, rows, format_, f"Pareto front of {study}")
@@ -34,7 +34,7 @@ def importance(
 ) -> None:
     """Show how much of the objective's variance each parameter explains."""
     from kt_ray.search.summary import importance_rows
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.workspace import Workspace
 
     rows = importance_rows(Workspace.existing(workspace).study_storage, study, objective)
     show(rows, rows, format_, f"importance in {study}")
@@ -47,7 +47,7 @@ def export(
 ) -> None:
     """Write the trials of a study as a table."""
     from kt_ray.search.summary import export_trials
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.workspace import Workspace
 
     count = export_trials(Workspace.existing(workspace).study_storage, study, output)
     say(f"wrote {count} trials to {output}")
@@ -59,7 +59,7 @@ def report(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Write one self-contained HTML page of a study."""
-    from kt_ray.lookup import study_report
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.lookup import study_report
+    from kt_ray.studies.workspace import Workspace
 
     say(f"wrote {study_report(Workspace.existing(workspace), study, output)}")

@@ -12,7 +12,7 @@ from kt_ray.cli.output import say, show, show_json, show_table
 
 if TYPE_CHECKING:
     from kt_ray.config import StudyConfig
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.workspace import Workspace
 
 
 def register(app: typer.Typer) -> None:
@@ -40,9 +40,9 @@ def _opened(
     file: str, overrides: list[str] | None, start_from: list[str] | None, workspace: Path | None
 ) -> tuple[StudyConfig, Workspace]:
     """The study that a file and its overrides describe, with the points it starts from, and its workspace."""
-    from kt_ray import lookup
-    from kt_ray.spaces import locate
-    from kt_ray.validation import read_study
+    from kt_ray.studies import lookup
+    from kt_ray.studies.spaces import locate
+    from kt_ray.studies.validation import read_study
 
     config = read_study(locate(file), overrides or ())
     place = lookup.open_workspace(config, workspace)
@@ -57,8 +57,8 @@ def run(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    from kt_ray import pipeline
-    from kt_ray.narrator import Narrator
+    from kt_ray.studies import pipeline
+    from kt_ray.studies.console import Narrator
 
     config, place = _opened(file, overrides, start_from, workspace)
     with Narrator() as narrator:
@@ -73,8 +73,8 @@ def search(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
-    from kt_ray import pipeline
-    from kt_ray.narrator import Narrator
+    from kt_ray.studies import pipeline
+    from kt_ray.studies.console import Narrator
 
     config, place = _opened(file, overrides, start_from, workspace)
     with Narrator() as narrator:
@@ -100,9 +100,9 @@ def resume(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Go on with a study or distillation after any end, or give a finished one more trials."""
-    from kt_ray import distilling, pipeline
-    from kt_ray.narrator import Narrator
-    from kt_ray.resuming import Extension
+    from kt_ray.studies import distilling, pipeline
+    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.resuming import Extension
 
     extension = Extension(trials, add, hours, gpu_hours, tuple(start_from or ()))
     go_on = distilling.resume if distilling.is_distilled(study, workspace) else pipeline.resume
@@ -117,7 +117,7 @@ def status(
 ) -> None:
     """Show how far studies are, from their storage alone: also while one runs."""
     from kt_ray.search.summary import summaries
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.workspace import Workspace
 
     found = summaries(Workspace.existing(workspace).study_storage, study)
     show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
@@ -126,7 +126,7 @@ def status(
 def trials(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """List the trials of a study with their state, value and parameters."""
     from kt_ray.search.summary import trial_rows
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.workspace import Workspace
 
     rows = trial_rows(Workspace.existing(workspace).study_storage, study)
     show(rows, rows, format_, f"trials of {study}")
@@ -135,7 +135,7 @@ def trials(study: Study, workspace: WorkspaceRoot = None, format_: Format = "tab
 def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show the best trial of a study and its parameters."""
     from kt_ray.search.summary import best_trial
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.workspace import Workspace
 
     trial = best_trial(Workspace.existing(workspace).study_storage, study)
     if format_ == "json":

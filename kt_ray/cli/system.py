@@ -22,10 +22,11 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback are open.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on the workspace's store, on loopback, until Ctrl-C."""
+    from kt_ray.studies.workspace import Workspace
     from kt_ray.tracking.ui import serve
-    from kt_ray.workspace import Workspace
 
-    raise typer.Exit(serve(Workspace.existing(workspace), host, port))
+    opened = Workspace.existing(workspace)
+    raise typer.Exit(serve(opened.tracking_uri, opened.artifact_root, host, port))
 
 
 def doctor(
@@ -34,8 +35,8 @@ def doctor(
     format_: Format = "table",
 ) -> None:
     """Check versions, devices, Ray, stores and data; exit status 1 where something is broken."""
-    from kt_ray.doctor import examine
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.doctor import examine
+    from kt_ray.studies.workspace import Workspace
 
     checks = [check.to_dict() for check in examine(Workspace.at(workspace), address)]
     show(checks, checks, format_)

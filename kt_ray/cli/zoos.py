@@ -21,10 +21,10 @@ def register(app: typer.Typer) -> None:
 @zoo.command()
 def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
     """Train the members that the zoo of a study file still lacks."""
-    from kt_ray import lookup, pipeline
-    from kt_ray.narrator import Narrator
-    from kt_ray.spaces import locate
-    from kt_ray.validation import read_study
+    from kt_ray.studies import lookup, pipeline
+    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.spaces import locate
+    from kt_ray.studies.validation import read_study
 
     config = read_study(locate(file), overrides or ())
     with Narrator() as narrator:
@@ -35,7 +35,7 @@ def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) ->
 @zoo.command()
 def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show members, splits, accuracies, bytes and recipe of a zoo."""
-    from kt_ray.lookup import open_zoo
+    from kt_ray.studies.lookup import open_zoo
 
     found = open_zoo(name, workspace).info()
     show(found.to_dict(), found.facts(), format_, f"zoo {name}")
@@ -44,7 +44,7 @@ def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") 
 @zoo.command()
 def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
     """Read every shard and check its hash; exit status 1 where something is damaged."""
-    from kt_ray.lookup import open_zoo
+    from kt_ray.studies.lookup import open_zoo
 
     damages = open_zoo(name, workspace).verify()
     for damage in damages:
@@ -62,8 +62,8 @@ def merge(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Add the members of other zoos to the first, which is made if there is none."""
-    from kt_ray.lookup import open_zoo
-    from kt_ray.workspace import Workspace
+    from kt_ray.studies.lookup import open_zoo
+    from kt_ray.studies.workspace import Workspace
     from kt_ray.zoo.merging import merge_zoos
     from kt_ray.zoo.store import ZooStore
 
@@ -79,7 +79,7 @@ def export_(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Write a zoo in the layout of the paper's code, a .pth file a part of a member."""
-    from kt_ray.lookup import open_zoo
+    from kt_ray.studies.lookup import open_zoo
     from kt_ray.zoo.formats import export_zoo
 
     counts = export_zoo(open_zoo(name, workspace).read(), folder)
@@ -95,9 +95,9 @@ def import_(
 ) -> None:
     """Add networks in the paper's layout to the zoo that a study file names."""
     from kt_ray.data import load_dataset
-    from kt_ray.lookup import open_workspace
-    from kt_ray.spaces import locate
-    from kt_ray.validation import read_study
+    from kt_ray.studies.lookup import open_workspace
+    from kt_ray.studies.spaces import locate
+    from kt_ray.studies.validation import read_study
     from kt_ray.zoo.formats import import_zoo
     from kt_ray.zoo.store import ZooStore
 

@@ -12,14 +12,7 @@ from torch import nn
 from kt_ray.config import FitConfig
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.distillation.features import run_with_features
-from kt_ray.distillation.fitting import (
-    ScheduledSGD,
-    finite,
-    load_part,
-    read_checkpoint,
-    read_progress,
-    save_checkpoint,
-)
+from kt_ray.distillation.fitting import ScheduledSGD, finite, load_part, read_checkpoint, read_progress, save_checkpoint
 from kt_ray.distillation.images import EVALUATION_BATCH, Batch, batches
 from kt_ray.distillation.methods import Method, Targets
 from kt_ray.networks.cost import parameter_count

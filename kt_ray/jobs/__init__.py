@@ -1,15 +1,10 @@
 """Studies as jobs of a Ray cluster, through its job server (the address of the Ray dashboard)."""
 
-from kt_ray.jobs.check import ClusterCheck, NodeCheck, check_cluster, check_nodes
 from kt_ray.jobs.client import job_server
 from kt_ray.jobs.job import Job, follow, hint, jobs, logs, resume, stop, submit
 
 __all__ = [
-    "ClusterCheck",
     "Job",
-    "NodeCheck",
-    "check_cluster",
-    "check_nodes",
     "follow",
     "hint",
     "job_server",

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from kt_ray._io.text import first_line
 from kt_ray.errors import ResourceError
-from kt_ray.ray_cluster import WANTS_TOKEN
+from kt_ray.jobs.connection import WANTS_TOKEN
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -76,11 +77,6 @@ def connection(address: str | None = None) -> Iterator[Client]:
         ) from None
     except RuntimeError as error:
         raise ResourceError(f"the job server at {url} refuses: {first_line(error)}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of the error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

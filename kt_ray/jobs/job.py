@@ -17,10 +17,10 @@ from typing import Any, Literal
 from ray.job_submission import JobDetails, JobStatus
 
 from kt_ray.config import StudyConfig, read_source, validate_source
+from kt_ray.config.kinds import only_study
 from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs.client import Client, connection, job_server
 from kt_ray.jobs.packing import STUDY_FILE, packed
-from kt_ray.spaces import only_study
 
 STOP_SECONDS = 120  # Ray's own 3 s kill a search before it has told its study what to resume
 HOME_WORKSPACE = "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"  # the job's working directory goes away with the job
@@ -220,7 +220,7 @@ def entrypoint(command: Command, workspace: str | None, overrides: Sequence[str]
     where = shlex.quote(workspace) if workspace else f'"{HOME_WORKSPACE}"'
     values = [shlex.quote(override) for override in overrides]
     if command == "check":
-        arguments = ["kt_ray.jobs", STUDY_FILE, where, *values]
+        arguments = ["kt_ray.studies", STUDY_FILE, where, *values]
     else:
         arguments = ["kt_ray run", STUDY_FILE, "--workspace", where, *(f"--set {value}" for value in values)]
     return f"exec {shlex.quote(python)} -m {' '.join(arguments)}"

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from kt_ray._io.files import write_whole
 from kt_ray.errors import CheckpointError
-from kt_ray.files import write_whole
 from kt_ray.networks.stacked import State
 
 STEPS = "num_batches_tracked"  # BN's counter, an integer that changes no output

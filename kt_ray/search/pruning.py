@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from kt_ray.search.ledger import Ledger
+from kt_ray.search.driver import Ledger
 
 
 class PruningScheduler(FIFOScheduler):

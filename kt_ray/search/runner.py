@@ -13,29 +13,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 
 from kt_ray.config import DistillConfig, StudyConfig, TrialResources
-from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError, StudyError
-from kt_ray.ray_cluster import fitting
-from kt_ray.search.changes import check_space, check_unchanged, searched_with
-from kt_ray.search.ledger import Ledger, Tracking
-from kt_ray.search.lineages import lineage_of
-from kt_ray.search.lock import Lease, driving
+from kt_ray.jobs.connection import fitting
+from kt_ray.search.driver import Ledger, Tracking
+from kt_ray.search.lease import Lease, driving
 from kt_ray.search.progress import SearchProgress
 from kt_ray.search.pruning import PruningScheduler
+from kt_ray.search.retries import lineage_of
 from kt_ray.search.searcher import StudySearcher
-from kt_ray.search.sharing import pack
 from kt_ray.search.space_problems import point_problems, problems
 from kt_ray.search.storage import enduring_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.search.task import PRODUCT, Task, TrainingFactory, TranslatorTask, train_translator
+from kt_ray.search.study_identity import check_space, check_unchanged, searched_with
+from kt_ray.search.task import PRODUCT, Task
+from kt_ray.search.tensor_transport import pack
 from kt_ray.search.trial import TaskTrial
-from kt_ray.workspace import Workspace
-from kt_ray.zoo.members import Zoo
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +49,25 @@ TUNE_SETTINGS = {
 }
 
 
+class SearchWorkspace(Protocol):
+    """Where a search keeps its study, its trials' checkpoints and its temporary files."""
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def study_storage(self) -> str: ...
+
+    def checkpoints(self, study: str) -> str: ...
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """How a search ended.
 
     `stopped` names the signal that ended it, `limit` the budget or grid that kept it from having all its trials.
     `translator` is the file of the champion: a translator or a student; with several objectives or constraints, see
-    `kt_ray.search.lineages.chosen` for the rule that names the champion.
+    `kt_ray.search.retries.chosen` for the rule that names the champion.
     """
 
     name: str
@@ -74,24 +83,8 @@ class SearchResult:
 
 
 def run_search(
-    config: StudyConfig,
-    workspace: Workspace,
-    zoo: Zoo,
-    dataset: Dataset,
-    tracker: Tracking,
-    on_progress: Callable[[SearchProgress], None] | None = None,
-    *,
-    accept_changes: bool = False,
-    make_training: TrainingFactory = train_translator,
-) -> SearchResult:
-    """Run the trials of translators that the study of `config` still lacks; see `run_task`."""
-    task = TranslatorTask(zoo, dataset, make_training)
-    return run_task(config, workspace, task, tracker, on_progress, accept_changes=accept_changes)
-
-
-def run_task(
     config: StudyConfig | DistillConfig,
-    workspace: Workspace,
+    workspace: SearchWorkspace,
     task: Task,
     tracker: Tracking,
     on_progress: Callable[[SearchProgress], None] | None = None,
@@ -178,7 +171,7 @@ def _execute(
     ledger: Ledger,
     lease: Lease,
     config: StudyConfig | DistillConfig,
-    workspace: Workspace,
+    workspace: SearchWorkspace,
     task: Task,
 ) -> None:
     """Run Ray Tune until the ledger is over. Raises what the study or MLflow raised on the way."""

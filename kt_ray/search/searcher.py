@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from kt_ray.search.ledger import Ledger
+from kt_ray.search.driver import Ledger
 
 
 class StudySearcher(Searcher):

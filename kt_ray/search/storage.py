@@ -1,6 +1,6 @@
 """Where Optuna keeps studies: SQLite, PostgreSQL and other databases, or a journal file.
 
-SQLite has a write-ahead log where its filesystem bears one; see `kt_ray.sqlite` for what then survives what.
+SQLite has a write-ahead log where its filesystem bears one; see `kt_ray._io.sqlite` for what then survives what.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from kt_ray import sqlite
+from kt_ray._io import sqlite
+from kt_ray._io.text import first_line
 from kt_ray.errors import StudyError
 
 logger = logging.getLogger(__name__)
@@ -176,8 +177,3 @@ class Enduring:
                 time.sleep(pause)
                 pause = min(2 * pause, 30)
                 call = again
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

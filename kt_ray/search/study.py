@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import StudyError
-from kt_ray.search.lineages import (
+from kt_ray.search.retries import (
     DEATHS,
     FINISHED,
     GRID,

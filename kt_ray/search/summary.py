@@ -15,8 +15,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.errors import StudyError
-from kt_ray.search.lineages import REASON, SEARCH, SECONDS, STEP, chosen, lineage_of, lineages, retries_of
-from kt_ray.search.lock import holder_of
+from kt_ray.search.lease import holder_of
+from kt_ray.search.retries import REASON, SEARCH, SECONDS, STEP, chosen, lineage_of, lineages, retries_of
 from kt_ray.search.storage import open_storage, shown, study_names
 
 

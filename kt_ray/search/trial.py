@@ -9,9 +9,9 @@ import torch
 from ray import tune
 
 from kt_ray.config import validate
-from kt_ray.search.session import Report, TrialSession, diagnose
-from kt_ray.search.sharing import unpack
 from kt_ray.search.task import Task
+from kt_ray.search.tensor_transport import unpack
+from kt_ray.search.worker import Report, TrialSession, diagnose
 
 
 class TaskTrial(tune.Trainable):

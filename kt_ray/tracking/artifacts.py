@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+from kt_ray._io.text import first_line
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.store import open_store, reaching, shown
 
@@ -33,7 +34,7 @@ def probe_artifacts(uri: str, root: str | None = None) -> None:
             repository.download_artifacts(file.name, str(back))  # type: ignore[no-untyped-call]
             repository.delete_artifacts(file.name)  # type: ignore[no-untyped-call]
         except Exception as error:  # each kind of store has errors of its own
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise TrackingError(f"artifacts cannot be kept at {shown(place)} ({reason})") from None
         if (back / file.name).read_text() != CONTENT:
             raise TrackingError(f"artifacts at {shown(place)} come back changed")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kt_ray._io.text import first_line
 from kt_ray.networks import State
 from kt_ray.tracking.store import quiet
 
@@ -112,7 +113,7 @@ def _export(directory: Path, translator: nn.Module, example: State, model: Any) 
         )
         _check(directory, rows, outputs)
     except Exception as error:  # torch.export raises whatever its tracer meets; the safetensors file stands beside it
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
     finally:
         translator.train(was_training)
     return None

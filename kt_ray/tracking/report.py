@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kt_ray.narrator import number
+from kt_ray._io.text import number
 from kt_ray.tracking.figures import interactive_histogram, study_figures
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from kt_ray._io.text import first_line
 from kt_ray.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def reaching(uri: str) -> Iterator[None]:
         try:
             yield
         except MlflowException as error:
-            raise _explained(error.error_code, _first_line(error), uri) from None
+            raise _explained(error.error_code, first_line(error), uri) from None
         except (OperationalError, OSError) as error:  # requests' errors are OSErrors
-            raise StoreAway(f"MLflow at {shown(uri)} does not answer ({_first_line(error)})") from None
+            raise StoreAway(f"MLflow at {shown(uri)} does not answer ({first_line(error)})") from None
 
 
 def _explained(code: str, reason: str, uri: str) -> TrackingError:
@@ -152,7 +153,7 @@ def _probe_database(uri: str) -> None:
         engine = create_engine(uri)
     except (SQLAlchemyError, ModuleNotFoundError) as error:
         raise TrackingError(
-            f"no driver for {shown(uri)} ({_first_line(error)}); pip install 'psycopg[binary]'"
+            f"no driver for {shown(uri)} ({first_line(error)}); pip install 'psycopg[binary]'"
         ) from None
     url = engine.url
     port = url.port or (3306 if url.get_backend_name() == "mysql" else 5432)
@@ -161,7 +162,7 @@ def _probe_database(uri: str) -> None:
         engine.connect().close()
     except (OSError, SQLAlchemyError) as error:
         raise StoreAway(
-            f"no database answers at {shown(uri)} ({_first_line(error)}); start it, or name another with "
+            f"no database answers at {shown(uri)} ({first_line(error)}); start it, or name another with "
             "storage.tracking"
         ) from None
     finally:
@@ -207,8 +208,3 @@ def shown(uri: str) -> str:
     if parts.password is None:
         return uri
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

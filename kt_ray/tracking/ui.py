@@ -12,25 +12,30 @@ import time
 from collections.abc import Callable
 
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.store import ENVIRONMENT, open_store, probe
-from kt_ray.workspace import Workspace
+from kt_ray.tracking.store import ENVIRONMENT, open_store, probe, shown
 
 START_SECONDS = 240.0  # on a busy machine; seconds otherwise
 
 
 def serve(
-    workspace: Workspace, host: str = "127.0.0.1", port: int = 5000, announce: Callable[[str], object] = print
+    uri: str,
+    artifact_root: str | None,
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    announce: Callable[[str], object] = print,
 ) -> int:
-    """Show the UI until Ctrl-C. Returns the server's exit status; a tracking server has its own UI and needs none."""
-    uri = workspace.tracking_uri
+    """Show the UI of the store `uri` until Ctrl-C.
+
+    Returns the server's exit status; a tracking server (`http…`) has its own UI and needs none.
+    """
     if uri.startswith("http"):
         probe(uri)
         announce(f"the tracking server has its own UI: {uri}")
         return 0
-    server = start(uri, workspace.artifact_root, host, port)
+    server = start(uri, artifact_root, host, port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a server must not outlive the command
     try:
-        announce(f"MLflow UI of {workspace.root}: http://{host}:{port}  (Ctrl-C ends it)")
+        announce(f"MLflow UI of {shown(uri)}: http://{host}:{port}  (Ctrl-C ends it)")
         return server.wait()
     except KeyboardInterrupt:
         return 0

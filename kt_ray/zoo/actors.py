@@ -16,15 +16,15 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from kt_ray.config import ActorConfig, PairName, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
+from kt_ray.jobs.connection import fitting
 from kt_ray.networks import Architecture
-from kt_ray.ray_cluster import fitting
-from kt_ray.zoo.batching import Buffer, batches_of, bytes_of
 from kt_ray.zoo.members import Member, Zoo, members_of
-from kt_ray.zoo.probe import Candidate, ProbeMemory, candidates, choose
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.trainer import Trained, Trainer
-from kt_ray.zoo.training import Plan
+from kt_ray.zoo.training.batching import Buffer, batches_of, bytes_of
+from kt_ray.zoo.training.members import Plan
+from kt_ray.zoo.training.plan import Candidate, ProbeMemory, candidates, choose
+from kt_ray.zoo.training.trainer import Trained, Trainer
 
 logger = logging.getLogger(__name__)
 

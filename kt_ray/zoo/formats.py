@@ -19,13 +19,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from kt_ray._io.text import first_line
 from kt_ray.config import PairName, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.zoo.members import Zoo
-from kt_ray.zoo.objectives import accuracy
 from kt_ray.zoo.store import ZooStore
+from kt_ray.zoo.training.objectives import accuracy
 
 PAIRS = {"source": "inputs", "target": "labels", "stem": "backup_begin", "head": "backup_last"}
 VALIDATION = {"source": "complex", "stem": "begin", "head": "last"}
@@ -115,7 +116,7 @@ def _read(path: Path, shapes: dict[str, torch.Size]) -> State:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ZooError(f"{path} is not a state dict that can be read safely ({reason})") from None
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ZooError(f"{path} holds a {type(content).__name__}, expected a state dict of tensors")

@@ -20,12 +20,13 @@ import safetensors.torch
 import torch
 
 from kt_ray import __version__
+from kt_ray._io.text import first_line
 from kt_ray.config import NetworkConfig, PairName, RecipeConfig, Split, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import Architecture, State
 from kt_ray.zoo import shards
-from kt_ray.zoo.files import Files
+from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.info import ZooInfo, describe
 from kt_ray.zoo.members import Zoo
 
@@ -100,7 +101,7 @@ class ZooStore:
             recipe_of(content)
             str(content["dataset"]["name"]), str(content["dataset_fingerprint"]), int(content["seed"])
         except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
-            path, reason = self.files.path(DEFINITION), str(error).splitlines()[0]
+            path, reason = self.files.path(DEFINITION), first_line(error)
             raise ZooError(f"{path} does not describe a zoo ({type(error).__name__}: {reason})") from None
         return content
 
@@ -119,7 +120,7 @@ class ZooStore:
         except FileNotFoundError:
             return shards.EMPTY
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ZooError(
                 f"{self.files.path(INDEX)} is damaged ({reason}); remove it and build again: shards are then retrained"
             ) from None

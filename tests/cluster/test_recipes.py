@@ -188,7 +188,7 @@ def test_each_page_tells_the_commands_of_a_clusters_life(folder: str) -> None:
 
 
 def test_the_settings_are_those_that_are_read() -> None:
-    from kt_ray.workspace import STORAGE_VARIABLES, VARIABLE
+    from kt_ray.studies.workspace import STORAGE_VARIABLES, VARIABLE
 
     known = {VARIABLE, *STORAGE_VARIABLES.values(), "KT_RAY_VENV", "KT_RAY_SETTINGS"}
     for file in CLUSTER.rglob("*"):

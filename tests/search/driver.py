@@ -7,11 +7,12 @@ from pathlib import Path
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig
 from kt_ray.data import load_dataset
+from kt_ray.jobs.connection import connected
 from kt_ray.networks import Architecture
-from kt_ray.ray_cluster import connected
 from kt_ray.search.runner import run_search
+from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
-from kt_ray.workspace import Workspace
+from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo.untrained import untrained_zoo
 from tests.search.stand_in import StandIn, study_config
 
@@ -24,7 +25,7 @@ def main(root: str, trials: str, sleep: str) -> None:
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=512, selection_images=128))
     tracker = Tracker(workspace.tracking_uri, config.project, workspace.artifact_root)
     with connected(RayConfig(cpus=2)):
-        run_search(config, workspace, zoo, dataset, tracker, make_training=StandIn)
+        run_search(config, workspace, TranslatorTask(zoo, dataset, StandIn), tracker)
 
 
 if __name__ == "__main__":

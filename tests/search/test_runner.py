@@ -19,12 +19,13 @@ from optuna.trial import TrialState
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, StudyError
-from kt_ray.search.lineages import lineages
 from kt_ray.search.progress import SearchProgress
+from kt_ray.search.retries import lineages
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.search.storage import open_storage
+from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
-from kt_ray.workspace import Workspace
+from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo.members import Zoo
 from tests.search.stand_in import StandIn, study_config
 
@@ -41,7 +42,8 @@ class Bench:
 
     def search(self, config: StudyConfig, on_progress: Any = None) -> SearchResult:
         tracker = Tracker(self.workspace.tracking_uri, config.project, self.workspace.artifact_root)
-        return run_search(config, self.workspace, self.zoo, self.dataset, tracker, on_progress, make_training=StandIn)
+        task = TranslatorTask(self.zoo, self.dataset, StandIn)
+        return run_search(config, self.workspace, task, tracker, on_progress)
 
     def trials(self, name: str = "s") -> list[optuna.trial.FrozenTrial]:
         storage = open_storage(self.workspace.study_storage, create=False)

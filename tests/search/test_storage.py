@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
-from kt_ray import sqlite
+from kt_ray._io import sqlite
 from kt_ray.cli import app
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search import storage as storages

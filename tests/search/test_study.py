@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 
 from kt_ray.config import StudyConfig
 from kt_ray.errors import ConfigError, StudyError
-from kt_ray.search.changes import check_space, check_unchanged
-from kt_ray.search.lineages import chosen, lineages
+from kt_ray.search.retries import chosen, lineages
 from kt_ray.search.samplers import ORDINAL
 from kt_ray.search.study import SearchStudy
+from kt_ray.search.study_identity import check_space, check_unchanged
 from tests.search.stand_in import study_config
 
 EPOCHS = 6

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from kt_ray.config import TrialConfig
 from kt_ray.errors import StudyError
-from kt_ray.search.lock import driving
+from kt_ray.search.lease import driving
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.summary import (
@@ -24,7 +24,7 @@ from kt_ray.search.summary import (
     summarise,
     trial_rows,
 )
-from kt_ray.search.warm_start import point_of_trial, points_of_study
+from kt_ray.studies.warm_start import point_of_trial, points_of_study
 from tests.search.stand_in import study_config
 from tests.search.test_study import PRUNERS, searched
 

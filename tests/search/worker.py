@@ -10,9 +10,9 @@ from typing import Any
 import optuna
 
 from kt_ray.config import StudyConfig, TrialConfig, validate
-from kt_ray.search.ledger import Ledger, Tracking
-from kt_ray.search.session import Training, TrialSession
+from kt_ray.search.driver import Ledger, Tracking
 from kt_ray.search.study import SearchStudy
+from kt_ray.search.worker import Training, TrialSession
 
 Make = Callable[[TrialConfig], Training]
 
@@ -51,7 +51,7 @@ def killed_in_mid_trial(root: str) -> None:
 
     from torch import Tensor
 
-    from kt_ray.training import TranslatorTraining
+    from kt_ray.translation.training import TranslatorTraining
     from tests.search import test_ledger
 
     class Killed(TranslatorTraining):

@@ -12,8 +12,8 @@ from torch import nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import State
 from kt_ray.tracking.model import flat, write_model
-from kt_ray.translators import build_translator
-from kt_ray.translators.checkpoint import load_translator, save_translator
+from kt_ray.translation.checkpoint import load_translator, save_translator
+from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.members import Zoo
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from kt_ray.config import StorageConfig
 from kt_ray.errors import TrackingError
+from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.store import StoreAway, probe
 from kt_ray.tracking.ui import serve
-from kt_ray.workspace import Workspace
 from tests.tracking.servers import free_port
 
 
@@ -27,8 +26,8 @@ def workspace(store_uri: str, tmp_path: Path) -> Workspace:
 def test_the_ui_of_a_workspace_ends_with_the_command(workspace: Workspace) -> None:
     port = free_port()
     program = (
-        "from pathlib import Path; from kt_ray.tracking.ui import serve; from kt_ray.workspace import Workspace\n"
-        f"serve(Workspace.open(Path({str(workspace.root)!r})), port={port}, "
+        "from kt_ray.tracking.ui import serve\n"
+        f"serve({workspace.tracking_uri!r}, {workspace.artifact_root!r}, port={port}, "
         "announce=lambda line: print(line, flush=True))"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as command:
@@ -47,10 +46,10 @@ def test_a_port_in_use_is_named(workspace: Workspace) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(TrackingError, match=rf"port {port} of 127.0.0.1 cannot be used \(.*\); name another"):
-            serve(workspace, port=port)
+            serve(workspace.tracking_uri, workspace.artifact_root, port=port)
 
 
 def test_a_tracking_server_has_its_own_ui(server: str, tmp_path: Path) -> None:
     said: list[str] = []
-    assert serve(Workspace.open(tmp_path, StorageConfig(tracking=server)), announce=said.append) == 0
+    assert serve(server, None, announce=said.append) == 0
     assert said == [f"the tracking server has its own UI: {server}"]

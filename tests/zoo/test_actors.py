@@ -11,10 +11,10 @@ from kt_ray.errors import ResourceError
 from kt_ray.networks import Architecture
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.members import members_of
-from kt_ray.zoo.probe import ProbeMemory, device_name
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.training import Plan
+from kt_ray.zoo.training.members import Plan
+from kt_ray.zoo.training.plan import ProbeMemory, device_name
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(

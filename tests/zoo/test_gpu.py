@@ -9,8 +9,8 @@ from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset
 from kt_ray.networks import Architecture
 from kt_ray.zoo.members import members_of
-from kt_ray.zoo.probe import candidates, measure
-from kt_ray.zoo.training import Plan, train_members
+from kt_ray.zoo.training.members import Plan, train_members
+from kt_ray.zoo.training.plan import candidates, measure
 
 pytestmark = [
     pytest.mark.gpu,

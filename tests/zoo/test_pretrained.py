@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kt_ray import lookup
 from kt_ray.cli import app
 from kt_ray.config import DatasetConfig
 from kt_ray.data import load_dataset
 from kt_ray.errors import ZooError
-from kt_ray.pretrained import ZOOS
+from kt_ray.studies import lookup
+from kt_ray.zoo.bundled import ZOOS
 
 NAMES = ["mnist5k"]
 

@@ -1,0 +1,129 @@
+"""Students as trials of a search: what they share is made before the search and travels through the object store."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kt_ray.config import DistillConfig, DistillTrialConfig, set_path
+from kt_ray.data import Dataset
+from kt_ray.distillation.cache import Cache, Made, fingerprint
+from kt_ray.distillation.distill import STUDENT_FILE, save_student
+from kt_ray.distillation.stages import Stages, Trained
+from kt_ray.distillation.training import StudentTraining
+
+MADE_BEFORE = ("method.name", "paraphraser.rate", "method.ft.layers")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of a search read: teacher and paraphrasers as `key/name` → tensor, and where further ones go.
+
+    `directory` must be one that every node sees; a paraphraser that was not made before is trained there once.
+    """
+
+    directory: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def cache(self) -> Cache:
+        """The cache that looks here first."""
+        memory: dict[str, Made] = {}
+        for key, facts in self.facts.items():
+            prefix = f"{key}/"
+            state = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+            memory[key] = (state, facts)
+        return Cache(Path(self.directory), memory)
+
+
+def prepare(config: DistillConfig, stages: Stages) -> Shared:
+    """Train, or read, the teacher and every paraphraser that the choices of the space can ask for.
+
+    Where the space searches the teacher, or the paraphraser by other than a list of rates and layers, trials make what
+    they need themselves, once, in the shared directory. Raises ConfigError where a choice cannot be carried out.
+    """
+    needed: dict[str, Trained] = {}
+    for trial in choices(config):
+        stages.check(trial)
+    if not any(path.startswith("teacher.") for path in config.space):
+        for trial in choices(config):
+            if trial.method.name == "none":
+                continue
+            teacher = stages.teacher(trial.teacher)
+            needed[teacher.key] = teacher
+            if any(path.startswith("paraphraser.") and path not in MADE_BEFORE for path in config.space):
+                continue
+            needed.update({made.key: made for made in stages.paraphrasers(teacher, trial).values()})
+    tensors = {
+        f"{key}/{name}": value.cpu() for key, made in needed.items() for name, value in made.module.state_dict().items()
+    }
+    return Shared(str(stages.cache.directory), tensors, {key: made.facts for key, made in needed.items()})
+
+
+def choices(config: DistillConfig) -> list[DistillTrialConfig]:
+    """The base trial with every combination of the listed choices of method, rate and layers."""
+    listed = {
+        path: config.space[path].categorical or ()
+        for path in MADE_BEFORE
+        if path in config.space and config.space[path].categorical
+    }
+    trials = []
+    for values in itertools.product(*listed.values()):
+        content = config.trial.model_dump()
+        for path, value in zip(listed, values, strict=True):
+            set_path(content, path, value)
+        trials.append(DistillTrialConfig.model_validate(content))
+    return trials
+
+
+@dataclass(frozen=True)
+class StudentTask:
+    """Students as a search's workers train them; everything in it travels as plain tensors."""
+
+    shared: Shared
+    dataset: Dataset
+
+    @property
+    def config(self) -> type[DistillTrialConfig]:
+        """The model of one trial's configuration."""
+        return DistillTrialConfig
+
+    @property
+    def dataset_fingerprint(self) -> str:
+        """The hash of the images."""
+        return self.dataset.fingerprint
+
+    @property
+    def shares(self) -> str:
+        """They share teacher and paraphrasers."""
+        return "teachers"
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The files and folders of the package that decide a student's numbers."""
+        return ("data", "distillation", "networks")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the dataset and of what was made before the search."""
+        return fingerprint("students", self.dataset.fingerprint, sorted(self.shared.facts))
+
+    def params(self) -> Mapping[str, Any]:
+        """What the study's MLflow run says."""
+        return {"shared": len(self.shared.facts)}
+
+    def training(self, trial: DistillTrialConfig, device: str) -> StudentTraining:
+        """A fresh training of the student of `trial`."""
+        return Stages(self.shared.cache(), self.dataset, device).student(trial)
+
+    def export(
+        self, training: StudentTraining, trial: DistillTrialConfig, directory: Path, metrics: Mapping[str, float]
+    ) -> None:
+        """The finished student as `student.safetensors`."""
+        facts = {"seconds": training.seconds, "images_seen": training.images_seen, **metrics}
+        save_student(directory / STUDENT_FILE, training.student, trial, self.dataset, facts)

@@ -1,0 +1,173 @@
+"""The Ray cluster a command works on: one started here for it, or the one at an address."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import ray
+from ray._private import ray_constants, services
+from ray.exceptions import AuthenticationError
+
+from kt_ray._io.text import first_line
+from kt_ray.config import RayConfig
+from kt_ray.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+WANTS_TOKEN = "it wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's"
+ANSWER_SECONDS = 5.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty frame of type 4, which both ends of HTTP/2 send first
+
+
+@contextmanager
+def connected(config: RayConfig) -> Iterator[None]:
+    """Ray for the length of a `with`. A session that is already initialised (a job, a test) is used and left alone.
+
+    The one started here listens on loopback, without a dashboard. Raises ResourceError, within seconds, where no head
+    answers at `config.address` or `RAY_ADDRESS`, or where it wants another token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if address := config.address or os.environ.get("RAY_ADDRESS"):
+        _join(address)
+    else:
+        _start(config)
+    try:
+        with _ending_on_sigterm():
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs inside in order, with status 143. Ray's own handler, set by `ray.init`, would abort it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start(config: RayConfig) -> None:
+    """Start a Ray that binds its servers to 127.0.0.1 and to nothing else.
+
+    Ray turns even `_node_ip_address="127.0.0.1"` into the machine's own address, then listens on every interface;
+    it stays on loopback only where this constant says that the machine is part of no cluster (macOS's default).
+    """
+    # It says at every start that a token keeps others out, which is what is wanted.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    try:
+        with _ray_constants(ENABLE_RAY_CLUSTER=False):
+            ray.init(
+                address="local",  # unset, Ray would join whatever cluster runs on this machine
+                num_cpus=config.cpus,
+                num_gpus=config.gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except Exception as error:  # a bare one where its processes are not up in time
+        raise ResourceError(
+            f"no Ray can be started here ({first_line(error)}); try again with less beside it"
+        ) from None
+
+
+def _join(address: str) -> None:
+    """Join the cluster at `address`: `HOST:PORT`, `ray://HOST:PORT` or `auto`."""
+    try:
+        with _ray_constants(NUM_REDIS_GET_RETRIES=3, **_as_it_listens(address)):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        if isinstance(error, AuthenticationError) or "AuthenticationError" in str(error.__cause__):
+            raise ResourceError(f"the Ray cluster at {address} refuses: {WANTS_TOKEN}") from None
+        raise ResourceError(
+            f"no Ray cluster answers at {address!r} ({first_line(error)}); start one with `ray start --head`, or "
+            "leave ray.address and RAY_ADDRESS unset to start one here"
+        ) from None
+
+
+def _as_it_listens(address: str) -> dict[str, bool]:
+    """Ray's constants with which to join: Ray goes to the machine's own address when told to go to loopback, where a
+    cluster that listens on loopback alone is not.
+
+    Raises OSError within seconds where nothing speaks as a head does: `ray.init` would try for minutes.
+    """
+    if address == "auto":
+        address = services.get_ray_address_from_environment("auto", None)
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    host = host.strip("[]")
+    if not separator or not port.isdigit() or "/" in host:
+        raise ValueError("expected HOST:PORT, ray://HOST:PORT or auto; a job server's http://… is for `kt-ray submit`")
+    if host in LOOPBACK and not address.startswith("ray://"):
+        with suppress(OSError):
+            _greet(services.get_node_ip_address(), int(port))  # type: ignore[no-untyped-call]
+            return {}
+        _greet(host, int(port))
+        return {"ENABLE_RAY_CLUSTER": False}
+    _greet(host, int(port))
+    return {}
+
+
+def _greet(host: str, port: int) -> None:
+    """Exchange HTTP/2's first frames with a gRPC server (RFC 9113, 3.4). Raises OSError where there is none."""
+    with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+        answer = connection.recv(len(SETTINGS))
+    if answer[3:4] != SETTINGS[3:4]:
+        raise ConnectionError("what listens there is no Ray head, whose port is 6379 unless set")
+
+
+@contextmanager
+def _ray_constants(**values: object) -> Iterator[None]:
+    """Constants of Ray's for the length of a `with`; no variable of the environment sets them once it is imported."""
+    before = {name: getattr(ray_constants, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(ray_constants, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(ray_constants, name, value)
+
+
+def fitting(demand: Mapping[str, float], labels: Mapping[str, str] | None = None) -> int:
+    """How many of `demand` (Ray resource names to amounts) fit on the living nodes that carry `labels`.
+
+    Counts whole nodes, busy or not. Raises ResourceError, naming what each node has, where not even one fits.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    total = 0
+    for node in nodes:
+        if any(node.get("Labels", {}).get(key) != value for key, value in (labels or {}).items()):
+            continue
+        have = node["Resources"]
+        total += min(int(have.get(name, 0.0) / amount + 1e-9) for name, amount in demand.items() if amount > 0)
+    if total == 0:
+        seen = "; ".join(
+            ", ".join(f"{name}={amount:g}" for name, amount in sorted(node["Resources"].items()) if ":" not in name
+                      and "memory" not in name) or "nothing"
+            for node in nodes
+        )  # fmt: skip
+        wanted = ", ".join(f"{name}={amount:g}" for name, amount in demand.items() if amount > 0)
+        labelled = f" and labels {dict(labels)}" if labels else ""
+        raise ResourceError(f"no node has {wanted}{labelled}; the cluster's nodes have: {seen}; ask for less")
+    return total

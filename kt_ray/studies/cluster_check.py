@@ -1,0 +1,145 @@
+"""Ask every node of a cluster whether a study can run there: versions that agree, storages that it can write."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from kt_ray.config import RayConfig, StudyConfig, load_config
+from kt_ray.config.kinds import only_study
+from kt_ray.errors import ResourceError
+from kt_ray.jobs.connection import connected
+from kt_ray.jobs.job import follow, submit
+from kt_ray.studies import node_probes as probes
+from kt_ray.studies.workspace import Workspace
+
+SECONDS = 60.0  # a node that has not answered by then is told as one that does not
+RESULT = "kt_ray cluster check: "
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """What one node answered."""
+
+    node: str
+    resources: dict[str, float]
+    versions: dict[str, str]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class ClusterCheck:
+    """What all nodes answered; `problems` has one line for each thing to mend, over the whole cluster."""
+
+    nodes: list[NodeCheck]
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def check_cluster(
+    file: Path,
+    address: str,
+    *,
+    workspace: str | None = None,
+    overrides: Sequence[str] = (),
+    code: bool = True,
+    python: str = "python",
+) -> ClusterCheck:
+    """Check the cluster at `address` for the study file `file`.
+
+    `address` is `auto` or `host:port` as `ray.init` takes it, from a machine of the cluster; or the `http://…` of its
+    job server, from anywhere: the check then runs there as a job. Other arguments are those of `submit`.
+    Raises ResourceError where the cluster does not answer, ConfigError for a wrong study file.
+    """
+    only_study(file)
+    config = load_config(StudyConfig, file, overrides)
+    if not address.startswith(("http://", "https://")):
+        with connected(RayConfig(address=address)):
+            return check_nodes(config, Workspace.open(Path(workspace) if workspace else None, config.storage))
+    printed: list[str] = []
+    job = submit(file, address, workspace=workspace, overrides=overrides, code=code, python=python, command="check")
+    ended = follow(job, address, printed.append)
+    for line in "".join(printed).splitlines():
+        if line.startswith(RESULT):
+            found = json.loads(line.removeprefix(RESULT))
+            return ClusterCheck([NodeCheck(**node) for node in found["nodes"]], found["problems"])
+    tail = "".join(printed).strip().splitlines()[-1:] or [ended.message]
+    raise ResourceError(f"the check as job {job} of {address} ended {ended.status} without a result: {tail[0]}")
+
+
+def check_nodes(config: StudyConfig, workspace: Workspace) -> ClusterCheck:
+    """Ask each living node. Ray is initialised; this process is where the driver of a study would run."""
+    storages = storages_of(config, workspace)
+    marker = f"{probes.PROBE}{secrets.token_hex(8)}"
+    marked = probes.mark(storages, marker)
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        ask = ray.remote(num_cpus=0, max_retries=0)(_ask)
+        answers = {
+            node["NodeID"]: ask.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(storages, {str(file.parent) for file in marked}, marker)
+            for node in nodes
+        }
+        ray.wait(list(answers.values()), num_returns=len(answers), timeout=SECONDS)
+        checks = [_node_check(node, answers[node["NodeID"]]) for node in nodes]
+    finally:
+        for file in marked:
+            file.unlink(missing_ok=True)
+    return ClusterCheck(checks, _disagreements(checks) + [f"{c.node}: {p}" for c in checks for p in c.problems])
+
+
+def storages_of(config: StudyConfig, workspace: Workspace) -> dict[str, str]:
+    """What every node must reach, by name. SQLite files are the driver's alone and lie in the workspace."""
+    found = {
+        "workspace": str(workspace.root),
+        "zoos": workspace.storage.zoos,
+        "checkpoints": workspace.storage.checkpoints,
+        "study": workspace.study_storage,
+        "tracking": workspace.tracking_uri,
+        "artifacts": workspace.storage.artifacts,
+    }
+    return {
+        name: place.removeprefix("file://")
+        for name, place in found.items()
+        if place and not place.startswith("sqlite:")
+    }
+
+
+def _ask(storages: dict[str, str], shared: set[str], marker: str) -> tuple[dict[str, str], list[str]]:
+    return probes.versions(), probes.problems(storages, shared, marker)
+
+
+def _node_check(node: dict[str, Any], answer: Any) -> NodeCheck:
+    name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+    resources = {key: amount for key, amount in node["Resources"].items() if ":" not in key}
+    try:
+        versions, problems = ray.get(answer, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        versions, problems = {}, [f"did not answer within {SECONDS:g} s"]
+    except ray.exceptions.RayError as error:
+        versions, problems = {}, [f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}"]
+    return NodeCheck(name, resources, versions, problems)
+
+
+def _disagreements(checks: Sequence[NodeCheck]) -> list[str]:
+    found = []
+    for package in probes.AGREE:
+        by_version: dict[str, list[str]] = {}
+        for check in checks:
+            if package in check.versions:
+                by_version.setdefault(check.versions[package], []).append(check.node)
+        if len(by_version) > 1:
+            listed = "; ".join(f"{version} on {', '.join(nodes)}" for version, nodes in sorted(by_version.items()))
+            found.append(f"{package} differs between nodes: {listed}; install one version everywhere")
+    return found

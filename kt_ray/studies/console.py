@@ -1,0 +1,131 @@
+"""What a long command tells while it works: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from kt_ray._io.text import duration, number
+
+if TYPE_CHECKING:
+    from kt_ray.distillation.stages import Progress
+    from kt_ray.search.progress import SearchProgress
+    from kt_ray.zoo.progress import BuildProgress
+
+LINE_EVERY = 15.0  # seconds between plain lines about the same stage
+
+
+class Narrator:
+    """Use as a context manager; `say` for what stays on the screen, `building` and `searching` for what moves."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        # A log or a pipe has no width to fold lines or squeeze tables into.
+        width = None if sys.stdout.isatty() else 160
+        self.console = console or Console(markup=False, highlight=False, width=width, soft_wrap=width is not None)
+        self._live: Live | None = None
+        self._last_line = 0.0
+        self._last_done = -1
+
+    def __enter__(self) -> Narrator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.settle()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.say("interrupted; nothing is lost: the same command goes on from here")
+
+    def say(self, text: str = "") -> None:
+        """A line that stays."""
+        self.console.print(text)
+
+    def settle(self) -> None:
+        """End the moving table of a stage, leaving its last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._last_line, self._last_done = 0.0, -1
+
+    def building(self, progress: BuildProgress) -> None:
+        """How far a zoo is."""
+        self._move(
+            "zoo",
+            progress.done,
+            progress.members,
+            {
+                "members": f"{progress.done} of {progress.members}",
+                "actors": f"{progress.actors}",
+                "members/hour": f"{progress.members_per_hour:,.0f}",
+                "source accuracy": number(progress.mean_accuracy),
+                "ETA": duration(progress.eta_seconds),
+            },
+        )
+
+    def fitting(self, progress: Progress) -> None:
+        """How far the training of a teacher, paraphraser or student is."""
+        cells = {"epoch": f"{progress.epoch} of {progress.epochs}"}
+        cells |= {name: number(progress.metrics[name]) for name in ("loss", "accuracy") if name in progress.metrics}
+        self._move(progress.stage, progress.epoch, progress.epochs, cells)
+
+    def searching(self, progress: SearchProgress) -> None:
+        """How far a search is."""
+        best = ", ".join(f"{path}={number(value)}" for path, value in (progress.best_params or {}).items())
+        self._move(
+            "search",
+            progress.done + progress.pruned,
+            progress.total,
+            {
+                "trials": f"{progress.done} done, {progress.pruned} pruned, {progress.failed} failed, "
+                f"{progress.running} running of {progress.total}",
+                "best": number(progress.best_value),
+                "with": best or "-",
+                "device-hours": f"{progress.device_hours:.3f}",
+                "ETA": duration(progress.eta_seconds),
+            },
+        )
+
+    def evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """The table of an evaluation, a row a kind of block."""
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            collapse_padding=True,
+            title=f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
+            f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block",
+            title_justify="left",
+        )
+        for name in ("block", "mean", "min", "max", "agreement", "parameters", "multiply-adds", "ms a block"):
+            table.add_column(name, justify="left" if name == "block" else "right")
+        for row in evaluation["rows"]:
+            table.add_row(
+                row["name"],
+                *(f"{row[key]:.4f}" for key in ("mean", "min", "max", "agreement")),
+                *(f"{row[key]:,}" for key in ("parameters", "multiply_adds")),
+                "-" if row["seconds"] is None else f"{1000 * row['seconds']:.2f}",
+            )
+        self.console.print(table)
+
+    def _move(self, stage: str, done: int, total: int, cells: Mapping[str, str]) -> None:
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.console, refresh_per_second=4, transient=False)
+                self._live.start()
+            table = Table(box=box.SIMPLE, show_header=False, title=stage, title_justify="left", title_style="bold")
+            table.add_column(style="dim")
+            table.add_column(overflow="fold")
+            for label, value in cells.items():
+                table.add_row(label, value)
+            self._live.update(table)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_EVERY or (done == total and done != self._last_done):
+            self._last_line, self._last_done = now, done
+            self.say(f"{stage}: " + "; ".join(f"{label} {value}" for label, value in cells.items() if value != "-"))

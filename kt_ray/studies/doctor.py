@@ -1,0 +1,107 @@
+"""What of this machine and workspace works, and what to do about what does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, Literal, get_args
+
+from kt_ray._io.text import first_line
+from kt_ray.config import DatasetConfig, DatasetName, RayConfig
+from kt_ray.errors import KTError
+from kt_ray.studies.workspace import Workspace
+
+Verdict = Literal["ok", "absent", "broken"]
+PACKAGES = ("kt_ray", "torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow", "safetensors", "pydantic", "numpy")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `absent` is no fault: a dataset that nobody downloaded, a GPU that is not there."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def examine(workspace: Workspace, address: str | None = None) -> Iterator[Check]:
+    """Look at versions, devices, Ray, stores and data, one `Check` after the other."""
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        yield _attempt(package, lambda package=package: metadata.version(package))  # type: ignore[misc]
+    yield Check("cpu", "ok", f"{os.cpu_count()} cores, {_torch_threads()} torch threads in this process")
+    yield _cuda()
+    yield _attempt("ray", lambda: _ray(address))
+    if workspace.present:
+        yield _attempt("workspace", lambda: str(Workspace.open(workspace.root, workspace.storage).root))
+        yield _attempt("study storage", lambda: _study_storage(workspace))
+        yield _attempt("tracking", lambda: _tracking(workspace))
+    else:
+        yield Check("workspace", "absent", f"none at {workspace.root}; the first `kt-ray run` makes it")
+    for name in get_args(DatasetName):
+        yield _dataset(name)
+
+
+def _attempt(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", look())
+    except KTError as error:
+        return Check(name, "broken", str(error))
+    except Exception as error:  # whatever is broken here is what the doctor is asked for
+        return Check(name, "broken", f"{type(error).__name__}: {first_line(error)}")
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _cuda() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("cuda", "absent", "no CUDA device; everything runs on the CPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Check("cuda", "ok", ", ".join(names))
+
+
+def _ray(address: str | None) -> str:
+    import ray
+
+    from kt_ray.jobs.connection import connected
+
+    with connected(RayConfig(address=address)):
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    shown = ", ".join(f"{name} {resources[name]:g}" for name in ("CPU", "GPU") if name in resources)
+    return f"{'at ' + address if address else 'starts here'}: {shown}"
+
+
+def _study_storage(workspace: Workspace) -> str:
+    from kt_ray.search.storage import study_names
+
+    names = study_names(workspace.study_storage)
+    return f"{workspace.study_storage}: {len(names)} studies"
+
+
+def _tracking(workspace: Workspace) -> str:
+    from kt_ray.tracking.store import check_tracking, shown
+
+    check_tracking(workspace.tracking_uri)
+    return shown(workspace.tracking_uri)
+
+
+def _dataset(name: Any) -> Check:
+    from kt_ray.data import load_dataset
+    from kt_ray.data.datasets import present
+
+    if not present(name):
+        return Check(f"dataset {name}", "absent", "not on this machine; the first use downloads it")
+    return _attempt(f"dataset {name}", lambda: f"fingerprint {load_dataset(DatasetConfig(name=name)).fingerprint}")

@@ -1,0 +1,167 @@
+"""What one node tells about itself: versions, and whether it reaches and can write every storage."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import kt_ray
+from kt_ray._io.text import first_line
+from kt_ray.errors import KTError
+
+SECONDS = 10.0
+PROBE = ".kt-ray-probe-"
+AGREE = ("python", "ray", "torch", "kt_ray")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what has to agree over a cluster; that of kt_ray with a digest of its source."""
+    found = {"python": platform.python_version()}
+    for package in ("ray", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found | {"kt_ray": f"{kt_ray.__version__}+{_source_digest()}"}
+
+
+def problems(storages: Mapping[str, str], shared: Set[str] = frozenset(), marker: str = "") -> list[str]:
+    """One line for each of `storages` (name to path or URI) that this node cannot use.
+
+    Into the directories `shared` the driver has written a file `marker`: a node that does not see it has a directory
+    of its own in that place.
+    """
+    found = []
+    for name, place in storages.items():
+        if name == "artifacts" and "://" in place:
+            continue  # MLflow's own libraries reach it
+        try:
+            fault = _probe(place, marker if place in shared else None)
+        except KTError as error:
+            fault = str(error)
+        except Exception as error:
+            fault = f"{type(error).__name__}: {first_line(error)}"
+        if fault:
+            found.append(f"{name} {place}: {fault}")
+    return found + _artifact_problems(storages.get("tracking", ""), storages.get("artifacts"), found)
+
+
+def _artifact_problems(tracking: str, root: str | None, found: Sequence[str]) -> list[str]:
+    """One line where MLflow's artifacts cannot be kept at `root`, else where the server at `tracking` puts them."""
+    from kt_ray.tracking.artifacts import probe_artifacts
+
+    asked = root is not None and "://" in root
+    given = root is None and tracking and not any(line.startswith("tracking ") for line in found)
+    try:
+        if asked or given:
+            probe_artifacts(tracking, root)
+    except KTError as error:
+        return [str(error)]
+    return []
+
+
+def mark(storages: Mapping[str, str], marker: str) -> list[Path]:
+    """Write `marker` into every directory of `storages` that can be written; the files written."""
+    written = []
+    for place in storages.values():
+        if "://" not in place:
+            with suppress(OSError):
+                Path(place).mkdir(parents=True, exist_ok=True)
+                file = Path(place) / marker
+                file.touch()
+                written.append(file)
+    return written
+
+
+def _probe(place: str, marker: str | None) -> str | None:
+    """What is wrong with `place`; None if nothing is. May raise whatever the store's own library raises."""
+    scheme = urlsplit(place).scheme
+    if scheme in ("http", "https"):
+        return _probe_mlflow(place)
+    if scheme.split("+")[0] in ("postgresql", "mysql"):
+        return _probe_database(place)
+    if "://" in place:
+        return _probe_files(place)
+    return _probe_directory(Path(place), marker)
+
+
+def _probe_directory(directory: Path, marker: str | None) -> str | None:
+    if marker is not None and not (directory / marker).exists():
+        return "does not hold what the driver has just written there; expected a directory that all nodes share"
+    file = directory / f"{PROBE}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    file.write_bytes(b"probe")
+    file.unlink()
+    return None
+
+
+def _probe_files(uri: str) -> str | None:
+    from pyarrow.fs import FileSystem
+
+    filesystem, root = FileSystem.from_uri(uri)
+    path = f"{root.rstrip('/')}/{PROBE}{secrets.token_hex(8)}"
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(b"probe")
+    with filesystem.open_input_stream(path) as stream:
+        content = stream.read()
+    filesystem.delete_file(path)
+    return None if content == b"probe" else f"a file came back as {content!r}"
+
+
+def _probe_database(url: str) -> str | None:
+    from sqlalchemy import create_engine, text
+
+    options = {"connect_timeout": int(SECONDS)}
+    table = f"kt_ray_probe_{secrets.token_hex(4)}"
+    engine = create_engine(url, connect_args=options)
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f"CREATE TABLE {table} (probe INTEGER)"))
+            connection.execute(text(f"DROP TABLE {table}"))
+    finally:
+        engine.dispose()
+    return None
+
+
+def _probe_mlflow(uri: str) -> str | None:
+    """Try to create the experiment `Default`, which exists: a write that is authorised, reaches the store and fails."""
+    body = json.dumps({"name": "Default"}).encode()
+    request = Request(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/create", data=body)
+    request.add_header("Content-Type", "application/json")
+    user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if user and password:
+        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
+    try:
+        with urlopen(request, timeout=SECONDS):
+            return None
+    except HTTPError as error:
+        answer = error.read(2000).decode(errors="replace")
+        if "RESOURCE_ALREADY_EXISTS" in answer:
+            return None
+        if error.code == 401:
+            return "wants a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on every node"
+        if error.code == 403:
+            return "refuses this host name or user (403); start the server with --allowed-hosts naming it"
+        return f"answers {error.code}: {answer[:200]}"
+    except URLError as error:
+        return f"does not answer ({error.reason})"
+
+
+def _source_digest() -> str:
+    """Eight digits of the SHA-256 over the package's source files."""
+    root = Path(kt_ray.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8]

@@ -1,0 +1,46 @@
+"""The study files that ship with the package, by name."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from kt_ray.config import read_yaml
+from kt_ray.errors import ConfigError
+
+
+def shipped() -> dict[str, Path]:
+    """Names of the study files that ship, and where they lie."""
+    folder = Path(str(resources.files("kt_ray.search_spaces")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def locate(name: str) -> Path:
+    """The study file `name`: a path if there is one, else one that ships, with or without `.yaml`.
+
+    Raises ConfigError naming what ships where there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    files = shipped()
+    if path.parent == Path() and path.stem in files and path.suffix in ("", ".yaml"):
+        return files[path.stem]
+    raise ConfigError(f"no study file {name!r} here, and none of that name ships (those are: {', '.join(files)})")
+
+
+def description(path: Path) -> str:
+    """The first line of the `description` in the study file at `path`."""
+    return (str(read_yaml(path).get("description", "")).strip().splitlines() or [""])[0]
+
+
+def copy(name: str, destination: Path) -> Path:
+    """Copy the study file `name` to `destination` (a directory or a file that does not exist yet)."""
+    source = locate(name)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists():
+        raise ConfigError(f"{target} exists already; name another file, or remove it first")
+    if not target.parent.is_dir():
+        raise ConfigError(f"no such directory: {target.parent}; make it first")
+    target.write_bytes(source.read_bytes())
+    return target

@@ -1,0 +1,142 @@
+"""Members run on shared images with a hole where their block goes: fast enough to run inside a training step.
+
+Convolutions are written as products with unfolded patches, several times as fast on a CPU as many small grouped
+convolutions, and a block's output is computed only at the positions that the head's first layer, of stride 2, reads.
+Images lie last, so that every shift of a map moves whole rows of neighbouring numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
+from kt_ray.translation.divergences import spread
+from kt_ray.translation.units import fold, fold_batch_norm
+
+
+def stem_activations(members: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Inputs of B members' blocks, [B, C, H/2, W/2, N], from images [N, image channels, H, W] in [0, 1]."""
+    kernel, bias = fold(members, "stem.conv.weight", "stem.bn")
+    patches = F.unfold(images, 3, padding=1).transpose(0, 1).flatten(1)  # [image channels·9, N·H·W]
+    responses = torch.relu(kernel.flatten(2) @ patches + bias[..., None])
+    batch, channels = kernel.shape[:2]
+    maps = responses.reshape(batch * channels, len(images), *images.shape[2:])
+    pooled = F.max_pool2d(maps, 3, stride=2, padding=1).permute(0, 2, 3, 1)
+    return pooled.reshape(batch, channels, *pooled.shape[1:])
+
+
+class Surroundings:
+    """B members with block inputs `activations` [B, C, H, W, N].
+
+    `members` maps the source block's names, `stem.…` and `head.…` to stacks [B, …]. `wanted` [B, C, L·N] are the
+    source block's outputs at the L positions that the head reads, `wanted_features` [B, head channels, L·N] what
+    the head's first layer and BN make of them, `wanted_logits` [B, N, classes].
+    """
+
+    def __init__(self, members: Mapping[str, Tensor], activations: Tensor, architecture: Architecture) -> None:
+        with torch.device("meta"):
+            self.target = architecture.target_block(READ_STRIDE)
+        self.activations = activations
+        self.patches = unfold(activations, 1)
+        self.skipped = activations[:, :, ::READ_STRIDE, ::READ_STRIDE].flatten(2)
+        self.head_kernel, self.head_bias = fold(members, "head.conv.weight", "head.bn")
+        self.linear, self.linear_bias = members["head.linear.weight"], members["head.linear.bias"]
+        self.wanted = self._convolutions(fold_batch_norm(members))
+        self.wanted_features = self.features(self.wanted)
+        self.wanted_logits = self.logits(self.wanted_features)
+
+    @cached_property
+    def feature_variance(self) -> Tensor:
+        """Of `wanted_features`, [B]."""
+        return spread(self.wanted_features)
+
+    @cached_property
+    def logit_variance(self) -> Tensor:
+        """Of `wanted_logits`, [B]."""
+        return spread(self.wanted_logits)
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """`activations` as modules take them, [B, N, C, H, W]."""
+        return self.activations.movedim(-1, 1).contiguous()
+
+    def outputs(self, block: State) -> Tensor:
+        """Outputs of a stack of target blocks at the positions the head reads, [B, C, L·N]."""
+        if "conv1.weight" in block:
+            return self._convolutions(block)
+        return stacked.forward(self.target, block, self.inputs).movedim(1, -1).flatten(2)
+
+    def features(self, outputs: Tensor) -> Tensor:
+        """The head's first convolution and BN on block outputs [B, C, L·N]: [B, head channels, L·N]."""
+        return torch.baddbmm(self.head_bias[..., None], self.head_kernel.flatten(2), outputs)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The rest of the head on `features`: [B, N, classes]."""
+        rectified = torch.relu(features).reshape(len(features), -1, self.activations.shape[-1])
+        return torch.baddbmm(self.linear_bias[..., None], self.linear, rectified).transpose(1, 2)
+
+    def _convolutions(self, block: Mapping[str, Tensor]) -> Tensor:
+        """A block of two 3×3 convolutions, with or without biases."""
+        hidden = block["conv1.weight"].flatten(2) @ self.patches
+        if "conv1.bias" in block:
+            hidden = hidden + block["conv1.bias"][..., None]
+        hidden = torch.relu(hidden).reshape(*hidden.shape[:2], *self.activations.shape[2:])
+        outputs = torch.baddbmm(self.skipped, block["conv2.weight"].flatten(2), unfold(hidden, READ_STRIDE))
+        if "conv2.bias" in block:
+            outputs = outputs + block["conv2.bias"][..., None]
+        return torch.relu(outputs)
+
+
+def unfold(x: Tensor, stride: int) -> Tensor:
+    """3×3 patches, padded by 1, of [B, C, H, W, N]: [B, C·9, L·N] with L positions an image."""
+    patches: Tensor = _Unfold.apply(x, stride)
+    return patches
+
+
+class _Unfold(torch.autograd.Function):
+    """Gathers patches. Autograd's own gradient of nine slices would fill nine maps with zeros first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
+        ctx.stride, ctx.shape = stride, x.shape
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+        return torch.stack(_shifted(padded, stride), dim=2).flatten(3).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Fold.apply(gradient, ctx.stride, ctx.shape), None
+
+
+class _Fold(torch.autograd.Function):
+    """Adds patches up where they came from: the transpose of `_Unfold`, and its gradient the other's value."""
+
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, stride: int, shape: torch.Size) -> Tensor:
+        ctx.stride = stride
+        batch, channels, height, width, images = shape
+        padded = patches.new_zeros(batch, channels, height + 2, width + 2, images)
+        places = _shifted(padded, stride)
+        parts = patches.reshape(batch, channels, 9, *places[0].shape[2:]).unbind(2)
+        for place, part in zip(places, parts, strict=True):
+            place += part
+        return padded[:, :, 1:-1, 1:-1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return unfold(gradient, ctx.stride), None, None
+
+
+def _shifted(padded: Tensor, stride: int) -> list[Tensor]:
+    """Views of [B, C, H + 2, W + 2, N], one for each place in a 3×3 kernel."""
+    height, width = padded.shape[2] - 2, padded.shape[3] - 2
+    return [
+        padded[:, :, row : row + height : stride, column : column + width : stride]
+        for row in range(3)
+        for column in range(3)
+    ]

@@ -1,0 +1,267 @@
+"""Transplants: how well members do with other blocks between their stem and head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kt_ray.config import Split
+from kt_ray.data import Dataset, LabelledImages
+from kt_ray.errors import ZooError
+from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
+from kt_ray.networks.cost import multiply_adds, parameter_count
+from kt_ray.translation import baselines
+from kt_ray.zoo.members import Zoo
+
+BATCH = 250  # images at once
+MEMBERS = 32  # members at once
+KEPT = 256 << 20  # bytes of stem activations
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of block in every member: accuracies, agreement with the source's predictions, cost.
+
+    `multiply_adds` are the block's for one image; `seconds` is what making one member's block took, None where it was
+    made elsewhere.
+    """
+
+    name: str
+    mean: float
+    min: float
+    max: float
+    accuracies: tuple[float, ...]
+    agreement: float
+    parameters: int
+    multiply_adds: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A table of transplants, a row for each kind of block."""
+
+    rows: tuple[Row, ...]
+    members: str
+    images: str
+    member_count: int
+    image_count: int
+    zoo: str
+    dataset: str
+    confusion: tuple[tuple[int, ...], ...] = ()  # labels × predictions with translated blocks, over all members
+
+    def row(self, name: str) -> Row:
+        """The row called `name`."""
+        return next(row for row in self.rows if row.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_dict`, also of what went through JSON."""
+        rows = tuple(Row(**row | {"accuracies": tuple(row["accuracies"])}) for row in values["rows"])
+        return cls(**{**values, "rows": rows, "confusion": tuple(tuple(row) for row in values["confusion"])})
+
+    def to_markdown(self) -> str:
+        """The table for people."""
+        head = (
+            f"{self.member_count} {self.members} members, "
+            f"{self.image_count:,} {self.images} images of {self.dataset}\n\n"
+            "| block | mean | min | max | agreement | parameters | multiply-adds | seconds |\n"
+            "|---|---|---|---|---|---|---|---|\n"
+        )
+        return head + "".join(
+            f"| {row.name} | {row.mean:.4f} | {row.min:.4f} | {row.max:.4f} | {row.agreement:.4f} | {row.parameters:,} "
+            f"| {row.multiply_adds:,} | {'-' if row.seconds is None else f'{row.seconds:.2g}'} |\n"
+            for row in self.rows
+        )
+
+
+class Transplants:
+    """Members whose stems have seen some images: what they predict with one kind of block after another.
+
+    Stem activations are kept, so that only blocks and heads are run again, where all of them take up to `keep` bytes.
+    """
+
+    def __init__(self, zoo: Zoo, images: LabelledImages, device: str | torch.device = "cpu", keep: int = KEPT) -> None:
+        self.zoo, self.images, self.device = zoo, images, device
+        with torch.device("meta"):  # only their structure is used
+            self.stem, self.head = zoo.architecture.stem(), zoo.architecture.head(stride=1)
+        size = 4 * len(zoo) * len(images) * prod(zoo.architecture.activation_shape)
+        with torch.no_grad():
+            self.kept = list(self._activations()) if size <= keep else None
+
+    def _activations(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Some members, some images, and their stem activations [M, N, C, H, W]."""
+        for start in range(0, len(self.zoo), MEMBERS):
+            rows = slice(start, start + MEMBERS)
+            stems = {name: value[rows].to(self.device) for name, value in self.zoo.part("stem").items()}
+            for number, (batch, _) in enumerate(self.images.batches(BATCH)):
+                columns = slice(number * BATCH, number * BATCH + len(batch))
+                yield rows, columns, stacked.forward(self.stem, stems, batch.to(self.device), shared=True)
+
+    @torch.no_grad()
+    def predictions(self, blocks: Mapping[str, State]) -> dict[str, Tensor]:
+        """Predicted classes [R, N], on the CPU, of every member with each kind of block; stems are run once for all."""
+        modules = {name: _block(self.zoo, block) for name, block in blocks.items()}
+        heads = {name: value.to(self.device) for name, value in self.zoo.part("head").items()}
+        predicted = {name: torch.empty(len(self.zoo), len(self.images), dtype=torch.long) for name in blocks}
+        for rows, columns, x in self._activations() if self.kept is None else self.kept:
+            of_rows = {name: value[rows] for name, value in heads.items()}
+            for name, block in blocks.items():
+                state = {key: value[rows].to(self.device) for key, value in block.items()}
+                outputs = stacked.forward(modules[name], state, x)
+                predicted[name][rows, columns] = stacked.forward(self.head, of_rows, outputs).argmax(-1).cpu()
+        return predicted
+
+    def accuracy(self, blocks: State) -> Tensor:
+        """Accuracy of each member with its row of `blocks` (source or target blocks) in place, float [R]."""
+        predicted = self.predictions({"blocks": blocks})["blocks"]
+        return (predicted == self.images.labels.cpu()).float().mean(1)
+
+
+def transplant_accuracy(zoo: Zoo, blocks: State, images: LabelledImages) -> Tensor:
+    """`Transplants.accuracy`, once."""
+    return Transplants(zoo, images, next(iter(blocks.values())).device, keep=0).accuracy(blocks)
+
+
+def evaluate(
+    translator: nn.Module,
+    zoo: Zoo,
+    dataset: Dataset,
+    members: Split = "test",
+    images: Split = "test",
+    fit_steps: int = 0,
+    others: Mapping[str, State] | None = None,
+) -> Evaluation:
+    """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
+
+    With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
+    `others` are further stacks of target blocks, a row each. Members without a target, as imported ones may be, are
+    evaluated where the split has no others, without the trained target's row; a zoo without training members has
+    none of what is made of their targets. Raises ZooError where the split has no members at all.
+    """
+    held_out = _members(zoo, members)
+    blocks = {"source": held_out.part("source")}
+    if all(held_out.index["has_target"].to_pylist()):
+        blocks["trained target"] = held_out.part("target")
+    seconds = {}
+    for name, make in _makers(translator, held_out, zoo.where("train"), dataset, fit_steps).items():
+        started = time.perf_counter()
+        blocks[name] = make()
+        seconds[name] = (time.perf_counter() - started) / len(held_out)
+    blocks |= others or {}
+    pictures = dataset.images(images)
+    predicted = Transplants(held_out, pictures, keep=0).predictions(blocks)
+    return Evaluation(
+        _rows(predicted, pictures.labels, zoo.architecture, seconds),
+        members, images, len(held_out), len(pictures), zoo=zoo.fingerprint, dataset=dataset.name,
+        confusion=_confusion(pictures.labels, predicted["translated"], dataset.classes),
+    )  # fmt: skip
+
+
+def _members(zoo: Zoo, split: Split) -> Zoo:
+    """Those of `split` that have a target; all of them where none has one."""
+    found = zoo.where(split)
+    if not len(found):
+        found = zoo.where(split, with_target=False)
+    if not len(found):
+        others = ", ".join(sorted(set(zoo.index["split"].to_pylist())))
+        raise ZooError(
+            f"zoo {zoo.fingerprint} has no {split} members, only {others}; `kt-ray evaluate` takes selection members, "
+            "with --test test members"
+        )
+    return found
+
+
+def _makers(
+    translator: nn.Module, held_out: Zoo, train: Zoo, dataset: Dataset, fit_steps: int
+) -> dict[str, Callable[[], State]]:
+    """What makes target blocks for the members of `held_out`, by name, in the order of the table."""
+    architecture, count, source = held_out.architecture, len(held_out), held_out.part("source")
+    makers: dict[str, Callable[[], State]] = {
+        "translated": lambda: translate(translator, held_out),
+        "random target": lambda: baselines.random_target(architecture, count),
+        "zero block": lambda: baselines.zero_block(architecture, count),
+    }
+    if len(train):
+        makers["nearest member's target"] = lambda: baselines.nearest_target(train, held_out)
+        makers["mean target"] = lambda: baselines.mean_target(train, count)
+    for base in baselines.one_shot_bases(architecture):
+        makers[f"{base} block"] = partial(baselines.one_shot_block, source, architecture, base=base)
+    if fit_steps:
+        inputs: dict[str, baselines.Inputs] = {
+            "training images": dataset.train,
+            "random strokes": "strokes",
+            "BN statistics": "statistics",
+        }
+        for name, given in inputs.items():
+            makers[f"fitted on {name}, {fit_steps} steps"] = partial(baselines.fitted, held_out, fit_steps, given)
+    return makers
+
+
+def _rows(
+    predicted: Mapping[str, Tensor], labels: Tensor, architecture: Architecture, seconds: Mapping[str, float]
+) -> tuple[Row, ...]:
+    """A row for each kind of block in `predicted`, classes [R, N] of images with `labels` [N]."""
+    with torch.random.fork_rng(devices=[]):
+        kinds = {"source": architecture.source_block(), "target": architecture.target_block()}
+    rows = []
+    for name, classes in predicted.items():
+        accuracies = (classes == labels).float().mean(1)
+        block = kinds["source" if name == "source" else "target"]
+        rows.append(
+            Row(
+                name=name,
+                mean=float(accuracies.mean()),
+                min=float(accuracies.min()),
+                max=float(accuracies.max()),
+                accuracies=tuple(accuracies.tolist()),
+                agreement=float((classes == predicted["source"]).float().mean()),
+                parameters=parameter_count(block),
+                multiply_adds=multiply_adds(block, architecture.activation_shape),
+                seconds=seconds.get(name),
+            )
+        )
+    return tuple(rows)
+
+
+def readable(zoo: Zoo) -> State:
+    """All that a translator may read of every member: the source block's names, `stem.…` and `head.…`."""
+    return zoo.part("source") | stacked.surroundings(zoo.parameters)
+
+
+@torch.no_grad()
+def translate(translator: nn.Module, zoo: Zoo) -> State:
+    """The translated target block of every member of `zoo`, on the CPU."""
+    device = next(translator.parameters()).device
+    members, parts = readable(zoo), []
+    translator.eval()
+    for start in range(0, len(zoo), MEMBERS):
+        written: State = translator(
+            {name: value[start : start + MEMBERS].to(device) for name, value in members.items()}
+        )
+        parts.append(written)
+    return {name: torch.cat([part[name].detach().cpu() for part in parts]) for name in parts[0]}
+
+
+def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
+    """How often each class was predicted for each label, over all members."""
+    counts = torch.bincount((labels * classes + predicted).flatten(), minlength=classes**2)
+    return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
+
+
+def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:
+    """The structure whose parameters these are, for what heads read: source blocks have BN, target blocks none."""
+    build = zoo.architecture.source_block if "bn1.weight" in block else zoo.architecture.target_block
+    with torch.device("meta"):
+        return build(READ_STRIDE)

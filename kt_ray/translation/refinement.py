@@ -1,0 +1,220 @@
+"""Optimiser steps on a translated block, driven by images that the translator carries.
+
+Probe images as in neural graphs (arXiv 2403.12143), steps as in learned optimisers (arXiv 1606.04474). At translation
+the probes are run through the user's own stem, block and head, and no data is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kt_ray.config import TranslatorConfig
+from kt_ray.networks import Architecture, State
+from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.divergences import relative_error, tempered_kl
+from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
+from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves
+from kt_ray.translation.units import LAYOUTS, Units, feature_widths, write
+
+FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
+MOMENTUM, SECOND_MOMENT = 0.8, 0.9
+CHANGE = 0.1  # of the layer's output beside Adam's direction, whose entries are about 1
+FEATURES = 0.1  # weight of the error of the head's input where predictions count too
+SCREENING = 8  # of several starts, the best after one in so many of the steps goes on alone
+SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
+
+
+class Refiner(nn.Module):
+    """Steps on target units, each from the gradient of their error on the probes.
+
+    A step is Adam's; its rates are learned for each kind of weight, and with `trained` it is changed by what a
+    `Change` has learned. The error is that of the input of the head's ReLU plus that of the logits, each over its
+    variance, on one set of the probes after the other; in the last steps (`predictions`) the divergence of tempered
+    predictions joins it. Of several starts, each member goes on with the one whose tempered predictions diverge least
+    on all probes after an eighth of the steps.
+
+    Probes and rates are parameters where they are learned (`trained`), else buffers. The probes are blank until they
+    are drawn or loaded.
+    """
+
+    probes: Tensor
+    log_rates: Tensor
+
+    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+        super().__init__()
+        options = config.refinement
+        self.architecture = architecture
+        self.layout = LAYOUTS[architecture.pair]
+        self.matched = round(options.predictions * options.steps)
+        self.sets, self.images = options.probe_sets, options.images
+        count = options.probes * options.probe_sets
+        self.curves = random_curves(count, architecture.image_shape)  # before what comes of the same generator below
+        rates = torch.linspace(FIRST_RATE, LAST_RATE, options.steps).log()
+        held = {
+            "probes": torch.zeros(count, *architecture.image_shape),
+            "log_rates": rates[:, None].repeat(1, self.layout.kernels + 2),
+        }
+        for name, value in held.items():
+            if options.trained:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+        self.change = Change(config, architecture) if options.trained else None
+
+    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
+        """Strokes, or with `images: mixture` what `generator` draws like `images`, uint8 [N, C, H, W]."""
+        if self.images == "strokes":
+            drawn = drawn_curves(self.curves, self.architecture.image_shape)
+        else:
+            drawn = mixture(images, len(self.probes), generator)
+        self.probes.data = _logits(drawn).to(self.probes)
+
+    def forward(self, starts: Sequence[Units], source: Units, members: State) -> Units:
+        """The best of `starts` refined; `source` as the family read it; `members` is the source block with `stem.` and
+        `head.`."""
+        probes = torch.sigmoid(SHARPNESS * self.probes)
+        sets = [
+            Surroundings(members, stem_activations(members, part), self.architecture)
+            for part in probes.chunk(self.sets)[: len(self.log_rates)]
+        ]
+        steps = len(self.log_rates)
+        first = max(1, steps // SCREENING) if len(starts) > 1 else 0
+        units = self._best([self._steps(units, source, sets, range(first)) for units in starts], sets)
+        return self._steps(units, source, sets, range(first, steps))
+
+    def _best(self, candidates: Sequence[Units], sets: Sequence[Surroundings]) -> Units:
+        """For each member the candidate with the least divergence; what is not finite comes last."""
+        if len(candidates) == 1:
+            return candidates[0]
+        with torch.no_grad():
+            divergence = torch.stack([self._divergence(units, sets) for units in candidates])  # [candidates, B]
+        best = divergence.nan_to_num(nan=torch.inf).argmin(0)
+        rows = torch.arange(len(best), device=best.device)
+        edges, unit, channel = (
+            torch.stack([getattr(units, part) for units in candidates])[best, rows]
+            for part in ("edges", "unit", "channel")
+        )
+        return Units(edges, unit, channel)
+
+    def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings], steps: range) -> Units:
+        """`units` after `steps`, with an optimiser of their own."""
+        adam, count = Adam(), len(self.log_rates)
+        tokens = self.change.begin(units, source) if self.change is not None and steps else None
+        for step in steps:
+            gradient, errors = self._gradient(units, sets[step % len(sets)], step >= count - self.matched)
+            direction = Units(*adam(gradient))
+            if self.change is not None and tokens is not None:
+                time = rank_code(count, errors)[step]
+                direction, tokens = self.change(units, direction, errors, time, tokens)
+            rates = self.log_rates[step].exp()
+            units = Units(
+                units.edges - rates[:-2, None] * direction.edges,
+                units.unit - rates[-2] * direction.unit,
+                units.channel - rates[-1] * direction.channel,
+            )
+        return units
+
+    def _divergence(self, units: Units, sets: Sequence[Surroundings]) -> Tensor:
+        """Of the tempered predictions of `units` on all probes from the source's, [B]."""
+        block = write(units, self.layout)
+        found = []
+        for surroundings in sets:
+            logits = surroundings.logits(surroundings.features(surroundings.outputs(block)))
+            found.append(tempered_kl(logits, surroundings.wanted_logits))
+        return torch.stack(found).mean(0)
+
+    def _gradient(self, units: Units, surroundings: Surroundings, predictions: bool) -> tuple[list[Tensor], Tensor]:
+        """The gradient on the probes for each part of the units, with `predictions` that of theirs too; logs of both
+        errors and of the gradient's size, [B, 3]."""
+        parts = [units.edges, units.unit, units.channel]
+        with torch.enable_grad():
+            if not self.training:
+                parts = [part.detach() for part in parts]
+            parts = [part if part.requires_grad else part.requires_grad_() for part in parts]
+            features = surroundings.features(surroundings.outputs(write(Units(*parts), self.layout)))
+            logits = surroundings.logits(features)
+            errors = [
+                relative_error(features, surroundings.wanted_features, surroundings.feature_variance),
+                relative_error(logits, surroundings.wanted_logits, surroundings.logit_variance),
+            ]
+            total = errors[0] + errors[1]
+            if predictions:
+                total = FEATURES * errors[0] + errors[1] + tempered_kl(logits, surroundings.wanted_logits)
+            used = [part for part in parts if part.numel()]
+            found = iter(torch.autograd.grad(total.sum(), used, create_graph=self.training, retain_graph=self.training))
+        gradient = [next(found) if part.numel() else part for part in parts]
+        size = gradient[0].flatten(1).square().mean(1).add(1e-12).sqrt()
+        logs = torch.stack([*errors, size], dim=1).clamp_min(1e-8).log()
+        return gradient, 0.2 * (logs if self.training else logs.detach())
+
+
+class Change(nn.Module):
+    """What is learned about steps: an axial layer over the tokens of target and source, the same one at every step.
+
+    Tokens [B, K + H, C, width] are carried from step to step. What it adds to Adam's direction is nothing at first.
+    """
+
+    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+        super().__init__()
+        width, layout = config.refinement.width, LAYOUTS[architecture.pair]
+        values = layout.kernels * layout.values + len(layout.unit) + len(layout.channel)
+        self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
+        self.rank = nn.Linear(RANK_CODE, width)
+        self.seen = nn.Linear(2 * values + 3 + RANK_CODE, width)
+        self.layer = AxialLayer(width, config.refinement.heads, 0.0)
+        self.written = EdgeOutput(width, layout, silent=True)
+
+    def begin(self, units: Units, source: Units) -> Tensor:
+        """The tokens before the first step, of K target units and H source units."""
+        known = self.source(source.tokens())
+        count = units.edges.shape[1]
+        tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
+        return torch.cat([tokens, known], dim=1)
+
+    def forward(
+        self, units: Units, direction: Units, errors: Tensor, time: Tensor, tokens: Tensor
+    ) -> tuple[Units, Tensor]:
+        """`direction` changed, and the tokens after it; `errors` [B, 3] as the refiner measures, `time` [RANK_CODE]."""
+        count = units.edges.shape[1]
+        facts = torch.cat([errors, time.expand(len(errors), -1)], dim=1)
+        facts = facts[:, None, None].expand(len(errors), count, tokens.shape[2], -1)
+        seen = self.seen(torch.cat([units.tokens(), direction.tokens(), facts], dim=-1))
+        tokens = self.layer(torch.cat([tokens[:, :count] + seen, tokens[:, count:]], dim=1))
+        added: Units = self.written(tokens[:, :count])
+        changed = Units(
+            direction.edges - CHANGE * added.edges,
+            direction.unit - CHANGE * added.unit,
+            direction.channel - CHANGE * added.channel,
+        )
+        return changed, tokens
+
+
+class Adam:
+    """Adam's direction (arXiv 1412.6980), step after step, that gradients pass through but for the second moment."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.first: list[Tensor] = []
+        self.second: list[Tensor] = []
+
+    def __call__(self, gradient: list[Tensor]) -> list[Tensor]:
+        """The direction for this step's `gradient`."""
+        self.steps += 1
+        first = self.first or [torch.zeros_like(value) for value in gradient]
+        second = self.second or [torch.zeros_like(value) for value in gradient]
+        self.first = [torch.lerp(value, old, MOMENTUM) for value, old in zip(gradient, first, strict=True)]
+        self.second = [
+            torch.lerp(value.detach().square(), old, SECOND_MOMENT) for value, old in zip(gradient, second, strict=True)
+        ]
+        corrections = 1 - MOMENTUM**self.steps, 1 - SECOND_MOMENT**self.steps
+        return [
+            (mean / corrections[0]) / ((power / corrections[1]).sqrt() + 1e-6)
+            for mean, power in zip(self.first, self.second, strict=True)
+        ]
+
+
+def _logits(images: Tensor) -> Tensor:
+    return torch.logit(images.clamp(0.02, 0.98)) / SHARPNESS

@@ -1,0 +1,239 @@
+"""Training of one translator: batches of members, augmentation, translator, loss; selection after every epoch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kt_ray.config import TrainingConfig, TrialConfig
+from kt_ray.data import Dataset, as_float
+from kt_ray.errors import CheckpointError, ZooError
+from kt_ray.networks import State, stacked
+from kt_ray.networks.checkpoint import write_state
+from kt_ray.translation import augmentations
+from kt_ray.translation.augmentations import Orientation
+from kt_ray.translation.evaluation import Transplants, translate
+from kt_ray.translation.losses import TranslationLoss
+from kt_ray.translation.translator import build_translator
+from kt_ray.zoo.members import Zoo
+
+FORMAT = "kt_ray.translation.training/1"
+
+
+class TranslatorTraining:
+    """One translator in training, an epoch at a time.
+
+    All randomness of an epoch comes from generators seeded by the trial's seed and the epoch's number, so what is
+    continued from a checkpoint gives the same numbers as what was never stopped.
+    """
+
+    def __init__(self, config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str = "cpu") -> None:
+        self.config, self.device = config, device
+        self.architecture = zoo.architecture
+        self.loss = TranslationLoss(config.loss, zoo.architecture)
+        members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
+        if not len(members):
+            raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
+        self.members = {name: value.to(device) for name, value in members.parameters.items()}
+        self.transplants = _selection(zoo, dataset, device)
+        self.dataset = dataset
+        self.images = dataset.train.to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = build_translator(config.translator, zoo.architecture)
+        if self.model.refiner is not None:
+            probes = torch.Generator().manual_seed(_seed(config.seed, 0, 2))
+            self.model.refiner.draw_probes(dataset.train.images, probes)
+        self.model.to(device)
+        self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
+        self.optimizer = _optimizer(config.training, self.model)
+        self.epoch = 0
+        self.stale = 0
+        self.best: dict[str, float] = {}  # with patience, the best report and the translator that it is of
+        self.kept: State = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done, or patience has run out."""
+        settings = self.config.training
+        return self.epoch >= settings.epochs or (settings.patience is not None and self.stale >= settings.patience)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps between two reports."""
+        count = len(next(iter(self.members.values())))
+        return self.config.training.steps_per_epoch or math.ceil(count / self.config.training.batch_size)
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch; loss, accuracies on selection members and selection images, seconds, parameters.
+
+        With patience, the last report and the translator are those of the best epoch.
+        """
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
+            torch.manual_seed(_seed(self.config.seed, self.epoch))  # dropout
+            loss = self._train(torch.Generator(self.device).manual_seed(_seed(self.config.seed, self.epoch, 1)))
+        self.epoch += 1
+        accuracies = self.select()
+        metrics = {
+            "loss": loss,
+            "accuracy_mean": float(accuracies.mean()),
+            "accuracy_min": float(accuracies.min()),
+            "accuracy_max": float(accuracies.max()),
+            "seconds": time.perf_counter() - started,
+            "parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
+        }
+        return metrics if self.config.training.patience is None else self._best(metrics)
+
+    def _best(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Keep the translator of `metrics` where they are the best so far; at the end, go back to the best."""
+        improved = not self.best or metrics["accuracy_mean"] > self.best["accuracy_mean"]
+        self.stale = 0 if improved else self.stale + 1
+        if improved:
+            self.best = metrics
+            self.kept = {name: value.clone() for name, value in self.translator.state_dict().items()}
+        if not self.finished:
+            return metrics
+        self.translator.load_state_dict(self.kept)
+        return self.best | {"seconds": metrics["seconds"]}
+
+    def _train(self, generator: torch.Generator) -> float:
+        """The steps of one epoch; their mean loss."""
+        settings, count = self.config.training, len(next(iter(self.members.values())))
+        steps, total = self.steps_per_epoch, torch.zeros((), device=self.device)
+        order = torch.empty(0, dtype=torch.long, device=self.device)
+        self.model.train()
+        for step in range(steps):
+            if len(order) < min(settings.batch_size, count):
+                order = torch.randperm(count, generator=generator, device=self.device)
+            rows, order = order[: settings.batch_size], order[settings.batch_size :]
+            loss = self._step(rows, generator, self.epoch * steps + step, settings.epochs * steps)
+            total += loss
+        return float(total / steps)
+
+    def _step(self, rows: Tensor, generator: torch.Generator, step: int, steps: int) -> Tensor:
+        """One optimiser step on the members at `rows`; its loss."""
+        settings, augmentation = self.config.training, self.config.augmentation
+        members = {name: value[rows] for name, value in self.members.items()}
+        members = augmentations.augment(members, augmentation, self.architecture.pair, generator)
+        source, target = augmentations.corrupt(members, augmentation, generator)
+        orientation = Orientation.draw(augmentation, generator)
+        source |= stacked.surroundings(members)
+        translated = orientation.turn_back(self.model(orientation.turn(source)))
+        images, labels = self._images(generator)
+        loss = self.loss(translated, members, target, images, labels, step / steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, steps)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        if settings.ema:
+            self._average(min(settings.ema, (step + 1) / (step + 10)))
+        return loss.detach()
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        """Draw the averaged weights towards the present ones."""
+        for average, value in zip(self.translator.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(value, 1 - decay)
+
+    def _images(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Training images and labels for this step, if the loss looks at any."""
+        if not self.loss.needs_images:
+            return None, None
+        chosen = torch.randint(len(self.images), (self.config.loss.images,), generator=generator, device=self.device)
+        return as_float(self.images.images[chosen]), self.images.labels[chosen]
+
+    def select(self) -> Tensor:
+        """Accuracy of each selection member with its translated block, on the selection images."""
+        return self.transplants.accuracy(translate(self.translator, self.transplants.zoo))
+
+    def save(self, path: Path) -> None:
+        """Everything that training needs to continue, as one safetensors file."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.config.training.ema:
+            tensors |= {f"average.{name}": value for name, value in self.translator.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.kept.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+        metadata = {"format": FORMAT, "config": self.config.model_dump_json(), "state": json.dumps(self._state())}
+        write_state(path, tensors, metadata)
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote. Raises CheckpointError where that is damaged or of another trial."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            tensors = load_file(path, device=self.device)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a whole checkpoint of a trial: {error}") from None
+        if metadata.get("format") != FORMAT or metadata.get("config") != self.config.model_dump_json():
+            raise CheckpointError(f"{path} belongs to another trial; expected the one of seed {self.config.seed}")
+        self.model.load_state_dict(stacked.part(tensors, "model"))
+        if self.config.training.ema:
+            self.translator.load_state_dict(stacked.part(tensors, "average"))
+        self.kept = stacked.part(tensors, "best")
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                state.setdefault(int(number), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        given = json.loads(metadata["state"])
+        for name in self._state():
+            setattr(self, name, given[name])
+
+    def _state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "best": self.best, "stale": self.stale}
+
+
+@functools.lru_cache(maxsize=1)
+def _selection(zoo: Zoo, dataset: Dataset, device: str) -> Transplants:
+    """Selection members with selection images, whose stem activations a worker keeps for all its trials."""
+    return Transplants(zoo.where("selection"), dataset.selection, device)
+
+
+def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
+    """The learning rate of `step` (from 0) of `steps`: linear warm-up, then constant or cosine to zero."""
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0."""
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    undecayed = {"refiner.log_rates", "refiner.probes"}
+    groups: dict[bool, list[torch.nn.Parameter]] = {}
+    for name, parameter in translator.named_parameters():
+        groups.setdefault(name not in undecayed, []).append(parameter)
+    return kind(
+        [
+            {"params": parameters, "weight_decay": decays * settings.weight_decay}
+            for decays, parameters in groups.items()
+        ],
+        lr=settings.learning_rate,
+    )
+
+
+def _seed(*parts: int) -> int:
+    """A 63-bit seed from small integers, another for each combination."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    return seed

@@ -1,0 +1,121 @@
+"""The interface of translators, whatever their family."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kt_ray.config import TranslatorConfig
+from kt_ray.errors import CheckpointError
+from kt_ray.networks import Architecture, State, stacked
+from kt_ray.translation import units as tokens
+from kt_ray.translation.bases import BASES
+from kt_ray.translation.families import FAMILIES
+from kt_ray.translation.refinement import Refiner
+from kt_ray.translation.units import LAYOUTS, Units
+
+SMALL = 0.03  # scale of a residual output before training
+
+
+class Translator(nn.Module):
+    """Source blocks to target blocks, many at once.
+
+    `body` is the family's network, from `Units` to `Units`. With `output="residual"` (as neural functionals and
+    neural graphs do), its output, times a small learned scale for each tensor, is added to a one-shot block, and
+    the source's units come to it in order of importance, so that its first target units are the kept ones.
+    Refinement, where there is any, goes on from there.
+    """
+
+    def __init__(self, body: nn.Module, config: TranslatorConfig, architecture: Architecture) -> None:
+        super().__init__()
+        self.body = body
+        self.config = config
+        self.architecture = architecture
+        self.layout = LAYOUTS[architecture.pair]
+        self.target_hidden = tokens.target_hidden(architecture)
+        if config.output == "residual":
+            self.scale = nn.Parameter(torch.full((self.layout.kernels + 2,), SMALL))
+        self.refiner = Refiner(config, architecture) if config.refinement.steps else None
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether the stem and head around a block are needed to translate it."""
+        return self.config.context == "network" or self.refiner is not None
+
+    def for_architecture(self, architecture: Architecture) -> Translator:
+        """A translator of the same weights for blocks of `architecture`; this one where it is for them already.
+
+        Raises CheckpointError where the pair is another, or where a parameter's shape depends on what differs: widths
+        in most families, the image shape with refinement.
+        """
+        ours = self.architecture
+        if architecture == ours:
+            return self
+        if architecture.pair != ours.pair:
+            raise CheckpointError(f"the translator is for {ours.pair}, not for {architecture.pair}; choose another")
+        with torch.random.fork_rng(devices=[]):
+            translator = build_translator(self.config, architecture)
+        weights = self.state_dict()
+        for name, value in translator.state_dict().items():
+            if value.shape != weights[name].shape:
+                raise CheckpointError(
+                    f"the translator is for networks of {ours.network} on images {ours.image_shape}, not of "
+                    f"{architecture.network} on images {architecture.image_shape}: its {name} depends on them; train "
+                    "one for these (the families axial_transformer and graph serve any width)"
+                )
+        translator.load_state_dict(weights)
+        return translator.train(self.training)
+
+    def read(self, members: State) -> State:
+        """What `forward` reads of a stack of members (`stem.…`, `source.…`, `head.…`, as in `Zoo.parameters`)."""
+        source = stacked.part(members, "source")
+        if not self.needs_network:
+            return source
+        return source | stacked.surroundings(members)
+
+    def forward(self, source: State) -> State:
+        """A stack of source blocks [B, …], BN buffers included, to the stack of target blocks [B, …].
+
+        A translator that `needs_network` wants `stem.…` and `head.…` in `source` too; others ignore them.
+        """
+        if self.needs_network and "stem.conv.weight" not in source:
+            raise ValueError("this translator reads stem and head too: give stem.… and head.… beside the block")
+        plain = tokens.read(source, self.config.batch_norm)
+        unit, channel = tokens.features(source, self.config)
+        several = self.refiner is not None and self.config.refinement.starts > 1
+        if self.config.output == "residual" or self.config.canonical or several:
+            order = tokens.importance_order(source, self.config.batch_norm)
+            plain, unit = plain.take(order), tokens.take(unit, order)
+        if self.config.canonical:
+            plain = tokens.balanced(plain)
+        read = Units(plain.edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
+        written: Units = self.body(read)
+        if self.config.output == "residual":
+            base = BASES[self.config.base](plain, self.layout, self.target_hidden)
+            written = Units(
+                base.edges + self.scale[:-2, None] * written.edges,
+                base.unit + self.scale[-2] * written.unit,
+                base.channel + self.scale[-1] * written.channel,
+            )
+        if self.refiner is not None and (self.config.refinement.trained or not self.training):
+            written = self.refiner([written, *self._further_starts(plain)], read, source)
+        return tokens.write(written, self.layout)
+
+    def _further_starts(self, plain: Units) -> list[Units]:
+        """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on.
+
+        None where a one-shot block is of all units, whichever come first: attention, and targets with as many units.
+        """
+        hidden = plain.edges.shape[1]
+        chooses = self.layout.kernels == 2 and self.target_hidden < hidden
+        starts = self.config.refinement.starts if chooses else 1
+        orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
+        base = BASES[self.config.base]
+        return [
+            base(plain.take(order.expand(len(plain.edges), -1)), self.layout, self.target_hidden) for order in orders
+        ]
+
+
+def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:
+    """A fresh translator for blocks of `architecture`; its values come from torch's global generator."""
+    return Translator(FAMILIES[config.family](config, architecture), config, architecture)

@@ -1,0 +1,1 @@
+"""Training members of a zoo, many at once."""

@@ -1,0 +1,207 @@
+"""Training many members: plain PyTorch on tensors, no Ray, no DataLoader.
+
+A member's initialisation, hyper-parameters and data order come from its own generators, so its numbers do not
+depend on the members trained beside it: not at all with the implementation "fused", but for rounding with others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from kt_ray.config import PhaseConfig, RecipeConfig
+from kt_ray.data import Dataset, LabelledImages
+from kt_ray.networks import Architecture, State, stacked
+from kt_ray.zoo.members import Member
+from kt_ray.zoo.recipe import Hyperparameters, Order, epoch_of, learning_rates, ranges_of, recipe_of, steps_of
+from kt_ray.zoo.training import fused
+from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
+from kt_ray.zoo.training.optimizers import Optimizer, Parameters
+from kt_ray.zoo.training.stacking import Implementation, fresh
+
+CACHE_BYTES = 1 << 30  # of stem activations kept for the target phase; where they need more, they are computed anew
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a device trains members fastest: an implementation for each phase, and how many members at once."""
+
+    source: Implementation = "fused"
+    target: Implementation = "fused"
+    at_once: int = 1
+    bfloat16: bool = False
+    compile: bool = False
+
+
+def default_plan(architecture: Architecture, device: str) -> Plan:
+    """A plan without measuring: fused kernels on a CPU where they cover the pair, stacked networks elsewhere."""
+    if device != "cpu":
+        return Plan("grouped", "grouped", 64)
+    return Plan(
+        "fused" if fused.supports_source(architecture) else "grouped",
+        "fused" if fused.supports_target(architecture) else "grouped",
+        4,
+    )
+
+
+def train_members(
+    members: Sequence[Member],
+    recipe: RecipeConfig,
+    architecture: Architecture,
+    dataset: Dataset,
+    device: str = "cpu",
+    plan: Plan | None = None,
+) -> tuple[State, pa.Table]:
+    """Train `members`: source networks, then their targets between the frozen stem and head.
+
+    Returns a stack `stem.…`, `source.…`, `target.…`, `head.…` on the CPU, one row a member and snapshot, in the
+    order of `members`, and its index (see `index_schema`); the target of snapshots and of brief members is NaN.
+    Accuracies are on selection images.
+    """
+    plan = plan or default_plan(architecture, device)
+    training, selection = dataset.train.to(device), dataset.selection.to(device)
+    jobs = [(member, *recipe_of(recipe, member)) for member in members]
+    results: dict[str, list[tuple[State, Row]]] = {}
+    for group in _alike(jobs):
+        for start in range(0, len(group), plan.at_once):
+            chunk = group[start : start + plan.at_once]
+            results |= _train_chunk(chunk, architecture, training, selection, plan)
+    rows = [entry for member in members for entry in results[member.id]]
+    return stacked.stack([state for state, _ in rows]), pa.Table.from_pylist(
+        [row for _, row in rows], schema=index_schema(recipe)
+    )
+
+
+Job = tuple[Member, RecipeConfig, Hyperparameters]
+Row = dict[str, str | int | float | bool]
+
+
+def index_schema(recipe: RecipeConfig) -> pa.Schema:
+    """Columns of a zoo's index, one for each hyper-parameter that varies; `seconds` is what training a member took."""
+    base = {
+        "id": pa.string(), "seed": pa.int64(), "split": pa.string(), "epoch": pa.int32(), "has_target": pa.bool_(),
+        "source_accuracy": pa.float64(), "target_accuracy": pa.float64(), "seconds": pa.float64(),
+    }  # fmt: skip
+    return pa.schema(base | {name: pa.float64() for name in ranges_of(recipe)})
+
+
+def _alike(jobs: list[Job]) -> list[list[Job]]:
+    """Jobs that can be trained in one stack: as many steps, shifted or not, with a target or not."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        member, recipe, _ = job
+        shape = (member.brief, recipe.source.epochs, recipe.target.epochs, recipe.shift)
+        groups.setdefault(shape, []).append(job)
+    return list(groups.values())
+
+
+def _train_chunk(
+    jobs: list[Job], architecture: Architecture, training: LabelledImages, selection: LabelledImages, plan: Plan
+) -> dict[str, list[tuple[State, Row]]]:
+    """Rows of each member by its id."""
+    began = time.perf_counter()
+    members, recipes = [job[0] for job in jobs], [job[1] for job in jobs]
+    recipe, device = recipes[0], training.images.device
+    options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
+
+    def orders(phase: str) -> list[Order]:
+        return [
+            Order(member.seed_of(f"{phase} order"), len(training), recipe)
+            for member, recipe in zip(members, recipes, strict=True)
+        ]
+
+    def start(build: Callable[[], nn.Module], phase: str) -> Parameters:
+        state = fresh(build, [member.seed_of(phase) for member in members])
+        scale = torch.tensor([recipe.initial_scale for recipe in recipes])
+        for value in state.values():
+            if value.dim() == 5:  # convolutions
+                value *= scale[:, None, None, None, None]
+        return Parameters({name: value.to(device) for name, value in state.items()})
+
+    source: Objective
+    if plan.source == "fused":
+        source = FusedSource(architecture, training)
+    else:
+        source = TorchSource(architecture, len(jobs), training, plan.source, **options)
+    network = start(architecture.source_network, "source")
+    kept: dict[int, State] = {}
+
+    def keep(epoch: int) -> None:
+        if epoch in recipe.snapshots:
+            kept[epoch] = network.copy()
+
+    last = descend(network, source, training, orders("source"), [recipe.source for recipe in recipes], keep)
+    kept[last] = network.copy()
+    accuracies = {epoch: source.accuracy(state, selection) for epoch, state in kept.items()}
+    blank = fresh(architecture.target_block, [member.seed_of("target") for member in members])
+    blank = {name: torch.full_like(value, math.nan) for name, value in blank.items()}
+    targets, target_accuracy = blank, torch.full((len(jobs),), math.nan)
+    if not members[0].brief:
+        frozen = {name: value for name, value in kept[last].items() if not name.startswith("block.")}
+        block = start(architecture.target_block, "target")
+        target = _target_objective(architecture, frozen, training, recipe, plan)
+        descend(block, target, training, orders("target"), [recipe.target for recipe in recipes])
+        targets = {name: value.cpu() for name, value in block.copy().items()}
+        target_accuracy = target.accuracy(block.state, selection)
+
+    seconds = (time.perf_counter() - began) / len(jobs)
+    results: dict[str, list[tuple[State, Row]]] = {}
+    for i, (member, _, drawn) in enumerate(jobs):
+        for epoch, state in kept.items():
+            has_target = epoch == last and not member.brief
+            tensors = {name.replace("block.", "source."): value[i].cpu() for name, value in state.items()}
+            tensors |= {f"target.{name}": (targets if has_target else blank)[name][i] for name in blank}
+            entry: Row = {
+                "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch, "has_target": has_target,
+                "source_accuracy": float(accuracies[epoch][i]),
+                "target_accuracy": float(target_accuracy[i]) if epoch == last else math.nan,
+                "seconds": seconds if epoch == last else 0.0,
+                **drawn,
+            }  # fmt: skip
+            results.setdefault(member.id, []).append((tensors, entry))
+    return results
+
+
+def _target_objective(
+    architecture: Architecture, frozen: State, training: LabelledImages, recipe: RecipeConfig, plan: Plan
+) -> Objective:
+    """The target phase, on cached stem activations where they pay and fit."""
+    variants = 2 if recipe.horizontal_flip else 1
+    needed = stacked.size(frozen) * len(training) * variants * 4 * math.prod(architecture.activation_shape)
+    if recipe.shift or needed > CACHE_BYTES or recipe.target.fewest_epochs <= variants:
+        variants = 0
+    if plan.target == "fused":
+        return FusedTarget(architecture, frozen, training, variants)
+    options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
+    return TorchTarget(architecture, frozen, training, plan.target, variants, **options)
+
+
+def descend(
+    parameters: Parameters,
+    objective: Objective,
+    data: LabelledImages,
+    orders: list[Order],
+    phases: list[PhaseConfig],
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+) -> int:
+    """Train `parameters` for one phase, each member on its own batches; returns the epochs begun."""
+    phase = phases[0]
+    optimizer = Optimizer(parameters.theta, phases)
+    steps = steps_of(phase, len(data))
+    shares = learning_rates(phase.schedule, steps)
+    epoch = 0
+    while steps:
+        epoch += 1
+        draw = epoch_of(orders, data.labels.device)
+        for start in range(0, len(data), phase.batch_size)[:steps]:
+            gradient = objective.gradient(parameters, draw.batch(start, phase.batch_size))
+            optimizer.step(gradient, next(shares))
+            steps -= 1
+        after_epoch(epoch)
+    return epoch

@@ -1,0 +1,157 @@
+"""Which implementation trains members fastest on a device: measured once, remembered beside the zoos."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from kt_ray.config import RecipeConfig
+from kt_ray.data import LabelledImages
+from kt_ray.errors import ZooError
+from kt_ray.networks import Architecture
+from kt_ray.zoo.filesystem import Files
+from kt_ray.zoo.recipe import Order, epoch_of
+from kt_ray.zoo.training import fused
+from kt_ray.zoo.training.members import Plan
+from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
+from kt_ray.zoo.training.optimizers import Parameters
+from kt_ray.zoo.training.stacking import Implementation, can_group, fresh
+
+FILE = "probe.json"
+STEPS = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to train one phase, and how many members at once."""
+
+    implementation: Implementation
+    at_once: int
+    bfloat16: bool = False
+    compile: bool = False
+
+
+def candidates(architecture: Architecture, device: str, phase: str, at_once: int) -> list[Candidate]:
+    """What is worth measuring on `device` for one `phase` ("source" or "target"), with at most `at_once` members."""
+    module = architecture.source_network() if phase == "source" else architecture.target_block()
+    if device == "cpu":
+        covered = fused.supports_source if phase == "source" else fused.supports_target
+        names: list[Implementation] = ["fused"] if covered(architecture) else []
+        one_by_one = [Candidate(name, 1) for name in [*names, "loop"]]
+        several = min(4, at_once)
+        if several == 1:
+            return one_by_one
+        names += ["grouped", "unfold"] if can_group(module) else []
+        return one_by_one + [Candidate(name, several) for name in [*names, "vmap"]]
+    sizes = [size for size in (8, 32, 128, 512) if size <= at_once] or [at_once]
+    names = ["grouped", "channels_last", "unfold", "vmap"] if can_group(module) else ["vmap"]
+    plain = [Candidate(name, size) for size in sizes for name in names]
+    largest = sizes[-1]
+    return plain + [Candidate(name, largest, bfloat16=True) for name in names] + [
+        Candidate(names[0], largest, compile=True)
+    ]  # fmt: skip
+
+
+def measure(
+    candidate: Candidate, phase: str, architecture: Architecture, data: LabelledImages, recipe: RecipeConfig
+) -> float:
+    """Seconds of one member's step: processor time on a CPU, which others' work does not spoil, else wall time."""
+    device = data.images.device
+    seeds = list(range(candidate.at_once))
+    network = {name: value.to(device) for name, value in fresh(architecture.source_network, seeds).items()}
+    options = {"bfloat16": candidate.bfloat16, "compile": candidate.compile}
+    objective: Objective
+    if phase == "source":
+        parameters, batch = Parameters(network), recipe.source.batch_size
+        if candidate.implementation == "fused":
+            objective = FusedSource(architecture, data)
+        else:
+            objective = TorchSource(architecture, len(seeds), data, candidate.implementation, **options)
+    else:
+        frozen = {name: value for name, value in network.items() if not name.startswith("block.")}
+        block = {name: value.to(device) for name, value in fresh(architecture.target_block, seeds).items()}
+        parameters, batch = Parameters(block), recipe.target.batch_size
+        if candidate.implementation == "fused":
+            objective = FusedTarget(architecture, frozen, data, variants=1)
+        else:
+            objective = TorchTarget(architecture, frozen, data, candidate.implementation, 1, **options)
+    plain = RecipeConfig(horizontal_flip=False)
+    draw = epoch_of([Order(seed, len(data), plain) for seed in seeds], device).batch(0, batch)
+    clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
+
+    def seconds_of_a_step() -> float:
+        began = clock()
+        objective.gradient(parameters, draw)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - began
+
+    seconds_of_a_step()
+    return min(seconds_of_a_step() for _ in range(STEPS)) / len(seeds)
+
+
+def choose(seconds: dict[str, dict[Candidate, float]]) -> Plan:
+    """The implementations of both phases that together are the fastest, at one number of members and with one set of
+    options: a plan is run as it was measured."""
+    plans: dict[Plan, float] = {}
+    for source, of_source in seconds["source"].items():
+        for target, of_target in seconds["target"].items():
+            shared = source.at_once, source.bfloat16, source.compile
+            if shared == (target.at_once, target.bfloat16, target.compile):
+                plans[Plan(source.implementation, target.implementation, *shared)] = of_source + of_target
+    if not plans:
+        missing = [phase for phase, found in seconds.items() if not found]
+        what = f"the {missing[0]} phase" if missing else "both phases at one number of members"
+        raise ZooError(f"no implementation of {what} runs on this device; see the log for why")
+    return min(plans, key=lambda plan: plans[plan])
+
+
+def device_name(device: str) -> str:
+    """What the device is, for the memory of the probe."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+class ProbeMemory:
+    """Plans found before, in `probe.json` in the directory that holds the zoos."""
+
+    def __init__(self, zoo_uri: str) -> None:
+        path, mark, query = zoo_uri.partition("?")
+        self.files = Files((path.rstrip("/").rpartition("/")[0] or "/") + mark + query)
+
+    @staticmethod
+    def key(architecture: Architecture, recipe: RecipeConfig, at_once: int, device: str) -> str:
+        """What a plan depends on."""
+        sizes = (recipe.source.batch_size, recipe.target.batch_size, at_once)
+        return f"{device} torch {torch.__version__} {architecture.pair} {architecture.network!r} {sizes}"
+
+    def recall(self, key: str) -> Plan | None:
+        """The plan under `key`; None where there is none or the file cannot be read."""
+        try:
+            content = json.loads(self.files.read(FILE))
+            return Plan(**content[key])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, key: str, plan: Plan) -> None:
+        """Remember `plan`; where that cannot be written, it is measured again next time."""
+        try:
+            known = json.loads(self.files.read(FILE))
+        except (OSError, ValueError):
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        try:
+            self.files.write(FILE, json.dumps(known | {key: asdict(plan)}, indent=1).encode())
+        except ZooError:
+            return

@@ -1,0 +1,24 @@
+"""What a long command tells."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from kt_ray.studies.console import Narrator
+
+
+def test_the_table_of_an_evaluation_fits_a_hundred_columns() -> None:
+    row = {"mean": 0.9375, "min": 0.9, "max": 1.0, "agreement": 0.875, "parameters": 324, "multiply_adds": 127_008}
+    rows = [row | {"name": "source", "seconds": None}, row | {"name": "nearest member's target", "seconds": 0.78148}]
+    evaluation = {"member_count": 8, "members": "test", "image_count": 1000, "images": "test", "dataset": "mnist5k"}
+    written = io.StringIO()
+    Narrator(Console(file=written, width=160)).evaluation(evaluation | {"rows": rows})
+    lines = [line.rstrip() for line in written.getvalue().splitlines()]
+    assert lines[0] == "8 test members × 1,000 test images of mnist5k: accuracy by block"
+    cells = [line.split() for line in lines if line]
+    assert cells[1] == ["block", "mean", "min", "max", "agreement", "parameters", "multiply-adds", "ms", "a", "block"]
+    assert cells[3] == ["source", "0.9375", "0.9000", "1.0000", "0.8750", "324", "127,008", "-"]
+    assert cells[4][-1] == "781.48"
+    assert max(map(len, lines)) <= 100

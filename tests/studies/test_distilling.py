@@ -1,0 +1,180 @@
+"""`kt-ray distill` from file to registry: real Ray, real Optuna, real MLflow, small networks."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import save_file
+
+from kt_ray.cli import main
+from kt_ray.config import DistillConfig, validate
+from kt_ray.distillation.distill import load_student
+from kt_ray.errors import ConfigError
+from kt_ray.jobs import submit
+from kt_ray.search.space_problems import problems
+from kt_ray.search.storage import open_storage
+from kt_ray.search.study import SearchStudy
+from kt_ray.studies import distilling
+from kt_ray.studies.console import Narrator
+from kt_ray.studies.resuming import Extension
+from kt_ray.studies.spaces import locate
+from kt_ray.studies.validation import read_file, read_study, space_rows
+from kt_ray.studies.workspace import Workspace
+from kt_ray.tracking.tracker import Tracker
+
+FIT = {"epochs": 2, "learning_rate": 0.05, "schedule": "cosine", "crop": 0, "batch_size": 64}
+
+
+def resnet(width: int) -> dict[str, object]:
+    return {"resnet": {"depth": 8, "width": width, "stem_stride": 2}}
+
+
+CONTENT = {
+    "dataset": {"name": "mnist5k", "train_images": 256, "selection_images": 64},
+    "teacher": {"network": resnet(6), "training": FIT},
+    "paraphraser": {"training": FIT | {"epochs": 1}},
+    "student": resnet(4),
+    "training": FIT,
+}
+
+
+def config(name: str, **changes: object) -> DistillConfig:
+    return validate(DistillConfig, CONTENT | {"name": name} | changes)
+
+
+def run(configuration: DistillConfig, root: Path) -> distilling.Distillation:
+    with Narrator(Console(quiet=True)) as narrator:
+        made = distilling.run(configuration, Workspace.open(root), narrator)
+    assert made is not None
+    return made
+
+
+def test_a_student_is_trained_once_and_registered(workspace: Path) -> None:
+    made = run(config("one"), workspace)
+    again = run(config("one"), workspace)
+    assert again == made
+    tracker = Tracker(Workspace.open(workspace).tracking_uri, "kt_ray")
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    assert len(runs) == 1
+    assert runs[0].info.status == "FINISHED"
+    assert runs[0].data.metrics["test_accuracy"] == made.rows[-1].accuracy
+    history = tracker.client.get_metric_history(runs[0].info.run_id, "teacher.loss")
+    assert [metric.step for metric in history] == [1, 2]
+    versions = tracker.client.search_model_versions("name = 'kt-student'")
+    assert len(versions) == 1
+    assert float(versions[0].tags["kt_ray.test_accuracy"]) == made.rows[-1].accuracy
+    assert float(versions[0].tags["kt_ray.selection_accuracy"]) == made.selection_accuracy
+    fingerprint = versions[0].tags["kt_ray.dataset_fingerprint"]
+    assert f"on dataset {fingerprint}, 64 selection images of mnist5k." in versions[0].description
+
+
+@pytest.mark.slow
+def test_a_search_over_students(workspace: Path, ray_session: None) -> None:
+    space = {
+        "method.name": {"categorical": ["ft", "kd"]},
+        "method.ft.beta": {"float": [10.0, 500.0], "log": True, "when": {"method.name": "ft"}},
+    }
+    search = {"trials": 3, "concurrency": 1, "pruner": {"name": "none"}}
+    configuration = config("searched", space=space, search=search)
+    assert problems(configuration.space, configuration.trial) == []
+    made = run(configuration, workspace)
+    study = SearchStudy(configuration, open_storage(Workspace.open(workspace).study_storage))
+    best = study.best()
+    assert study.finished() == 3
+    assert best is not None
+    assert best.values == [made.selection_accuracy]
+    assert load_student(made.student).config.method.name == best.params["method.name"]
+    cached = Path(Workspace.open(workspace).checkpoints("distillation"))
+    assert not list(cached.glob("*.partial*"))
+    more = configuration.model_copy(update={"search": configuration.search.model_copy(update={"trials": 4})})
+    run(more, workspace)
+    assert study.finished() == 4
+
+
+def test_faults_of_the_space_name_the_fields_of_a_distillation() -> None:
+    wrong = config("wrong", space={"method.ft.betas": {"float": [1.0, 2.0]}})
+    assert problems(wrong.space, wrong.trial) == [
+        "space.method.ft.betas: unknown path; method.ft has beta, layers, p, translator_learning_rate"
+    ]
+
+
+def test_an_unknown_layer_stops_before_anything_is_trained(workspace: Path) -> None:
+    with pytest.raises(ConfigError, match="no layer 'stage9'"):
+        run(config("wrong", method={"name": "ft", "ft": {"layers": ["stage9"]}}), workspace)
+    assert not list(workspace.rglob("*.safetensors"))
+
+
+def test_a_search_is_resumed_with_more_students(workspace: Path, ray_session: None) -> None:
+    space = {"method.kd.temperature": {"float": [1.0, 5.0]}}
+    search = {"trials": 1, "concurrency": 1, "pruner": {"name": "none"}}
+    run(config("resumed", method={"name": "kd"}, space=space, search=search), workspace)
+    assert distilling.is_distilled("resumed", workspace)
+    assert not distilling.is_distilled("other", workspace)
+    with Narrator(Console(quiet=True)) as narrator:
+        made = distilling.resume("resumed", workspace, narrator, Extension(add=1))
+    assert made is not None
+    resumed = config("resumed", method={"name": "kd"}, space=space, search=search | {"trials": 2})
+    study = SearchStudy(resumed, open_storage(Workspace.open(workspace).study_storage))
+    assert study.finished() == 2
+
+
+def test_validation_tries_one_batch_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "distillation.yaml"
+    path.write_text(yaml.safe_dump(CONTENT | {"name": "checked"}))
+    validation = distilling.validate_distillation(path)
+    assert (validation.name, validation.makes, validation.parameters) == ("checked", "student", 4934)
+    assert validation.loss > 0
+    valid, space, batch = validation.lines()
+    assert (valid, space) == (f"{path}: valid", "no search")
+    assert "student of 4,934 parameters" in batch
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("student.resnet.width=none", "student.resnet.width: input should be a valid integer"),
+        ("search.sampler={name: tpe, options: {n_startup: 3}}", "n_startup"),
+        ("paraphraser.rate=0.01", "paraphraser.rate=0.01 leaves no channel of the teacher's 24"),
+        ("method.ft.layers=[stage9]", "the student has no layer 'stage9'; it has stem, stage1, stage2, stage3"),
+        ("method.ft.layers=[linear]", "layer 'linear' of the student gives shape (1, 10), expected feature maps"),
+        ("teacher.checkpoint=none.safetensors", "no such checkpoint: none.safetensors"),
+        ("teacher.checkpoint=other.safetensors", "does not fit the network (stem, stage1, stage2, stage3, linear)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "distill"])
+def test_faults_are_one_line_and_status_2(
+    command: str,
+    change: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KT_RAY_WORKSPACE", "workspace")
+    Path("distillation.yaml").write_text(yaml.safe_dump(CONTENT | {"name": "wrong"}))
+    save_file({"stem.0.weight": torch.zeros(5, 1, 3, 3)}, "other.safetensors")
+    monkeypatch.setattr(sys, "argv", ["kt-ray", command, "distillation.yaml", "--set", change])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not list(Path("workspace").rglob("student.safetensors"))
+
+
+def test_other_commands_say_which_one_it_is_for(tmp_path: Path) -> None:
+    for read in (read_study, partial(submit, address="http://127.0.0.1:9")):
+        with pytest.raises(ConfigError, match="a distillation, not a study; `kt-ray distill` runs it"):
+            read(locate("factor_transfer"))
+    shown = read_file(locate("factor_transfer"))
+    assert {row["path"] for row in space_rows(shown)} == set(shown.space)

@@ -1,0 +1,258 @@
+"""The whole path in miniature, read back with the clients of what it wrote to: zoo, Optuna, MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from mlflow.entities import Run
+from optuna.trial import TrialState
+from typer.testing import CliRunner
+
+from kt_ray.cli import app
+from kt_ray.errors import KTError
+from kt_ray.networks import Architecture
+from kt_ray.networks.checkpoint import read_network, write_state
+from kt_ray.search.samplers import ORDINAL
+from kt_ray.studies.conclusion import CONCLUSION
+from kt_ray.zoo.store import ZooStore
+
+MINIATURE = Path(__file__).parent / "miniature.yaml"
+TRIALS = 5
+ENDS = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def kt_ray(*arguments: str, workspace: Path) -> subprocess.Popen[str]:
+    """The command as a process of its own, as a person starts it."""
+    environment = os.environ | {"KT_RAY_WORKSPACE": str(workspace), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "kt_ray", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 900) -> str:
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+def study_of(workspace: Path) -> optuna.Study:
+    return optuna.load_study(study_name="miniature", storage=f"sqlite:///{workspace / 'optuna.db'}")
+
+
+def runs_of(workspace: Path) -> list[Run]:
+    client = mlflow.MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("kt_ray")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def assert_every_trial_once(workspace: Path) -> None:
+    """Each lineage ended once in the study; each has one run in MLflow, with the same end."""
+    trials = study_of(workspace).trials
+    lineages: dict[int, list[optuna.trial.FrozenTrial]] = {}
+    for trial in trials:
+        assert trial.state is not TrialState.RUNNING
+        if trial.state is TrialState.FAIL and ORDINAL not in trial.user_attrs:
+            continue  # the driver died while it was being drawn: some of its values may be there
+        lineages.setdefault(trial.system_attrs.get("failed_trial", trial.number), []).append(trial)
+    ends = {lineage: [trial for trial in tries if trial.state in ENDS] for lineage, tries in lineages.items()}
+    assert len(ends) == TRIALS
+    assert all(len(trials) == 1 for trials in ends.values())
+    runs = runs_of(workspace)
+    parents = {run.info.run_id for run in runs if run.data.tags.get("mlflow.parentRunId") is None}
+    children = [run for run in runs if run.info.run_id not in parents]
+    assert len(children) == TRIALS
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= parents
+    statuses = sorted(run.info.status for run in children)
+    expected = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
+    assert statuses == sorted(expected[trials[0].state] for trials in ends.values())
+    assert {run.info.status for run in runs if run.info.run_id in parents} == {"FINISHED"}
+
+
+@pytest.fixture(scope="module")
+def finished_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the miniature ran to its end; what it printed lies in `output.txt`."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    (workspace / "output.txt").write_text(finished(kt_ray("run", str(MINIATURE), workspace=workspace)))
+    return workspace
+
+
+def test_the_whole_path(finished_workspace: Path) -> None:
+    output = (finished_workspace / "output.txt").read_text()
+    for words in ("trained target", "translated", "pruned block", "kt-ray ui", "kt-ray resume miniature", "optuna.db"):
+        assert words in output
+    zoo = ZooStore(str(finished_workspace / "zoos" / "miniature")).read()
+    assert [len(zoo.where(split)) for split in ("train", "selection", "test")] == [4, 2, 2]
+    assert_every_trial_once(finished_workspace)
+    runs = runs_of(finished_workspace)
+    zoo_runs = [run for run in runs if run.data.tags.get("kt_ray.zoo_fingerprint") and "members" in run.data.metrics]
+    assert len(zoo_runs) == 1
+    client = mlflow.MlflowClient(f"sqlite:///{finished_workspace / 'mlflow.db'}")
+    champion = client.get_model_version_by_alias("kt-translator", "champion")
+    study = next(run for run in runs if "test_mean" in run.data.metrics)
+    assert champion.tags["kt_ray.test_accuracy"] == repr(study.data.metrics["test_mean"])
+    assert f"on zoo {zoo.fingerprint}, 2 selection members, 100 selection images, " in champion.description
+    assert zoo.fingerprint == champion.tags["kt_ray.zoo_fingerprint"]
+    figures = {file.path for file in client.list_artifacts(study.info.run_id, "figures")}
+    assert figures == {f"figures/{name}.png" for name in ("accuracy", "members", "confusion")}
+    inputs = {entry.dataset.name for entry in study.inputs.dataset_inputs}
+    assert inputs == {"mnist5k", "miniature"}
+
+
+def test_run_again_does_nothing(finished_workspace: Path) -> None:
+    before = len(study_of(finished_workspace).trials), len(runs_of(finished_workspace))
+    output = finished(kt_ray("run", str(MINIATURE), workspace=finished_workspace))
+    assert "is finished: nothing to do" in output
+    assert (len(study_of(finished_workspace).trials), len(runs_of(finished_workspace))) == before
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_report_was_kept_is_not_finished(finished_workspace: Path) -> None:
+    def reports() -> list[Path]:
+        return list((finished_workspace / "artifacts").rglob("report.html"))
+
+    (before,) = reports()
+    before.unlink()
+    (finished_workspace / "studies" / "miniature" / CONCLUSION).unlink()
+    die = (
+        "import os; from kt_ray.cli import main; from kt_ray.tracking.tracker import Tracker; "
+        "Tracker.log_artifact = lambda *arguments: os._exit(9); main()"
+    )
+    command = [sys.executable, "-c", die, "run", str(MINIATURE), "--workspace", str(finished_workspace)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 9
+    assert reports() == []
+    output = finished(kt_ray("run", str(MINIATURE), workspace=finished_workspace))
+    assert "nothing to do" not in output
+    assert reports() == [before]
+
+
+def test_reading_commands(finished_workspace: Path) -> None:
+    place = ["--workspace", str(finished_workspace), "--format", "json"]
+    read = {}
+    for name, arguments in {
+        "status": ["status"],
+        "trials": ["trials", "miniature"],
+        "best": ["best", "miniature"],
+        "info": ["zoo", "info", "miniature"],
+    }.items():
+        result = CliRunner().invoke(app, [*arguments, *place])
+        assert result.exit_code == 0, result.output
+        read[name] = json.loads(result.output)
+    assert len(read["trials"]) == TRIALS
+    assert read["status"][0]["name"] == "miniature"
+    best = max(trial["value"] for trial in read["trials"] if trial["state"] == "COMPLETE")
+    assert read["best"]["value"] == best
+    assert read["info"]["members"] == {"test": 2, "selection": 2, "train": 4}
+    assert CliRunner().invoke(app, ["zoo", "verify", "miniature", *place[:2]]).exit_code == 0
+
+
+def test_translate_with_the_champion(finished_workspace: Path, tmp_path: Path) -> None:
+    large = Architecture("basic_to_simple").source_network()
+    write_state(tmp_path / "large.safetensors", large.state_dict())
+    arguments = ["translate", "models:/kt-translator@champion", str(tmp_path / "large.safetensors")]
+    arguments += ["-o", str(tmp_path / "small.safetensors"), "--workspace", str(finished_workspace)]
+    result = CliRunner().invoke(app, [*arguments, "--dataset", "mnist5k"])
+    assert result.exit_code == 0, result.output
+    assert "115,248" in result.output
+    small = read_network(tmp_path / "small.safetensors", Architecture("basic_to_simple").target_network())
+    assert small["stem.conv.weight"].equal(large.stem.conv.weight.data)
+
+
+def test_a_champion_is_chosen_by_what_its_weights_reach_on_selection(finished_workspace: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "models:/kt-translator@champion", "miniature", "--workspace", str(finished_workspace)]
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "evaluation")])
+    assert result.exit_code == 0, result.output
+    assert "2 selection members × 100 selection images of mnist5k" in result.output
+    written = set((tmp_path / "evaluation").iterdir())
+    assert {f"wrote {path}" for path in written} == {line for line in result.output.splitlines() if "wrote" in line}
+    assert {path.name for path in written} == {
+        "evaluation.json",
+        "evaluation.md",
+        "accuracy.png",
+        "members.png",
+        "confusion.png",
+    }
+    rows = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["rows"]
+    listing = ["champions", "--workspace", str(finished_workspace)]
+    registered = json.loads(CliRunner().invoke(app, [*listing, "--format", "json"]).output)
+    reached = next(row["mean"] for row in rows if row["name"] == "translated")
+    assert registered[0]["selection_accuracy"] == pytest.approx(reached)
+    assert registered[0]["protocol"].startswith("2 selection members, 100 selection images")
+    table = CliRunner().invoke(app, listing).output
+    assert f"{reached:.4f}" in table
+    assert all(column in table for column in ("selection accuracy", "test accuracy"))
+
+
+def test_a_study_starts_from_another_and_from_the_champion(finished_workspace: Path) -> None:
+    other = ["search", str(MINIATURE), "--set", "name=other", "--set", "search.trials=3"]
+    other += ["--set", "space={training.learning_rate: {float: [0.00001, 0.1]}, loss.kl: {categorical: [0.5]}}"]
+    finished(
+        kt_ray(*other, "--from", "miniature", "--from", "models:/kt-translator@champion", workspace=finished_workspace)
+    )
+    trials = optuna.load_study(study_name="other", storage=f"sqlite:///{finished_workspace / 'optuna.db'}").trials
+    before = [trial for trial in study_of(finished_workspace).trials if trial.state is TrialState.COMPLETE]
+    found = [trial.params["training.learning_rate"] for trial in sorted(before, key=lambda trial: -trial.values[0])]
+    tried = [trial.params for trial in trials if trial.state.is_finished()]  # further points wait
+    assert [params["training.learning_rate"] for params in tried][: len(found)] == found[:3]
+    assert {params["loss.kl"] for params in tried} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--from", "nobody"], r"no study 'nobody' in sqlite:.*; there are: miniature"),
+        (["--from", "miniature"], "the study miniature cannot start from itself; `kt-ray resume miniature` goes on"),
+        (["--from", "models:/nobody@champion"], "nobody"),
+        (["--from", "none.safetensors"], "no translator at 'none.safetensors'"),
+        (
+            ["--from", "miniature", "--set", "name=b", "--set", "space={loss.kl: {categorical: [0.5]}}"],
+            "no complete trial of miniature has a parameter that lies in the space of this study",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be(finished_workspace: Path, arguments: list[str], expected: str) -> None:
+    with pytest.raises(KTError, match=expected):
+        CliRunner().invoke(
+            app, ["run", str(MINIATURE), *arguments, "-w", str(finished_workspace)], catch_exceptions=False
+        )
+
+
+def wait_until_searching(process: subprocess.Popen[str], workspace: Path, seconds: float = 400) -> None:
+    """Until a trial ended and another runs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        if (workspace / "optuna.db").is_file():
+            try:
+                states = [trial.state for trial in study_of(workspace).trials]
+            except Exception:  # the study is being made
+                states = []
+            if TrialState.RUNNING in states and any(state in ENDS for state in states):
+                return
+        time.sleep(0.05)
+    raise AssertionError("the search did not begin")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
+    longer = ["--set", "trial.training.epochs=6", "--set", "search.pruner={name: none}"]
+    process = kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path)
+    wait_until_searching(process, tmp_path)
+    process.send_signal(number)
+    output = process.communicate(timeout=300)[0]
+    if number is signal.SIGTERM:
+        assert "resume: kt-ray resume miniature" in output
+    half_drawn = study_of(tmp_path).ask()  # what a driver leaves that dies while it draws
+    half_drawn.suggest_categorical("loss.block_output", [0.0, 1.0])
+    ended = {trial.number for trial in study_of(tmp_path).trials if trial.state in ENDS}
+    finished(kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path))
+    assert_every_trial_once(tmp_path)
+    assert ended <= {trial.number for trial in study_of(tmp_path).trials if trial.state in ENDS}

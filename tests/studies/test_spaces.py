@@ -1,0 +1,57 @@
+"""Every study file that ships is valid, can be found by name and copied."""
+
+from pathlib import Path
+
+import pytest
+
+from kt_ray.config import AugmentationConfig, LossConfig, TranslatorConfig, read_yaml
+from kt_ray.errors import ConfigError
+from kt_ray.studies.spaces import copy, description, locate, shipped
+from kt_ray.studies.validation import read_study, space_rows, space_size
+
+STUDIES = sorted(name for name, path in shipped().items() if "trial" in read_yaml(path))
+
+
+def test_the_promised_files_ship() -> None:
+    assert {"quickstart", "mixer_paper", "architectures", "augmentation", "everything"} <= shipped().keys()
+
+
+def test_everything_searches_every_ingredient() -> None:
+    config = read_study(shipped()["everything"])
+    searched = {".".join(path.split(".")[:2]) for path in config.space}
+    parts = {"translator": TranslatorConfig, "loss": LossConfig, "augmentation": AugmentationConfig}
+    ingredients = {f"{part}.{name}" for part, model in parts.items() for name in model.model_fields}
+    assert ingredients - searched == {"loss.images"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_file_that_ships_is_valid(name: str) -> None:
+    config = read_study(shipped()[name])
+    assert config.name == name
+    assert description(shipped()[name])
+    assert len(space_rows(config)) == len(config.space)
+    assert space_size(config)
+
+
+def test_the_papers_translator_has_its_size() -> None:
+    from kt_ray.networks import Architecture
+    from kt_ray.networks.cost import parameter_count
+    from kt_ray.translation.translator import build_translator
+
+    config = read_study(shipped()["mixer_paper"])
+    translator = build_translator(config.trial.translator, Architecture(config.pair, config.zoo.network))
+    assert parameter_count(translator) == pytest.approx(4.1e6, rel=0.03)
+
+
+def test_a_file_here_comes_before_one_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate("quickstart") == locate("quickstart.yaml") == shipped()["quickstart"]
+    copy("quickstart", tmp_path)
+    assert locate("quickstart.yaml") == Path("quickstart.yaml")
+    with pytest.raises(ConfigError, match="exists already"):
+        copy("quickstart", tmp_path)
+
+
+def test_an_unknown_name_lists_what_ships() -> None:
+    with pytest.raises(ConfigError, match=r"no study file 'quickstrat' here.*quickstart"):
+        locate("quickstrat")

@@ -1,0 +1,1 @@
+"""Tests of kt_ray.translation."""

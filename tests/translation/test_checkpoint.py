@@ -1,0 +1,90 @@
+"""Saved translators come back whole, or say why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from kt_ray.config import NetworkConfig, NeuronTransformerOptions, TranslatorConfig
+from kt_ray.errors import CheckpointError
+from kt_ray.networks import Architecture, stacked
+from kt_ray.translation import refinement
+from kt_ray.translation.checkpoint import FORMAT, load_translator, save_translator
+from kt_ray.translation.translator import build_translator
+
+CONFIG = TranslatorConfig(
+    family="neuron_transformer", neuron_transformer=NeuronTransformerOptions(width=16, depth=1), output="direct"
+)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    architecture = Architecture("basic_to_biased", NetworkConfig(channels=4))
+    translator = build_translator(CONFIG, architecture).eval()
+    save_translator(tmp_path / "t.safetensors", translator, CONFIG, architecture, {"zoo": "z", "accuracy": 0.5})
+    loaded = load_translator(tmp_path / "t.safetensors")
+    assert (loaded.config, loaded.architecture, loaded.extra) == (CONFIG, architecture, {"zoo": "z", "accuracy": 0.5})
+    source = stacked.stack([architecture.source_block().state_dict()])
+    for name, value in translator(source).items():
+        assert torch.equal(loaded.translator(source)[name], value)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
+
+
+REFINED = TranslatorConfig(mixer={"size": "tiny"}, refinement={"steps": 2, "probes": 2, "probe_sets": 2, "width": 8})
+
+
+def test_no_probes_are_drawn_for_a_file_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = Architecture("basic_to_simple")
+    translator = build_translator(REFINED, architecture)
+    translator.refiner.draw_probes(torch.empty(0), torch.Generator())
+    save_translator(tmp_path / "t.safetensors", translator, REFINED, architecture, {})
+    monkeypatch.setattr(refinement, "drawn_curves", lambda *arguments: pytest.fail("strokes were drawn"))
+    loaded = load_translator(tmp_path / "t.safetensors").translator
+    assert torch.equal(loaded.refiner.probes, translator.refiner.probes)
+    other = loaded.for_architecture(Architecture("basic_to_simple", NetworkConfig(head_channels=7)))
+    assert torch.equal(other.refiner.probes, translator.refiner.probes)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 28, 28), (4, 1, 14, 14), (4, 784)])
+def test_probes_of_another_shape_than_configured(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    architecture = Architecture("basic_to_simple")
+    save_translator(tmp_path / "t.safetensors", build_translator(REFINED, architecture), REFINED, architecture, {})
+    with safe_open(tmp_path / "t.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "t.safetensors") | {"refiner.probes": torch.zeros(shape)}
+    save_file(tensors, tmp_path / "t.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=r"does not fit this version of kt_ray: .*refiner\.probes") as error:
+        load_translator(tmp_path / "t.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_translator(tmp_path / "none.safetensors")
+
+
+def test_torn_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    save_translator(
+        path, build_translator(CONFIG, Architecture("basic_to_simple")), CONFIG, Architecture("basic_to_simple"), {}
+    )
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_translator(path)
+
+
+def test_other_safetensors(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "t.safetensors")
+    with pytest.raises(CheckpointError, match=r"its format is None, expected 'kt_ray.translator/1'"):
+        load_translator(tmp_path / "t.safetensors")
+
+
+def test_damaged_header(tmp_path: Path) -> None:
+    save_file(
+        {"x": torch.zeros(1)}, tmp_path / "t.safetensors", {"format": FORMAT, "config": "{}", "architecture": "[]"}
+    )
+    with pytest.raises(CheckpointError, match="does not fit this version"):
+        load_translator(tmp_path / "t.safetensors")

@@ -1,0 +1,32 @@
+"""The ways to apply many members at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kt_ray.config import RecipeConfig
+from kt_ray.data import Dataset
+from kt_ray.networks import Architecture
+from kt_ray.zoo.recipe import Order, epoch_of
+from kt_ray.zoo.training.objectives import TorchSource
+from kt_ray.zoo.training.optimizers import Parameters
+from kt_ray.zoo.training.stacking import Implementation, fresh
+
+ARCHITECTURE = Architecture("basic_to_simple")
+SEEDS = [0, 1, 2]
+
+
+def gradient(implementation: Implementation, dataset: Dataset) -> torch.Tensor:
+    """Of fresh sources on their first batches: [members, parameters]."""
+    orders = [Order(seed, len(dataset.train), RecipeConfig()) for seed in SEEDS]
+    draw = epoch_of(orders, torch.device("cpu")).batch(0, 128)
+    objective = TorchSource(ARCHITECTURE, len(SEEDS), dataset.train, implementation)
+    return objective.gradient(Parameters(fresh(ARCHITECTURE.source_network, SEEDS)), draw)
+
+
+@pytest.mark.parametrize("implementation", ["vmap", "grouped", "channels_last", "unfold"])
+def test_gradients_are_those_of_one_network_at_a_time(dataset: Dataset, implementation: Implementation) -> None:
+    expected = gradient("loop", dataset)
+    off = (gradient(implementation, dataset) - expected).norm() / expected.norm()
+    assert off < 1e-4  # channels last on a CPU: 1e-2
