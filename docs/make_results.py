@@ -3,8 +3,8 @@
     python docs/make_results.py            # write them
     python docs/make_results.py --check    # exit with status 1 if they are not what the result files say
 
-Claims are the first paragraphs of the benchmarks' docstrings, figures are the headlines of their result files: no figure
-in these documents is typed by hand.
+Claims are the first paragraphs of the benchmarks' docstrings, figures the headlines of their result files: no figure in
+these documents is typed by hand.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 # The results that the README shows: a claim, the result file, the headline's name, how the figure is printed.
 SHOWN = (
     (
-        "Mean accuracy with the bundled translator's block over that with a block trained in its place, on networks made "
-        "after the translator (384 refinement steps on synthetic images)",
+        "Mean accuracy with the bundled translator's block over that with a block trained in its place, on networks "
+        "made after the translator (384 refinement steps on synthetic images)",
         "translation_fresh",
         "three_starts_384_steps_seed_2_ships_mean_ratio",
         "{:.3f}",
