@@ -19,7 +19,7 @@ from kt_ray.search.task import Task
 ATTRIBUTE = "searched_with"  # user attribute of the study
 
 
-def searched_with(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
+def study_identity(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
     """Everything besides the sampled values that a trial's numbers follow from."""
     base = {
         path: value for path, value in flat(config.trial.model_dump(mode="json")).items() if path not in config.space

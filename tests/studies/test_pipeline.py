@@ -25,7 +25,7 @@ from kt_ray.search.samplers import ORDINAL
 from kt_ray.studies.conclusion import CONCLUSION
 from kt_ray.zoo.store import ZooStore
 
-MINIATURE = Path(__file__).parent / "miniature.yaml"
+MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 TRIALS = 5
 ENDS = (TrialState.COMPLETE, TrialState.PRUNED)
 
