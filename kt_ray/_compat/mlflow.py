@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+EXPORTED_GRAPH = "data/model.pt2"  # in the folder of a model of the PyTorch flavour in the format pt2
+
 
 def make_database(path: Path) -> None:
     """Write a new SQLite database with MLflow's tables at `path`, and leave no connection to it.

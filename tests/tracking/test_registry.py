@@ -13,7 +13,8 @@ from torch import nn
 
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
-from kt_ray.tracking.model import CARD_FILE, flat
+from kt_ray.tracking.flat import flat
+from kt_ray.tracking.model import CARD_FILE
 from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.store import check_tracking
 from kt_ray.tracking.tracker import Tracker
@@ -43,7 +44,7 @@ def test_the_safetensors_file_and_its_card_are_found(register: Any, tracker: Tra
     for uri in (f"models:/{NAME}@champion", f"models:/{NAME}/1"):
         path = load_champion_path(tracker.uri, uri)
         assert path.read_bytes() == (tmp_path / "7.safetensors").read_bytes()
-    assert (path.parent / CARD_FILE).read_text() == "# A translator\n"
+    assert (path.parent / CARD_FILE).read_text().startswith("# A translator\n\n## Loading\n")
     assert (path.parent / "evaluation.json").is_file()
     assert not [found for found in path.parent.rglob("*") if found.suffix in (".pkl", ".pth", ".pickle")]
     assert load_champion_path(tracker.uri, str(path)) == path == load_champion_path(tracker.uri, str(path.parent))
