@@ -7,6 +7,15 @@ from typing import Any
 
 EXPORTED_GRAPH = "data/model.pt2"  # in the folder of a model of the PyTorch flavour in the format pt2
 
+# Columns of MLflow's database that hold where artifacts are: a table, the column.
+ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("model_versions", "source"),
+)
+
 
 def make_database(path: Path) -> None:
     """Write a new SQLite database with MLflow's tables at `path`, and leave no connection to it.

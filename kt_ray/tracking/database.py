@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from kt_ray._compat.mlflow import make_database, schema_versions
+from kt_ray._compat.mlflow import ARTIFACT_COLUMNS, make_database, schema_versions
 from kt_ray.errors import TrackingError
 
 LOCK_SECONDS = 300.0  # to wait for another process that makes the database; on a busy machine it takes a minute
 FRESH = {"alembic_version", "workspaces"}  # tables that have rows in a new database, beside the default experiment
+ARTIFACT_ROOT = "kt_ray.artifact_root"  # tag of an experiment whose files are beside the database: the folder's URI
 SIDECARS = ("-journal", "-wal", "-shm")
 
 
@@ -70,6 +72,45 @@ def prepare_database(path: Path) -> bool:
                 with suppress(OSError):
                     beside.with_name(beside.name + suffix).unlink()
     return True
+
+
+def repair_artifact_paths(path: Path) -> list[str]:
+    """Make the artifacts beside the database at `path` be found there again, after their folder was moved or copied.
+
+    MLflow keeps absolute paths. Those of experiments that keep their files in the folder `artifacts` of another place
+    are changed if that place is where this database was (`ARTIFACT_ROOT`), or if the files are here. Returns the roots
+    that they had before. Raises sqlite3.Error if the database cannot be read or written.
+    """
+    here = (path.parent.absolute() / "artifacts").as_uri()
+    with closing(sqlite3.connect(path, timeout=60)) as database:
+        rows = database.execute(
+            "select e.artifact_location, t.value from experiments e left join experiment_tags t "
+            "on t.experiment_id = e.experiment_id and t.key = ?",
+            (ARTIFACT_ROOT,),
+        ).fetchall()
+        before = {root for location, tag in rows if (root := _former_root(location or "", tag, here))}
+        if not before:
+            return []
+        with database:
+            for root in before:
+                for table, column in ARTIFACT_COLUMNS:
+                    database.execute(
+                        f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                        (here, len(root) + 1, len(root) + 1, f"{root}/"),
+                    )
+                database.execute(
+                    "update experiment_tags set value = ? where key = ? and value = ?", (here, ARTIFACT_ROOT, root)
+                )
+    return sorted(before)
+
+
+def _former_root(location: str, tag: str | None, here: str) -> str | None:
+    """The root of an experiment's `location` if that is the folder `artifacts` of where the database was before."""
+    root, _, name = location.rpartition("/")
+    if not root.endswith("/artifacts") or not root.startswith(("/", "file:")) or root == here:
+        return None
+    files = Path(unquote(urlsplit(here).path)) / unquote(name)
+    return root if tag == root or files.is_dir() else None
 
 
 @contextmanager

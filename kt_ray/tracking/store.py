@@ -9,13 +9,14 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kt_ray._io.text import first_line
 from kt_ray._io.urls import redacted, sqlite_path
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.database import is_whole, prepare_database
+from kt_ray.tracking.database import is_whole, prepare_database, repair_artifact_paths
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,11 +126,23 @@ def open_store(uri: str, *, make: bool = True) -> MlflowClient:
 
         with reaching(uri):
             path = sqlite_path(uri)
-            if path is not None and prepare_database(path):
-                logger.debug("made MLflow's database %s", path)
+            if path is not None and not prepare_database(path):
+                _repair(path)
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
             return client
+
+
+def _repair(path: Path) -> None:
+    """Find the artifacts of a workspace that was moved or copied beside its database, and report that."""
+    try:
+        moved_from = repair_artifact_paths(path)
+    except sqlite3.OperationalError as error:  # a directory that cannot be written, or a schema that MLflow refuses
+        logger.debug("artifact paths in %s are not checked (%s)", path, error)
+        return
+    for root in moved_from:
+        here = path.parent / "artifacts"
+        logger.warning("this workspace was moved or copied: its artifacts are in %s now, not in %s", here, root)
 
 
 def check_tracking(uri: str) -> None:

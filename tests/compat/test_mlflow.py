@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kt_ray._compat.mlflow import (
+    ARTIFACT_COLUMNS,
     artifact_repository,
     experiment_name_fault,
     make_database,
@@ -24,6 +25,8 @@ def test_a_database_is_made_whole_and_let_go(tmp_path: Path) -> None:
         assert database.execute("select version_num from alembic_version").fetchall() == [(schema_versions()[0],)]
         assert database.execute("select name from experiments").fetchall() == [("Default",)]
         database.execute("begin exclusive")  # nothing holds it
+        for table, column in ARTIFACT_COLUMNS:
+            assert column in [row[1] for row in database.execute(f"pragma table_info({table})")]
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
     open_files = [Path(f"/proc/self/fd/{name.name}") for name in Path("/proc/self/fd").iterdir()]
     assert path not in [file.resolve() for file in open_files if file.exists()]
