@@ -169,6 +169,22 @@ def evaluate(
     )  # fmt: skip
 
 
+def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
+    """Return mean accuracies of blocks that cost nothing, by name: the zero block and those made without learning.
+
+    Measured on the members and the images of `split`.
+    """
+    members = zoo.where(split)
+    source, architecture = members.part("source"), zoo.architecture
+    blocks = {"zero block": baselines.zero_block(architecture, len(members))}
+    for base in baselines.one_shot_bases(architecture):
+        blocks[f"{base} block"] = baselines.one_shot_block(source, architecture, base=base)
+    images = dataset.images(split)
+    predicted = Transplants(members, images, keep=0).predictions(blocks)
+    labels = images.labels.cpu()
+    return {name: float((classes == labels).float().mean()) for name, classes in predicted.items()}
+
+
 def _members(zoo: Zoo, split: Split) -> Zoo:
     """Those of `split` that have a target; all of them where none has one."""
     found = zoo.where(split)
