@@ -29,7 +29,7 @@ from kt_ray.search.searcher import StudySearcher
 from kt_ray.search.space_problems import point_problems, problems
 from kt_ray.search.storage import enduring_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.search.study_identity import check_space, check_unchanged, searched_with
+from kt_ray.search.study_identity import check_space, check_unchanged, flat, searched_with
 from kt_ray.search.task import PRODUCT, Task
 from kt_ray.search.tensor_transport import pack
 from kt_ray.search.trial import TaskTrial
@@ -102,7 +102,8 @@ def run_search(
         raise ConfigError(faults)
     study = SearchStudy(config, enduring_storage(workspace.study_storage))
     with driving(study.optuna) as lease:
-        for change in check_unchanged(study.optuna, searched_with(config, task), accept=accept_changes):
+        now, defaults = searched_with(config, task), flat(type(config.trial)().model_dump(mode="json"))
+        for change in check_unchanged(study.optuna, now, accept=accept_changes, defaults=defaults):
             logger.warning("study %s, changed: %s", config.name, change)
         check_space(config, study.trials())
         resources = config.search.resources
