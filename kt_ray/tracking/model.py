@@ -107,6 +107,8 @@ def _not_exportable(module: nn.Module) -> str | None:
     """Why torch cannot export `module`, as far as that is known before its tracer ends, after minutes."""
     if getattr(module, "refiner", None) is not None:
         return "refinement takes gradients, which torch.export does not trace"
+    if getattr(module, "projector", None) is not None:
+        return "the projected block depends on which units are alive, which torch.export does not trace"
     return None
 
 
