@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from kt_ray.zoo.members import Member, Zoo, members_of
 logger = logging.getLogger(__name__)
 
 DEFINITION = "zoo.json"
+ZOO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 INDEX = "index.parquet"
 
 
@@ -333,6 +335,13 @@ class ZooStore:
 
 
 _TRAINS = "`kt-ray zoo build` trains its members again"
+
+
+def zoo_name(name: str) -> str:
+    """Return `name`. Raises ZooError if no zoo of a workspace can be called so: it becomes a directory's name."""
+    if not ZOO_NAME.fullmatch(name):
+        raise ZooError(f"{name!r} is no name of a zoo: letters, digits, '_', '.' and '-' are, the first no '.' or '-'")
+    return name
 
 
 def zoo_names(folder: Path) -> list[str]:
