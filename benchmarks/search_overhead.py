@@ -33,7 +33,7 @@ from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, T
 from kt_ray.data import load_dataset
 from kt_ray.jobs.connection import connected
 from kt_ray.networks import Architecture
-from kt_ray.search.progress import SearchProgress
+from kt_ray.search.budget import SearchProgress
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy

@@ -91,6 +91,16 @@ class TrialResources(Frozen):
     resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
     label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
 
+    @property
+    def demand(self) -> dict[str, float]:
+        """Amounts by the names of Ray's resources."""
+        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+
+    @property
+    def devices(self) -> float:
+        """GPUs of a trial on GPUs, CPUs of any other: what device-hours count."""
+        return self.gpus or self.cpus
+
 
 CONSTRAINT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
 

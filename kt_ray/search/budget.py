@@ -1,53 +1,73 @@
-"""What a search has and what it may still use: how trials ended, device-hours, budgets."""
+"""The budget of a search: how many trials ended in which way, device-hours used, and whether more trials may start."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import TrialState
 
-from kt_ray.search.progress import SearchProgress
-from kt_ray.search.retries import SECONDS, chosen, lineages
+from kt_ray.search.retries import SECONDS, lineages, select_champion
 from kt_ray.search.study import SearchStudy
 
 
-class Tally:
-    """Counts the lineages of a study that shall have `total`; a trial holds `devices`, for device-hours.
+@dataclass(frozen=True)
+class SearchProgress:
+    """Counts and the best trial of a running search.
 
-    `running` is, for each trial that a worker has, the seconds it has taken.
+    `done` trials are complete; `pruned` ones are finished too; `failed` ones are not retried. `device_hours` are
+    GPU-hours of trials on a GPU, CPU-hours of others.
     """
 
-    def __init__(self, study: SearchStudy, *, total: int, devices: float) -> None:
+    done: int
+    running: int
+    pruned: int
+    failed: int
+    total: int
+    best_value: float | None
+    best_params: dict[str, Any]
+    eta_seconds: float | None
+    device_hours: float
+
+
+class SearchBudget:
+    """Compare what the trials of a study have used with what its study file allows.
+
+    `running` in the methods holds the seconds that each running trial has taken so far.
+    """
+
+    def __init__(self, study: SearchStudy) -> None:
         self._study = study
-        self._total = total
-        self._devices = devices
         self.search = study.config.search
+        self._total = self.search.trials
+        self._devices = self.search.resources.devices
         self._began = time.monotonic()
-        self.count()
+        self.update()
         self._done_before = self._done
 
-    def count(self) -> None:
-        """Count how lineages ended: once a trial, not once a report."""
+    def update(self) -> None:
+        """Count the trials of the study again. Called when a trial starts or ends, not at each report."""
         trials = self._study.trials()
         last = list(lineages(trials).values())
         self._pruned = sum(trial.state is TrialState.PRUNED for trial in last)
         self._failed = sum(trial.state is TrialState.FAIL for trial in last)
         self._done = self._pruned + sum(trial.state is TrialState.COMPLETE for trial in last)
         self._seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last)
-        self._best = chosen(self._study.optuna, trials)
-        self.look()
+        self._best = select_champion(self._study.optuna, trials)
+        self.check_grid()
 
-    def look(self) -> None:
-        """See whether a grid has points left."""
+    def check_grid(self) -> None:
+        """Check whether a grid has points left."""
         self._exhausted = self._study.exhausted
 
-    def lacks(self, running: Collection[float]) -> bool:
-        """Whether the study needs a trial that nothing runs, and may have it."""
+    def allows_trial(self, running: Collection[float]) -> bool:
+        """Return whether the study needs one more trial than those running, and no limit forbids it."""
         return self._done + len(running) < self._total and self.limit(running) is None
 
     def limit(self, running: Collection[float]) -> str | None:
-        """What keeps the search from starting more trials though the study lacks some: a budget, or the grid's end."""
+        """Return what keeps an unfinished search from starting trials: a budget or the end of the grid."""
         hours, device_hours = self.search.hours, self.search.device_hours
         if hours is not None and time.monotonic() - self._began > 3600 * hours:
             return f"search.hours={hours:g} are used up"
@@ -58,11 +78,11 @@ class Tally:
         return None
 
     def cost(self, seconds: float) -> dict[str, float]:
-        """What a trial of so many seconds costs, as metrics."""
+        """Return what a trial of `seconds` costs, as metrics."""
         return {"trial_seconds": seconds, "device_hours": self._devices * seconds / 3600}
 
     def progress(self, running: Collection[float]) -> SearchProgress:
-        """Where the search stands."""
+        """Return how far the search is."""
         done_now = self._done - self._done_before
         elapsed = time.monotonic() - self._began
         return SearchProgress(

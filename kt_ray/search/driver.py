@@ -1,7 +1,7 @@
-"""The driver's side of a running search: what the study, MLflow and the workers are told, in which order. No Ray here.
+"""The driver of a search: passes reports from workers to MLflow and the Optuna study, in that order. No Ray here.
 
-MLflow is told first and the study last: a driver that dies between the two does that trial's end again, which MLflow
-takes as the same one.
+MLflow is written first and the study last: if the driver dies between the two, the next driver repeats the end of that
+trial, which MLflow takes as the same one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from typing import Any, Protocol
 
 from kt_ray.config import Frozen
 from kt_ray.errors import StudyError
-from kt_ray.search.budget import Tally
-from kt_ray.search.progress import SearchProgress
+from kt_ray.search.budget import SearchBudget, SearchProgress
 from kt_ray.search.space import apply
-from kt_ray.search.study import Candidate, SearchStudy
-from kt_ray.search.task import PRODUCT
-from kt_ray.search.worker import Report
-from kt_ray.search.worker_loss import why_lost
+from kt_ray.search.study import SearchStudy, StudyTrial
+from kt_ray.search.task import RESULT_FILES
+from kt_ray.search.worker import Report, describe_worker_loss
 
 logger = logging.getLogger(__name__)
 
-FAILURES_IN_A_ROW = 5  # so many trials failing by their own error, one after the other, end a search
-BACK_OFF = (2.0, 60.0)  # seconds without a new trial after a worker is lost: first, at most; doubled each time
+FAILURES_IN_A_ROW = 5  # a search ends if so many consecutive trials fail by an error of their own
+BACK_OFF = (2.0, 60.0)  # seconds without a new trial after a lost worker: first and largest; doubled each time
+TRACEBACK = "traceback.txt"  # artifact of a failed trial's run
 
 
 class Tracking(Protocol):
@@ -41,14 +40,16 @@ class Tracking(Protocol):
 
     def log(self, run_id: str, metrics: Mapping[str, float], step: int) -> None: ...
 
+    def log_text(self, run_id: str, text: str, name: str) -> None: ...
+
     def finish(self, run_id: str, status: Any, tags: Mapping[str, Any] = ...) -> None: ...
 
 
 @dataclass
-class _Live:
-    """A trial that a worker has, or is about to have."""
+class _RunningTrial:
+    """A trial that a worker trains or is about to train."""
 
-    candidate: Candidate
+    trial: StudyTrial
     run: str
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -56,13 +57,14 @@ class _Live:
     finished: bool = False
     failure: str | None = None
     infrastructure: bool = False
+    traceback: str | None = None
 
 
-class Ledger:
-    """Starts, hears and ends trials for Ray Tune's searcher and scheduler, which see it only by its methods.
+class SearchDriver:
+    """Start, follow and end the trials of a study for Ray Tune's searcher and scheduler.
 
-    `devices` is how many devices a trial holds, for device-hours. An error of the study or of MLflow is kept in
-    `fault` and ends the search in order.
+    `checkpoints` is the directory of the trials' checkpoints, `concurrency` how many trials run at once. An error of
+    the study or of MLflow is kept in `error` and ends the search in order.
     """
 
     def __init__(
@@ -71,197 +73,208 @@ class Ledger:
         tracker: Tracking,
         study_run: str,
         checkpoints: Path,
-        *,
-        total: int,
         concurrency: int,
-        devices: float,
         on_progress: Callable[[SearchProgress], None] | None = None,
     ) -> None:
         self._study = study
         self._tracker = tracker
         self._study_run = study_run
         self._checkpoints = checkpoints
-        self._tally = Tally(study, total=total, devices=devices)
+        self._budget = SearchBudget(study)
         self.concurrency = concurrency
         self._on_progress = on_progress
-        self._live: dict[str, _Live] = {}
+        self._running: dict[str, _RunningTrial] = {}
         self._base: Frozen = study.config.trial
         self._failures_in_a_row = 0
         self._losses_in_a_row = 0
         self._resume_at = 0.0
         self.stopped: str | None = None
-        self.fault: Exception | None = None
+        self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune pickles the searcher and scheduler that hold a ledger, and nobody reads that back."""
+        """Return nothing: Ray Tune pickles the searcher and scheduler, and nobody reads that back."""
         return {}
 
     @property
-    def over(self) -> bool:
-        """Whether the search starts no further trial, ever."""
-        return self.halted or (not self._live and not self._tally.lacks([]))
+    def finished(self) -> bool:
+        """Whether the search starts no further trial."""
+        return self.halted or (not self._running and not self._budget.allows_trial([]))
 
     @property
     def halted(self) -> bool:
-        """Whether running trials are to be stopped too: a signal came, or the study or MLflow failed."""
-        return self.stopped is not None or self.fault is not None
+        """Whether running trials must stop too: because of a signal, or an error of the study or MLflow."""
+        return self.stopped is not None or self.error is not None
 
     def stop(self, reason: str) -> None:
-        """End the search in order; trials that run are asked again by the next one."""
+        """End the search in order; the next search retries the trials that are running."""
         self.stopped = self.stopped or reason
 
     @property
     def limit(self) -> str | None:
-        """What keeps the search from starting more trials though the study lacks some: a budget, or the grid's end."""
-        return self._tally.limit(self._running())
+        """What keeps an unfinished search from starting trials: a budget or the end of the grid."""
+        return self._budget.limit(self._running_seconds())
 
-    def _running(self) -> list[float]:
-        """Seconds that the trials which run have taken."""
-        return [live.seconds for live in self._live.values()]
-
-    def start(self, tune_id: str) -> dict[str, Any] | None:
-        """Ask the study for a trial. Returns what its worker needs, or None while there is nothing to start."""
-        if self.halted or len(self._live) >= self.concurrency or time.monotonic() < self._resume_at:
+    def next_trial(self, tune_id: str) -> dict[str, Any] | None:
+        """Ask the study for a trial. Return the configuration of its worker, or None if there is nothing to start."""
+        if self.halted or len(self._running) >= self.concurrency or time.monotonic() < self._resume_at:
             return None
         try:
-            while self._tally.lacks(self._running()):
-                candidate = self._study.ask()
-                self._tally.look()
+            while self._budget.allows_trial(self._running_seconds()):
+                trial = self._study.ask()
+                self._budget.check_grid()
                 run = self._tracker.trial_run(
                     self._study_run,
                     self._study.config.name,
-                    candidate.lineage,
-                    candidate.values,
-                    {"kt_ray.optuna_trial": candidate.number},
+                    trial.lineage,
+                    trial.values,
+                    {"kt_ray.optuna_trial": trial.number},
                 )
-                if candidate.number == candidate.lineage:  # what lies there is of another study that had the name
-                    shutil.rmtree(self.directory(candidate.lineage), ignore_errors=True)
-                live = self._live[tune_id] = _Live(candidate, run)
-                if candidate.step and self._study.should_prune(candidate):
+                if trial.number == trial.lineage:  # checkpoints there are of another study that had this name
+                    shutil.rmtree(self.directory(trial.lineage), ignore_errors=True)
+                running = self._running[tune_id] = _RunningTrial(trial, run)
+                if trial.step and self._study.should_prune(trial):
                     # The driver died between the report and the pruning that it led to.
-                    live.pruned = True
-                    live.metrics = self._study.last_metrics(candidate)
+                    running.pruned = True
+                    running.metrics = self._study.last_metrics(trial)
                     self._end(tune_id)
                     continue
-                self._tell_progress()
+                self._show_progress()
                 return {
-                    "trial": apply(self._base, candidate.values).model_dump(mode="json"),
-                    "directory": str(self.directory(candidate.lineage)),
-                    "reported": candidate.step,
+                    "trial": apply(self._base, trial.values).model_dump(mode="json"),
+                    "directory": str(self.directory(trial.lineage)),
+                    "reported": trial.step,
                 }
         except Exception as error:
-            self.fault = error
+            self.error = error
         return None
 
-    def hear(self, tune_id: str, report: Report) -> bool:
-        """Take a worker's report to MLflow and the study. Returns whether the trial goes on."""
-        live = self._live.get(tune_id)
-        if live is None or self.halted:
+    def on_report(self, tune_id: str, report: Report) -> bool:
+        """Pass a worker's report to MLflow and the study. Return whether the trial continues."""
+        running = self._running.get(tune_id)
+        if running is None or self.halted:
             return False
         if report.failure is not None:
-            live.failure, live.infrastructure = report.failure, report.infrastructure
+            running.failure, running.infrastructure = report.failure, report.infrastructure
+            running.traceback = report.traceback
             return False
-        live.metrics = report.metrics | self._tally.cost(report.seconds)
-        live.seconds, live.finished = report.seconds, report.finished
+        running.metrics = report.metrics | self._budget.cost(report.seconds)
+        running.seconds, running.finished = report.seconds, report.finished
         try:
-            if report.epoch > live.candidate.step:
-                self._study.values(live.metrics)
-                self._tracker.log(live.run, live.metrics, report.epoch)
-                live.pruned = self._study.report(live.candidate, report.epoch, live.metrics, last=report.finished)
+            if report.epoch > running.trial.step:
+                self._study.values(running.metrics)
+                self._tracker.log(running.run, running.metrics, report.epoch)
+                running.pruned = self._study.report(running.trial, report.epoch, running.metrics, last=report.finished)
                 self._losses_in_a_row = 0
-                self._tell_progress()
+                self._show_progress()
         except ValueError as error:
-            live.failure = f"epoch {report.epoch}: {error}"
+            running.failure = f"epoch {report.epoch}: {error}"
         except Exception as error:
-            self.fault = error
+            self.error = error
             return False
-        return not (live.finished or live.pruned or live.failure)
+        return not (running.finished or running.pruned or running.failure)
 
-    def blame(self, tune_id: str, words: str) -> None:
-        """Keep what Ray said of a lost worker."""
-        logger.debug("Ray about %s: %s", tune_id, words)
-        if tune_id in self._live:
-            self._live[tune_id].failure, self._live[tune_id].infrastructure = why_lost(words)
+    def on_worker_error(self, tune_id: str, message: str) -> None:
+        """Keep Ray's message about a lost worker."""
+        logger.debug("Ray about %s: %s", tune_id, message)
+        if tune_id in self._running:
+            running = self._running[tune_id]
+            running.failure, running.infrastructure = describe_worker_loss(message)
+            running.traceback = message or None
 
-    def end(self, tune_id: str, *, lost: bool) -> None:
-        """Ray Tune let go of the trial; `lost` if its worker died."""
-        live = self._live.get(tune_id)
-        if live is None or self.halted:
-            return  # `interrupt` takes care of what runs when a search is halted
-        if lost and live.failure is None:
-            live.failure, live.infrastructure = why_lost("")
+    def on_trial_end(self, tune_id: str, *, lost: bool) -> None:
+        """Record that Ray Tune ended the trial; `lost` if its worker died."""
+        running = self._running.get(tune_id)
+        if running is None or self.halted:
+            return  # `interrupt` takes care of running trials if a search is halted
+        if lost and running.failure is None:
+            running.failure, running.infrastructure = describe_worker_loss("")
         try:
             self._end(tune_id)
         except Exception as error:
-            self.fault = error
+            self.error = error
 
     def interrupt(self, reason: str) -> None:
-        """Trials that still run are told FAIL and asked again."""
-        for tune_id, live in list(self._live.items()):
-            self._tracker.finish(live.run, "KILLED", {"kt_ray.state": "interrupted", "kt_ray.reason": reason})
-            self._study.fail(live.candidate.number, reason, retry=True, seconds=live.seconds or None)
-            del self._live[tune_id]
+        """Mark the running trials as failed and enqueue their retries."""
+        for tune_id, running in list(self._running.items()):
+            self._tracker.finish(running.run, "KILLED", {"kt_ray.state": "interrupted", "kt_ray.reason": reason})
+            self._study.fail(running.trial.number, reason, retry=True, seconds=running.seconds or None)
+            del self._running[tune_id]
 
     def directory(self, lineage: int) -> Path:
-        """Where the trials of a lineage keep their checkpoints."""
+        """Return the directory of the checkpoints of a lineage's trials."""
         return self._checkpoints / str(lineage)
 
+    def progress(self) -> SearchProgress:
+        """Return how far the search is."""
+        return self._budget.progress(self._running_seconds())
+
+    def _running_seconds(self) -> list[float]:
+        return [running.seconds for running in self._running.values()]
+
     def _end(self, tune_id: str) -> None:
-        live = self._live[tune_id]
-        if live.failure is not None:
-            self._end_failed(live, live.failure)
+        running = self._running[tune_id]
+        if running.failure is not None:
+            self._end_failed(running, running.failure)
         else:
             self._failures_in_a_row = 0
-            tags = {"kt_ray.state": "pruned", "kt_ray.pruned_at": live.candidate.step} if live.pruned else {
-                "kt_ray.state": "complete"
-            }  # fmt: skip
-            self._tracker.finish(live.run, "KILLED" if live.pruned else "FINISHED", tags)
-            self._study.end(live.candidate, live.metrics, live.seconds, pruned=live.pruned)
-        del self._live[tune_id]
-        self._tally.count()
-        self._tidy(live)
-        self._tell_progress()
+            tags: dict[str, Any] = {"kt_ray.state": "complete"}
+            if running.pruned:
+                tags = {"kt_ray.state": "pruned", "kt_ray.pruned_at": running.trial.step}
+            self._tracker.finish(running.run, "KILLED" if running.pruned else "FINISHED", tags)
+            self._study.end(running.trial, running.metrics, running.seconds, pruned=running.pruned)
+        del self._running[tune_id]
+        self._budget.update()
+        self._remove_checkpoints(running)
+        self._show_progress()
 
-    def _end_failed(self, live: _Live, reason: str) -> None:
-        again = live.infrastructure and live.candidate.deaths < self._study.config.search.retries
-        logger.warning("trial %d: %s%s", live.candidate.lineage, reason, "; it is tried again" if again else "")
-        if live.infrastructure:
-            first, most = BACK_OFF
-            self._resume_at = time.monotonic() + min(first * 2**self._losses_in_a_row, most)
+    def _end_failed(self, running: _RunningTrial, reason: str) -> None:
+        trial = running.trial
+        retry = running.infrastructure and trial.deaths < self._study.config.search.retries
+        logger.warning("trial %d: %s%s", trial.lineage, reason, "; it is tried again" if retry else "")
+        if running.traceback:
+            level = logging.DEBUG if running.infrastructure else logging.WARNING
+            logger.log(level, "trial %d: %s", trial.lineage, running.traceback.rstrip())
+            self._keep_traceback(running.run, running.traceback)
+        if running.infrastructure:
+            first, largest = BACK_OFF
+            self._resume_at = time.monotonic() + min(first * 2**self._losses_in_a_row, largest)
             self._losses_in_a_row += 1
-        if again:  # it may wait for long: a budget may end before its next try
-            self._tracker.finish(live.run, "KILLED", {"kt_ray.state": "interrupted", "kt_ray.reason": reason})
+        if retry:  # it may wait for long: a budget may end before its next try
+            self._tracker.finish(running.run, "KILLED", {"kt_ray.state": "interrupted", "kt_ray.reason": reason})
         else:
-            self._tracker.finish(live.run, "FAILED", {"kt_ray.state": "failed", "kt_ray.reason": reason})
+            self._tracker.finish(running.run, "FAILED", {"kt_ray.state": "failed", "kt_ray.reason": reason})
         self._study.fail(
-            live.candidate.number, reason, retry=again, died=live.infrastructure, seconds=live.seconds or None
+            trial.number, reason, retry=retry, died=running.infrastructure, seconds=running.seconds or None
         )
-        if again:
+        if retry:
             return
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES_IN_A_ROW:
-            self.fault = StudyError(
-                f"{self._failures_in_a_row} trials in a row failed, the last (trial {live.candidate.lineage}) with: "
-                f"{reason}; mend the cause and run the same command again"
+            self.error = StudyError(
+                f"{self._failures_in_a_row} trials in a row failed, the last (trial {trial.lineage}) with: {reason}; "
+                f"its run in MLflow has the traceback ({TRACEBACK}); mend the cause and run the same command again"
             )
 
-    def _tidy(self, live: _Live) -> None:
-        """Drop the checkpoints of a trial that is over, but for the translator of a complete one."""
-        directory = self.directory(live.candidate.lineage)
-        if live.failure is not None and live.infrastructure:
+    def _keep_traceback(self, run: str, text: str) -> None:
+        """Keep `text` with the trial's run. An artifact store that is away does not end a search."""
+        try:
+            self._tracker.log_text(run, text, TRACEBACK)
+        except Exception as error:
+            logger.warning("the traceback of a trial could not be kept in MLflow: %s", error)
+
+    def _remove_checkpoints(self, running: _RunningTrial) -> None:
+        """Remove the checkpoints of a trial that is over, except the result of a complete one."""
+        if running.failure is not None and running.infrastructure:
             return
+        directory = self.directory(running.trial.lineage)
         for entry in directory.glob("*"):
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
-            elif not entry.match(PRODUCT) or live.pruned or live.failure is not None:
+            elif not entry.match(RESULT_FILES) or running.pruned or running.failure is not None:
                 entry.unlink(missing_ok=True)
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
 
-    def progress(self) -> SearchProgress:
-        """Where the search stands."""
-        return self._tally.progress(self._running())
-
-    def _tell_progress(self) -> None:
+    def _show_progress(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self.progress())

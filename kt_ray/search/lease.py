@@ -109,7 +109,7 @@ class Lease:
 
 
 @contextmanager
-def driving(study: optuna.Study) -> Iterator[Lease]:
+def hold_lease(study: optuna.Study) -> Iterator[Lease]:
     """Hold the lease of `study`. Raises StudyError naming the holder where another driver lives."""
     _wait_for_death(study)
     mine = Holder.here()

@@ -56,13 +56,13 @@ def lineages(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
     return last
 
 
-def broken(trial: FrozenTrial, constraints: Iterable[Constraint]) -> list[Constraint]:
+def violated_constraints(trial: FrozenTrial, constraints: Iterable[Constraint]) -> list[Constraint]:
     """The constraints that a finished trial breaks."""
     metrics = trial.user_attrs.get(METRICS, {})
     return [constraint for constraint in constraints if constraint.excess(metrics) > 0]
 
 
-def chosen(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> FrozenTrial | None:
+def select_champion(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> FrozenTrial | None:
     """The champion of a study: of its complete trials within the constraints, the best by the first objective.
 
     Of several objectives, the next one decides among those within `tolerance` of the best, and so on; of equals, the
@@ -72,7 +72,7 @@ def chosen(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> 
     constraints = [Constraint.model_validate(text) for text in search.get("constraints", [])]
     last = lineages(study.get_trials(deepcopy=False) if trials is None else trials)
     left = [trial for _, trial in sorted(last.items()) if trial.state is TrialState.COMPLETE]
-    left = [trial for trial in left if not broken(trial, constraints)]
+    left = [trial for trial in left if not violated_constraints(trial, constraints)]
     for index, direction in enumerate(study.directions):
         sign = 1 if direction is optuna.study.StudyDirection.MAXIMIZE else -1
         slack = search.get("tolerance", 0.0) if index + 1 < len(study.directions) else 0.0

@@ -55,9 +55,9 @@ def open_storage(url: str, *, create: bool = True) -> BaseStorage:
     raise AssertionError
 
 
-def enduring_storage(url: str) -> BaseStorage:
+def open_retrying_storage(url: str) -> BaseStorage:
     """The storage at `url` for a search: once it is open, calls wait for a database that is away for a while."""
-    return cast(BaseStorage, Enduring(open_storage(url), url))
+    return cast(BaseStorage, RetryingStorage(open_storage(url), url))
 
 
 def study_names(url: str) -> list[str]:
@@ -109,7 +109,7 @@ def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> N
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-class Enduring:
+class RetryingStorage:
     """A storage whose calls outlast an absence of the database: tried again with growing pauses for `PATIENCE`.
 
     An Optuna study takes it for the storage itself. A write may be done though its answer got lost: most can be

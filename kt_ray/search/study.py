@@ -26,17 +26,17 @@ from kt_ray.search.retries import (
     SECONDS,
     STEP,
     TRAINED,
-    chosen,
     lineage_of,
     lineages,
     retries_of,
+    select_champion,
 )
 from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler, without_last_rungs
 from kt_ray.search.space import to_optuna
 
 
 @dataclass
-class Candidate:
+class StudyTrial:
     """A trial that is to run: drawn now, or cut short before and asked again."""
 
     trial: optuna.trial.Trial
@@ -84,15 +84,15 @@ class SearchStudy:
             self.optuna.set_user_attr(IDENTITY, uuid.uuid4().hex)
         return str(self.optuna.user_attrs[IDENTITY])
 
-    def describe(self, devices: float) -> None:
-        """Leave in the study what readers of it need to know. `devices` is how many a trial holds."""
+    def describe(self) -> None:
+        """Store in the study what its readers need to know of the study file."""
         search = self.config.search
         content = {
             "metrics": [objective.metric for objective in self.objectives],
             "constraints": [str(constraint) for constraint in search.constraints],
             "tolerance": search.tolerance,
             "trials": search.trials,
-            "devices": devices,
+            "devices": search.resources.devices,
             "device": "GPU" if search.resources.gpus else "CPU",
         }
         if self.optuna.user_attrs.get(SEARCH) != content:
@@ -136,9 +136,9 @@ class SearchStudy:
 
     def best(self) -> FrozenTrial | None:
         """The champion of the study, if a trial is complete."""
-        return chosen(self.optuna)
+        return select_champion(self.optuna)
 
-    def last_metrics(self, candidate: Candidate) -> dict[str, float]:
+    def last_metrics(self, candidate: StudyTrial) -> dict[str, float]:
         """What a trial asked again had reported last: its objective."""
         values = self._frozen(candidate.number).intermediate_values
         return {self.objectives[0].metric: values[max(values)]}
@@ -150,7 +150,7 @@ class SearchStudy:
             self.fail(trial.number, reason, retry=True)
         return [lineage_of(trial) for trial in running]
 
-    def ask(self) -> Candidate:
+    def ask(self) -> StudyTrial:
         """The next trial to run: one that waits to be asked again, else one newly drawn."""
         trials = self.trials()
         drawn = len({lineage_of(trial) for trial in trials if ORDINAL in trial.user_attrs})
@@ -168,23 +168,23 @@ class SearchStudy:
         values = self.space(trial)
         if waiting is None:
             trial.set_user_attr(ORDINAL, drawn)
-            return Candidate(trial, trial.number, drawn, values, step=0, deaths=0)
+            return StudyTrial(trial, trial.number, drawn, values, step=0, deaths=0)
         frozen = self._frozen(trial.number)
         ordinal = frozen.user_attrs.get(ORDINAL, drawn)
         if ORDINAL not in frozen.user_attrs:
             trial.set_user_attr(ORDINAL, ordinal)
         step = max(frozen.intermediate_values, default=frozen.user_attrs.get(STEP, 0))
         deaths, trained = frozen.user_attrs.get(DEATHS, 0), frozen.user_attrs.get(TRAINED, False)
-        return Candidate(trial, lineage_of(frozen), ordinal, values, step, deaths, trained)
+        return StudyTrial(trial, lineage_of(frozen), ordinal, values, step, deaths, trained)
 
-    def should_prune(self, candidate: Candidate) -> bool:
+    def should_prune(self, candidate: StudyTrial) -> bool:
         """Whether the pruner wants the trial to stop after what it has reported, and it has not told its last report.
 
         Optuna prunes studies of one objective only. Its pruners may take note of what they are asked: ask always.
         """
         return len(self.objectives) == 1 and candidate.trial.should_prune() and not candidate.trained
 
-    def report(self, candidate: Candidate, step: int, metrics: Mapping[str, float], *, last: bool = False) -> bool:
+    def report(self, candidate: StudyTrial, step: int, metrics: Mapping[str, float], *, last: bool = False) -> bool:
         """Record the epoch `step`, the `last` one or not. Returns whether the pruner wants the trial to stop here.
 
         Raises ValueError where an objective is missing or NaN.
@@ -213,7 +213,7 @@ class SearchStudy:
             values.append(float(value))
         return values
 
-    def end(self, candidate: Candidate, metrics: Mapping[str, float], seconds: float, *, pruned: bool) -> None:
+    def end(self, candidate: StudyTrial, metrics: Mapping[str, float], seconds: float, *, pruned: bool) -> None:
         """Tell the study how a trial ended that trained to its end or was pruned."""
         candidate.trial.set_user_attr(METRICS, dict(metrics))
         candidate.trial.set_user_attr(SECONDS, seconds)

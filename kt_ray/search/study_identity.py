@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from kt_ray.search.task import Task
 ATTRIBUTE = "searched_with"  # user attribute of the study
 
 
-def searched_with(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
+def study_identity(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
     """Everything besides the sampled values that a trial's numbers follow from."""
     base = {
         path: value for path, value in flat(config.trial.model_dump(mode="json")).items() if path not in config.space
@@ -40,8 +40,12 @@ def code_fingerprint(code: Iterable[str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, one line each; the code first."""
+def changes(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
+    """What differs, one line each; the code first.
+
+    A path of the trial that `before` has no value for, as a release before it was there, is no change if its value now
+    is its default in `defaults`.
+    """
     found = [
         f"{name}: {before.get(name)} before, {now[name]} now"
         for name in now
@@ -49,19 +53,25 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
     old, new = before.get("trial", {}), now["trial"]
     for path in sorted(old.keys() | new.keys()):
+        if path not in old and defaults and path in defaults and defaults[path] == new[path]:
+            continue
         if old.get(path) != new.get(path):
             found.append(f"trial.{path}: {old.get(path)!r} before, {new.get(path)!r} now")
     return found
 
 
-def check_unchanged(study: optuna.Study, now: dict[str, Any], *, accept: bool) -> list[str]:
+def check_unchanged(
+    study: optuna.Study, now: dict[str, Any], *, accept: bool, defaults: Mapping[str, Any] | None = None
+) -> list[str]:
     """Compare with what the study was searched with, and remember the present. Returns what has changed.
+
+    `defaults` are those of the trial, as dotted paths.
 
     Changed code is told, no more. Raises StudyError where zoo, dataset or base trial have changed, unless `accept`:
     their trials are not comparable.
     """
     before = study.user_attrs.get(ATTRIBUTE)
-    found = changes(before, now) if before else []
+    found = changes(before, now, defaults) if before else []
     grave = [line for line in found if not line.startswith("code:")]
     if grave and not accept:
         raise StudyError(

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.errors import StudyError
 from kt_ray.search.lease import holder_of
-from kt_ray.search.retries import REASON, SEARCH, SECONDS, STEP, chosen, lineage_of, lineages, retries_of
+from kt_ray.search.retries import REASON, SEARCH, SECONDS, STEP, lineage_of, lineages, retries_of, select_champion
 from kt_ray.search.storage import open_storage, shown, study_names
 
 
@@ -69,7 +69,7 @@ def summarise(study: optuna.Study) -> StudySummary:
     """Count the lineages of `study` by the state of their last trial."""
     last = lineages(study.get_trials(deepcopy=False))
     counts = {state: sum(trial.state is state for trial in last.values()) for state in TrialState}
-    best = chosen(study)
+    best = select_champion(study)
     search = study.user_attrs.get(SEARCH, {})
     holder = holder_of(study)
     seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last.values())
@@ -129,7 +129,7 @@ def row(study: optuna.Study, lineage: int, trial: FrozenTrial, paths: Sequence[s
 def best_trial(url: str, name: str) -> dict[str, Any]:
     """Number, value and parameters of the champion. Raises StudyError where no trial is complete."""
     study = load_study(url, name)
-    best = chosen(study)
+    best = select_champion(study)
     if best is None:
         raise StudyError(f"no trial of {name} is complete yet; `kt-ray status {name}` shows how far it is")
     return {"trial": lineage_of(best), "value": best.values[0], "params": dict(best.params)}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from kt_ray.config import Frozen
 from kt_ray.search.worker import Training
 
-PRODUCT = "*.safetensors"  # what a complete trial leaves beside its checkpoints
+RESULT_FILES = "*.safetensors"  # what a complete trial leaves beside its checkpoints
 
 
 class Task(Protocol):

@@ -1,4 +1,4 @@
-"""One trial, epoch by epoch: a checkpoint after each, a report, and the way back from the last. No Ray here."""
+"""Train one trial epoch by epoch, with a checkpoint after each; resume it; say why it failed. No Ray here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -18,7 +18,7 @@ HISTORY = "history.json"
 
 
 class Training(Protocol):
-    """What a trial trains; `TranslatorTraining` and `StudentTraining` are such."""
+    """What a trial trains, such as `TranslatorTraining` and `StudentTraining`."""
 
     @property
     def finished(self) -> bool: ...
@@ -32,10 +32,10 @@ class Training(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial tells the driver after each epoch, and when it fails.
+    """What a worker reports to the driver after each epoch of a trial, and if the trial fails.
 
     `seconds` is the time spent on the trial so far, over all its tries. `failure` says in one line why the trial
-    died; `infrastructure` whether it was the machine's doing, so that trying again makes sense.
+    failed, `traceback` at length; `infrastructure` whether the machine caused it, so that a retry makes sense.
     """
 
     epoch: int
@@ -44,13 +44,18 @@ class Report:
     finished: bool = False
     failure: str | None = None
     infrastructure: bool = False
+    traceback: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report of a trained epoch as plain data, for the history beside the checkpoint."""
+        return {name: value for name, value in vars(self).items() if name != "traceback"}
 
 
 class TrialSession:
-    """A trial being trained under a directory of its own: `<epoch>/` holds its last checkpoint and history.
+    """Train one trial in its own directory, where `<epoch>/` holds its last checkpoint and history.
 
-    `reported` epochs are known to the driver; later ones that a checkpoint already holds are told again, not
-    trained again.
+    The driver knows the first `reported` epochs. Later epochs that the checkpoint already holds are reported again,
+    not trained again.
     """
 
     def __init__(self, training: Training, directory: Path, reported: int = 0) -> None:
@@ -64,7 +69,7 @@ class TrialSession:
             self.training.load(last / STATE)
 
     def advance(self) -> Report:
-        """Train one epoch and save; or tell an epoch that the driver has not heard of. One report either way."""
+        """Train one epoch and save it, or repeat an epoch that the driver does not know. Return its report."""
         if self._reported >= len(self._history) and not (self.training.finished and self._history):
             self._train()
         report = self._history[min(self._reported, len(self._history) - 1)]
@@ -81,17 +86,17 @@ class TrialSession:
         self._history.append(report)
 
     def _save(self, history: list[Report]) -> None:
-        """Write `<epoch>/` whole or not at all, then drop those before.
+        """Write `<epoch>/` whole or not at all, then remove earlier ones.
 
-        A worker that Ray has given up may still write there, beside the one that took its place. Their numbers are the
-        same: whoever comes first has written the epoch.
+        A worker that Ray has given up may still write there, beside its replacement. Their numbers are the same, so
+        the first to write an epoch wins.
         """
         target = self._directory / f"{len(history):06d}"
         unfinished = self._directory / f".{target.name}.{secrets.token_hex(4)}.unfinished"
         unfinished.mkdir(parents=True)
         try:
             self.training.save(unfinished / STATE)
-            (unfinished / HISTORY).write_text(json.dumps([vars(report) for report in history]))
+            (unfinished / HISTORY).write_text(json.dumps([report.to_dict() for report in history]))
             unfinished.rename(target)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -104,20 +109,34 @@ class TrialSession:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest whole checkpoint of a trial, if it has one."""
+    """Return the newest complete checkpoint of a trial, or None."""
     return max(directory.glob("[0-9]*"), default=None)
 
 
-def diagnose(error: Exception) -> tuple[str, bool]:
-    """Why a trial died, in one line, and whether the machine is to blame rather than the trial."""
+def describe_failure(error: Exception) -> tuple[str, bool]:
+    """Return why a trial failed, in one line, and whether the machine rather than the trial caused it."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return f"out of memory: {reason}", True
-    if isinstance(error.__cause__, OSError):  # what writing a checkpoint says, in words for people
+    if isinstance(error.__cause__, OSError):  # a CheckpointError that words it for people
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full: {reason}", True
     if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
         return f"storage failed: {reason}", True
     return reason, False
+
+
+def describe_worker_loss(message: str) -> tuple[str, bool]:
+    """Return what Ray's message about a lost worker means, in one line, and whether the machine caused it."""
+    lowered = message.lower()
+    # Ray's message about any lost worker names the OOM killer among common causes: only these say that it was.
+    if "outofmemoryerror" in lowered or "running low on memory" in lowered:
+        return "out of memory: Ray's memory monitor killed the worker", True
+    if "creation task" in lowered:
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        return f"its worker could not start: {lines[-1]}", False
+    if "actor's node" in lowered or "node was terminated" in lowered or "node died" in lowered:
+        return "node lost", True
+    return "worker lost", True

@@ -17,7 +17,7 @@ from kt_ray._io.text import duration, number
 
 if TYPE_CHECKING:
     from kt_ray.distillation.stages import Progress
-    from kt_ray.search.progress import SearchProgress
+    from kt_ray.search.budget import SearchProgress
     from kt_ray.zoo.progress import BuildProgress
 
 LINE_EVERY = 15.0  # seconds between plain lines about the same stage

@@ -25,9 +25,16 @@ OUTBOX = "mlflow-outbox.jsonl"
 
 
 def run(
-    config: StudyConfig, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
+    config: StudyConfig,
+    workspace: Workspace,
+    narrator: Narrator,
+    *,
+    accept_changes: bool = False,
+    accept_weak: bool = False,
 ) -> Conclusion | None:
     """Bring the study to its end and conclude it; does only what is still lacking.
+
+    With `accept_weak` its translator may become champion though a block that costs nothing is better.
 
     Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
     StudyError where zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
@@ -48,13 +55,19 @@ def run(
         result = _search(config, workspace, zoo, dataset, tracker, narrator, accept_changes)
     if result.stopped is not None:
         return None
-    conclusion = conclude(config, workspace, zoo, dataset, tracker, result)
+    conclusion = conclude(config, workspace, zoo, dataset, tracker, result, accept_weak=accept_weak)
     tell(config, workspace, conclusion, narrator)
     return conclusion
 
 
 def resume(
-    study: str, root: Path | None, narrator: Narrator, extension: Extension, *, accept_changes: bool = False
+    study: str,
+    root: Path | None,
+    narrator: Narrator,
+    extension: Extension,
+    *,
+    accept_changes: bool = False,
+    accept_weak: bool = False,
 ) -> Conclusion | None:
     """Go on with a study as it was last run, but for what `extension` asks for.
 
@@ -64,7 +77,7 @@ def resume(
     config = config.model_copy(update={"search": extension.extended(config.search)})
     workspace = open_workspace(config, root)
     config = started_from(config, workspace, extension.start_from)
-    return run(config, workspace, narrator, accept_changes=accept_changes)
+    return run(config, workspace, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
 
 
 def build(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:

@@ -88,6 +88,8 @@ def _export(directory: Path, translator: nn.Module, example: State, model: Any) 
     """MLflow's PyTorch flavour in `directory`; None, or the first line of why torch cannot export the translator."""
     if getattr(translator, "refiner", None) is not None:  # the tracer finds out only after minutes
         return "refinement takes gradients, which torch.export does not trace"
+    if getattr(translator, "projector", None) is not None:
+        return "the projected block depends on which units are alive, which torch.export does not trace"
     import mlflow.pytorch
     from mlflow.models import infer_signature
 

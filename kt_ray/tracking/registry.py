@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.model import TRANSLATOR_FILE
-from kt_ray.tracking.store import open_store, reaching, shown
+from kt_ray.tracking.store import filter_text, open_store, reaching, shown
 from kt_ray.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
+PAGE = 1000  # versions a request
 MeasuredOn = Literal["zoo", "dataset"]  # what the champions that are compared with each other were measured on
 
 
@@ -55,7 +56,7 @@ def champions(store: Tracker | str, model_name: str) -> list[RegisteredTranslato
     client, uri = reader(store)
     with reaching(uri):
         present = champion_of(client, model_name)
-        versions = client.search_model_versions(f"name = '{model_name}'")
+        versions = versions_of(client, model_name)
     entries = [
         RegisteredTranslator(
             name=model_name,
@@ -151,6 +152,18 @@ def champion_of(client: MlflowClient, model_name: str) -> ModelVersion | None:
         return None
     number = model.aliases.get(CHAMPION)
     return client.get_model_version(model_name, number) if number is not None else None
+
+
+def versions_of(client: MlflowClient, model_name: str) -> list[ModelVersion]:
+    """Every version of `model_name`, whatever characters its name has."""
+    quoted = filter_text(model_name)
+    condition = f"name = {quoted}" if quoted else None
+    found, token = [], None
+    while token != "":
+        page = client.search_model_versions(condition, max_results=PAGE, page_token=token)
+        found += [version for version in page if version.name == model_name]
+        token = page.token or ""
+    return found
 
 
 def accuracies(tags: Mapping[str, str]) -> tuple[float | None, float | None]:

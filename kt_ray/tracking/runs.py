@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.provenance import provenance
-from kt_ray.tracking.store import open_store, reaching
+from kt_ray.tracking.store import filter_text, open_store, reaching
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -23,6 +23,7 @@ STUDY_ID = "kt_ray.study_id"  # tag of a study's run: which study, of those that
 # MLflow's limits for one log_batch.
 METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
+MOST_RUNS = 50_000  # of one search
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,15 @@ class Runs:
         if STUDY_ID not in identity:
             return None
         named = {key: value for key, value in identity.items() if key != STUDY_ID}
-        return next((run for run in self._search(named, 1000) if STUDY_ID not in run.data.tags), None)
+        return next((run for run in self._search(named, MOST_RUNS) if STUDY_ID not in run.data.tags), None)
 
     def _search(self, tags: Mapping[str, str], most: int) -> list[Run]:
-        condition = " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
+        quoted = {key: filter_text(value) for key, value in tags.items()}
+        condition = " and ".join(f"tags.`{key}` = {value}" for key, value in quoted.items() if value)
+        pages = MOST_RUNS if None in quoted.values() else most
         order = ["attributes.start_time ASC"]
-        return list(self.client.search_runs([self.experiment_id], condition, max_results=most, order_by=order))
+        found = self.client.search_runs([self.experiment_id], condition, max_results=pages, order_by=order)
+        return [run for run in found if tags.items() <= run.data.tags.items()][:most]
 
     def _resume(self, run: Run, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Write what is new. MLflow's parameters cannot change, so a changed one is told by a tag `changed.NAME`."""
@@ -160,12 +164,6 @@ class Runs:
         ]
         with reaching(self.uri):
             self.client.log_inputs(run_id, datasets)
-
-
-def _quoted(value: str) -> str:
-    if "'" in value:
-        raise TrackingError(f"MLflow cannot search for {value!r}: leave out the quote")
-    return value
 
 
 def _batches(entries: list[Any], size: int) -> list[list[Any]]:

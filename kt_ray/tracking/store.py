@@ -115,6 +115,12 @@ def _is_new(uri: str) -> bool:
     return uri.startswith("sqlite:") and (not path.exists() or path.stat().st_size == 0)
 
 
+def filter_text(value: str) -> str | None:
+    """Return `value` quoted for a filter of MLflow's, which knows no escapes; None if it holds both kinds of quotes."""
+    quote = next((quote for quote in ("'", '"') if quote not in value), None)
+    return f"{quote}{value}{quote}" if quote else None
+
+
 @contextmanager
 def default_store(uri: str) -> Iterator[None]:
     """`uri` as MLflow's process-wide store, where it resolves `models:/…` whatever store its client has."""

@@ -14,7 +14,7 @@ from kt_ray.networks import Architecture
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translator import build_translator
 
-MINIATURE = Path(__file__).parent / "miniature.yaml"
+MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 COMMANDS = {
     *("run", "search", "resume", "status", "trials", "best", "translate", "evaluate"),
     *("validate", "ui", "doctor", "zoo", "spaces"),

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from kt_ray.config import DatasetConfig, MemberCounts, StudyConfig, TrialConfig
 from kt_ray.data import load_dataset
 from kt_ray.networks import Architecture
-from kt_ray.search import driver as ledgers
-from kt_ray.search.driver import Ledger
+from kt_ray.search import driver as driver_module
+from kt_ray.search.driver import SearchDriver
 from kt_ray.search.retries import lineages
 from kt_ray.search.storage import open_storage
 from kt_ray.search.worker import Report, Training
@@ -28,7 +28,7 @@ from kt_ray.tracking.tracker import Tracker
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.untrained import untrained_zoo
 from tests.search.stand_in import StandIn, study_config
-from tests.search.worker import begin, ledger_of, work
+from tests.search.worker import begin, start_driver, work
 
 REPOSITORY = Path(__file__).parents[2]
 OUT_OF_MEMORY = Report(0, failure="out of memory: MemoryError", infrastructure=True)
@@ -51,7 +51,7 @@ def tracker(root: Path) -> Tracker:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledgers, "BACK_OFF", (0.0, 0.0))
+    monkeypatch.setattr(driver_module, "BACK_OFF", (0.0, 0.0))
 
 
 def stand_in(trial: TrialConfig) -> Training:
@@ -72,44 +72,44 @@ def runs(tracker: Tracker, study: str) -> dict[int, mlflow.entities.Run]:
     return by_lineage
 
 
-def states(ledger: Ledger) -> list[TrialState]:
-    return [trial.state for trial in ledger._study.trials()]
+def states(driver: SearchDriver) -> list[TrialState]:
+    return [trial.state for trial in driver._study.trials()]
 
 
 def test_no_trial_starts_after_the_hours_and_the_one_that_runs_ends(tracker: Tracker, tmp_path: Path) -> None:
     config = study_config("hours", hours=1e-9)
-    ledger = ledger_of(config, InMemoryStorage(), tracker, tmp_path)
-    ledger._tally.search = config.search.model_copy(update={"hours": 1000.0})
-    session = begin(ledger, stand_in)
-    ledger._tally.search = config.search  # the hours pass
-    assert ledger.limit == "search.hours=1e-09 are used up"
-    assert not ledger.over
-    while ledger.hear("t", session.advance()):
+    driver = start_driver(config, InMemoryStorage(), tracker, tmp_path)
+    driver._budget.search = config.search.model_copy(update={"hours": 1000.0})
+    session = begin(driver, stand_in)
+    driver._budget.search = config.search  # the hours pass
+    assert driver.limit == "search.hours=1e-09 are used up"
+    assert not driver.finished
+    while driver.on_report("t", session.advance()):
         pass
-    ledger.end("t", lost=False)
-    assert ledger.over
-    assert ledger.start("t") is None
-    assert states(ledger) == [TrialState.COMPLETE]
+    driver.on_trial_end("t", lost=False)
+    assert driver.finished
+    assert driver.next_trial("t") is None
+    assert states(driver) == [TrialState.COMPLETE]
 
 
 def test_device_hours_count_what_runs_and_what_earlier_searches_used(tracker: Tracker, tmp_path: Path) -> None:
     storage = InMemoryStorage()
     resources = {"cpus": 2.0}
     config = study_config("devices", device_hours=9.0, resources=resources, pruner={"name": "none"})
-    ledger = ledger_of(config, storage, tracker, tmp_path)
-    begin(ledger, stand_in)
+    driver = start_driver(config, storage, tracker, tmp_path)
+    begin(driver, stand_in)
     for epoch in (1, 2, 3):
-        assert ledger.hear("t", hour(epoch))
-    assert ledger.limit is None
-    ledger.hear("t", hour(4, finished=True))
-    ledger.end("t", lost=False)
-    begin(ledger, stand_in)
-    ledger.hear("t", hour(1))  # 2 CPUs for 4 hours and 1 hour: 10 CPU-hours
-    assert ledger.limit == "search.device_hours=9 are used up"
-    ledger.interrupt("SIGTERM")
-    assert ledger_of(config, storage, tracker, tmp_path).over
+        assert driver.on_report("t", hour(epoch))
+    assert driver.limit is None
+    driver.on_report("t", hour(4, finished=True))
+    driver.on_trial_end("t", lost=False)
+    begin(driver, stand_in)
+    driver.on_report("t", hour(1))  # 2 CPUs for 4 hours and 1 hour: 10 CPU-hours
+    assert driver.limit == "search.device_hours=9 are used up"
+    driver.interrupt("SIGTERM")
+    assert start_driver(config, storage, tracker, tmp_path).finished
     more = study_config("devices", device_hours=11.0, resources=resources)
-    assert ledger_of(more, storage, tracker, tmp_path).limit is None
+    assert start_driver(more, storage, tracker, tmp_path).limit is None
     assert runs(tracker, "devices")[0].data.metrics["device_hours"] == 8.0
 
 
@@ -117,37 +117,37 @@ def test_a_trial_out_of_memory_is_named_so_and_tried_again_as_often_as_allowed(
     tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = study_config("memory", trials=1, retries=2)
-    ledger = ledger_of(config, InMemoryStorage(), tracker, tmp_path)
+    driver = start_driver(config, InMemoryStorage(), tracker, tmp_path)
     for tries in (1, 2, 3):
-        session = begin(ledger, stand_in)
-        assert ledger.hear("t", session.advance()) or tries > 1
-        assert not ledger.hear("t", OUT_OF_MEMORY)
-        ledger.end("t", lost=False)
-    assert states(ledger)[:3] == [TrialState.FAIL] * 3
-    assert {trial.user_attrs["reason"] for trial in ledger._study.trials()[:3]} == {"out of memory: MemoryError"}
+        session = begin(driver, stand_in)
+        assert driver.on_report("t", session.advance()) or tries > 1
+        assert not driver.on_report("t", OUT_OF_MEMORY)
+        driver.on_trial_end("t", lost=False)
+    assert states(driver)[:3] == [TrialState.FAIL] * 3
+    assert {trial.user_attrs["reason"] for trial in driver._study.trials()[:3]} == {"out of memory: MemoryError"}
     assert "trial 0: out of memory: MemoryError; it is tried again" in caplog.text
     run = runs(tracker, "memory")[0]
     assert (run.info.status, run.data.tags["kt_ray.reason"]) == ("FAILED", "out of memory: MemoryError")
-    work(ledger, stand_in)  # another trial takes its place
+    work(driver, stand_in)  # another trial takes its place
     assert runs(tracker, "memory").keys() == {0, 3}
 
 
 def test_a_retry_that_a_budget_leaves_over_is_nobodys_and_goes_on_later(tracker: Tracker, tmp_path: Path) -> None:
     storage = InMemoryStorage()
     config = study_config("left", trials=1, device_hours=1.5, pruner={"name": "none"})
-    ledger = ledger_of(config, storage, tracker, tmp_path)
-    session = begin(ledger, stand_in)
+    driver = start_driver(config, storage, tracker, tmp_path)
+    session = begin(driver, stand_in)
     session.advance()
-    ledger.hear("t", hour(1))
-    ledger.hear("t", hour(2))
-    ledger.blame("t", "")
-    ledger.end("t", lost=True)
-    assert states(ledger) == [TrialState.FAIL, TrialState.WAITING]
-    assert ledger.over
-    assert ledger.limit == "search.device_hours=1.5 are used up"
+    driver.on_report("t", hour(1))
+    driver.on_report("t", hour(2))
+    driver.on_worker_error("t", "")
+    driver.on_trial_end("t", lost=True)
+    assert states(driver) == [TrialState.FAIL, TrialState.WAITING]
+    assert driver.finished
+    assert driver.limit == "search.device_hours=1.5 are used up"
     run = runs(tracker, "left")[0]
     assert (run.info.status, run.data.tags["kt_ray.reason"]) == ("KILLED", "worker lost")
-    later = ledger_of(study_config("left", trials=1, device_hours=9.0), storage, tracker, tmp_path)
+    later = start_driver(study_config("left", trials=1, device_hours=9.0), storage, tracker, tmp_path)
     work(later, stand_in)
     assert states(later) == [TrialState.FAIL, TrialState.COMPLETE]
     again = runs(tracker, "left")[0]
@@ -177,9 +177,9 @@ def search_translators(name: str, root: Path, kind: Callable[..., Any] = Transla
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=128, selection_images=64))
     zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=1))
     config = TRANSLATORS.model_copy(update={"name": name})
-    ledger = ledger_of(config, open_storage(f"sqlite:///{root}/optuna.db"), open_tracker(root), root)
-    work(ledger, lambda trial: kind(trial, zoo, dataset))
-    assert ledger.fault is None
+    driver = start_driver(config, open_storage(f"sqlite:///{root}/optuna.db"), open_tracker(root), root)
+    work(driver, lambda trial: kind(trial, zoo, dataset))
+    assert driver.error is None
 
 
 def trials_of(root: Path, name: str) -> list[FrozenTrial]:
@@ -216,18 +216,18 @@ def test_a_translator_killed_in_mid_trial_has_the_numbers_of_one_never_interrupt
 def test_a_driver_that_dies_after_the_last_report_does_not_prune(tracker: Tracker, tmp_path: Path) -> None:
     storage = InMemoryStorage()
     config = study_config("last", trials=2, pruner={"name": "median", "options": {"n_startup_trials": 1}})
-    ledger = ledger_of(config, storage, tracker, tmp_path)
+    driver = start_driver(config, storage, tracker, tmp_path)
     for accuracy in (0.9, 0.2):  # the second one is worse where pruning is no use any more
-        begin(ledger, stand_in)
-        assert ledger.hear("t", Report(1, {"accuracy_mean": 0.1}, 1.0))
+        begin(driver, stand_in)
+        assert driver.on_report("t", Report(1, {"accuracy_mean": 0.1}, 1.0))
         last = Report(2, {"accuracy_mean": accuracy}, 2.0, finished=True)
-        assert not ledger.hear("t", last)
+        assert not driver.on_report("t", last)
         if accuracy == 0.9:
-            ledger.end("t", lost=False)
-    later = ledger_of(config, storage, tracker, tmp_path)  # the driver died before the second one's end
-    given = later.start("t")
+            driver.on_trial_end("t", lost=False)
+    later = start_driver(config, storage, tracker, tmp_path)  # the driver died before the second one's end
+    given = later.next_trial("t")
     assert given is not None
     assert given["reported"] == 2
-    assert not later.hear("t", last)
-    later.end("t", lost=False)
+    assert not later.on_report("t", last)
+    later.on_trial_end("t", lost=False)
     assert states(later) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]

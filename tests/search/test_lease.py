@@ -14,8 +14,8 @@ import optuna
 import pytest
 
 from kt_ray.errors import StudyError
-from kt_ray.search import lease as lock
-from kt_ray.search.lease import ATTRIBUTE, Holder, driving, holder_of
+from kt_ray.search import lease as lease_module
+from kt_ray.search.lease import ATTRIBUTE, Holder, hold_lease, holder_of
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def study() -> optuna.Study:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "BEAT", 0.1)
-    monkeypatch.setattr(lock, "SETTLE", 0.05)
-    monkeypatch.setattr(lock, "PATIENCE", 2.5)
+    monkeypatch.setattr(lease_module, "BEAT", 0.1)
+    monkeypatch.setattr(lease_module, "SETTLE", 0.05)
+    monkeypatch.setattr(lease_module, "PATIENCE", 2.5)
 
 
 def elsewhere(**changed: object) -> Holder:
@@ -37,7 +37,7 @@ def elsewhere(**changed: object) -> Holder:
 
 
 def test_it_is_held_while_driving_and_free_afterwards(study: optuna.Study) -> None:
-    with driving(study):
+    with hold_lease(study):
         holder = holder_of(study)
         assert holder is not None
         assert holder.pid == os.getpid()
@@ -46,11 +46,11 @@ def test_it_is_held_while_driving_and_free_afterwards(study: optuna.Study) -> No
 
 def test_a_second_driver_is_refused_by_name(study: optuna.Study) -> None:
     with (
-        driving(study),
+        hold_lease(study),
         pytest.raises(StudyError, match=rf"study s is being searched by process {os.getpid()} of \w+ on"),
     ):
-        driving(study).__enter__()
-    with driving(study):
+        hold_lease(study).__enter__()
+    with hold_lease(study):
         pass
 
 
@@ -59,19 +59,19 @@ def test_a_dead_process_of_this_machine_is_followed_at_once(study: optuna.Study)
     dead.wait()
     study.set_user_attr(ATTRIBUTE, asdict(replace(Holder.here(), pid=dead.pid, token="theirs")))
     began = time.monotonic()
-    with driving(study):
-        assert time.monotonic() - began < lock.PATIENCE
+    with hold_lease(study):
+        assert time.monotonic() - began < lease_module.PATIENCE
 
 
 def test_a_process_that_has_taken_a_dead_ones_number_is_not_the_holder(study: optuna.Study) -> None:
     study.set_user_attr(ATTRIBUTE, asdict(replace(Holder.here(), born="1", token="theirs")))
-    with driving(study):
+    with hold_lease(study):
         pass
 
 
 def test_a_silent_holder_elsewhere_counts_as_dead_after_a_while(study: optuna.Study) -> None:
     study.set_user_attr(ATTRIBUTE, asdict(elsewhere()))
-    with driving(study):
+    with hold_lease(study):
         pass
 
 
@@ -89,21 +89,21 @@ def test_a_holder_elsewhere_that_moves_is_not_disturbed(study: optuna.Study) -> 
     beating.start()
     try:
         with pytest.raises(StudyError, match="on node7"):
-            driving(study).__enter__()
+            hold_lease(study).__enter__()
     finally:
         ended.set()
         beating.join()
 
 
 def test_of_two_that_start_at_once_one_is_refused(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "SETTLE", 0.5)
+    monkeypatch.setattr(lease_module, "SETTLE", 0.5)
     results: list[str] = []
     together = threading.Barrier(2)
 
     def drive() -> None:
         together.wait()
         try:
-            with driving(study):
+            with hold_lease(study):
                 time.sleep(0.5)
                 results.append("drove")
         except StudyError:
@@ -118,7 +118,7 @@ def test_of_two_that_start_at_once_one_is_refused(study: optuna.Study, monkeypat
 
 
 def test_a_driver_learns_that_it_was_taken_for_dead(study: optuna.Study) -> None:
-    with driving(study) as lease:
+    with hold_lease(study) as lease:
         study.set_user_attr(ATTRIBUTE, asdict(elsewhere()))
         deadline = time.monotonic() + 60
         while lease.lost is None and time.monotonic() < deadline:
@@ -133,11 +133,11 @@ def test_a_driver_learns_that_it_was_taken_for_dead(study: optuna.Study) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_process_that_nobody_has_waited_for_is_followed_at_once(study: optuna.Study) -> None:
     killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    theirs = replace(Holder.here(), pid=killed.pid, born=lock._born(killed.pid), token="theirs")
+    theirs = replace(Holder.here(), pid=killed.pid, born=lease_module._born(killed.pid), token="theirs")
     study.set_user_attr(ATTRIBUTE, asdict(theirs))
     assert theirs.gone() is False
     killed.kill()
     os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
-    with driving(study):
+    with hold_lease(study):
         pass
     killed.communicate()

@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.errors import StudyError
-from kt_ray.search.retries import METRICS, SEARCH, chosen, lineage_of, lineages
+from kt_ray.search.retries import METRICS, SEARCH, lineage_of, lineages, select_champion
 from kt_ray.search.samplers import ORDINAL
 
 
@@ -39,22 +39,22 @@ def test_a_lineage_is_the_number_of_an_earlier_trial(first: object) -> None:
 
 
 def test_of_equals_the_earlier_is_champion() -> None:
-    best = chosen(study_of([complete(0.5), complete(0.9), complete(0.9)]))
+    best = select_champion(study_of([complete(0.5), complete(0.9), complete(0.9)]))
     assert best is not None
     assert best.number == 1
 
 
 def test_the_champion_keeps_the_constraints_and_may_be_nobody() -> None:
     study = study_of([complete(0.9, cost=3.0), complete(0.5, cost=1.0)], constraints=["cost <= 2"])
-    best = chosen(study)
+    best = select_champion(study)
     assert best is not None
     assert best.number == 1
-    assert chosen(study_of([complete(0.9, cost=3.0)], constraints=["cost <= 2"])) is None
+    assert select_champion(study_of([complete(0.9, cost=3.0)], constraints=["cost <= 2"])) is None
 
 
 @pytest.mark.parametrize(("tolerance", "number"), [(0.0, 0), (0.1, 1)])
 def test_the_next_objective_decides_among_those_within_the_tolerance(tolerance: float, number: int) -> None:
     trials = [complete(0.90, 50.0), complete(0.85, 10.0), complete(0.5, 1.0)]
-    best = chosen(study_of(trials, ("maximize", "minimize"), tolerance=tolerance))
+    best = select_champion(study_of(trials, ("maximize", "minimize"), tolerance=tolerance))
     assert best is not None
     assert best.number == number

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, StudyError
-from kt_ray.search.progress import SearchProgress
+from kt_ray.search.budget import SearchProgress
 from kt_ray.search.retries import lineages
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.search.storage import open_storage

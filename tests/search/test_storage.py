@@ -22,7 +22,7 @@ from kt_ray._io import sqlite
 from kt_ray.cli import app
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search import storage as storages
-from kt_ray.search.storage import Enduring, enduring_storage, open_storage, shown, study_names
+from kt_ray.search.storage import RetryingStorage, open_retrying_storage, open_storage, shown, study_names
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.summary import summaries, trial_rows
 from tests.search.stand_in import study_config
@@ -78,7 +78,7 @@ def test_postgresql(postgres: Postgres) -> None:
 
 
 def test_a_search_waits_for_a_database_that_is_away(postgres: Postgres) -> None:
-    storage = enduring_storage(postgres.uri)
+    storage = open_retrying_storage(postgres.uri)
     config = CONFIG.model_copy(update={"name": "away"})
 
     def absence() -> None:
@@ -118,7 +118,7 @@ class Failing(InMemoryStorage):
 def test_calls_are_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     failing = Failing()
     failing.failures = 1
-    enduring = Enduring(failing, "postgresql://me:secret@host/db")
+    enduring = RetryingStorage(failing, "postgresql://me:secret@host/db")
     assert enduring.get_all_study_names() == ["s"]
     assert "the study storage does not answer (gone)" in caplog.text
     monkeypatch.setattr(storages, "PATIENCE", 0.0)
@@ -210,7 +210,7 @@ def test_a_search_loses_nothing_with_the_answer_to_any_write(monkeypatch: pytest
         with contextlib.suppress(Died):
             driver(CONFIG, storage, dies_after=9)  # so that a trial waits to be asked again
         gone = Raising(storage, writes, optuna.exceptions.StorageInternalError("server closed the connection"))
-        study = driver(CONFIG, cast(BaseStorage, Enduring(cast(BaseStorage, gone), "postgresql://host/db")))
+        study = driver(CONFIG, cast(BaseStorage, RetryingStorage(cast(BaseStorage, gone), "postgresql://host/db")))
         assert outcome(study) == whole, f"the answer to write {writes} was lost"
         states = [trial.state for trial in study.trials()]
         assert TrialState.RUNNING not in states
@@ -221,7 +221,7 @@ def test_a_search_loses_nothing_with_the_answer_to_any_write(monkeypatch: pytest
 
 def test_a_trial_that_optuna_made_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storages.time, "sleep", lambda seconds: None)
-    study = SearchStudy(CONFIG, enduring_storage(f"sqlite:///{tmp_path}/optuna.db"))
+    study = SearchStudy(CONFIG, open_retrying_storage(f"sqlite:///{tmp_path}/optuna.db"))
     engine = study.optuna._storage._backend.engine  # type: ignore[attr-defined]
     commit = engine.dialect.do_commit
 
@@ -240,7 +240,7 @@ def test_a_trial_that_optuna_made_twice_is_one(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_finished_trial_cannot_change(tmp_path: Path) -> None:
-    study = SearchStudy(CONFIG, enduring_storage(f"sqlite:///{tmp_path}/optuna.db"))
+    study = SearchStudy(CONFIG, open_retrying_storage(f"sqlite:///{tmp_path}/optuna.db"))
     candidate = study.ask()
     assert not study.optuna._storage.set_trial_state_values(candidate.trial._trial_id, TrialState.RUNNING)
     study.optuna.tell(candidate.number, 0.0)

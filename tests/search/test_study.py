@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from kt_ray.config import StudyConfig
 from kt_ray.errors import ConfigError, StudyError
-from kt_ray.search.retries import chosen, lineages
+from kt_ray.search.retries import lineages, select_champion
 from kt_ray.search.samplers import ORDINAL
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.study_identity import check_space, check_unchanged
@@ -30,7 +30,7 @@ class Died(Exception):
 def driver(config: StudyConfig, storage: BaseStorage, *, dies_after: int | None = None) -> SearchStudy:
     """Search as a driver does, a trial at a time, with numbers that follow from the values. Dies after some reports."""
     study = SearchStudy(config, storage)
-    study.describe(devices=1)
+    study.describe()
     study.recover("its driver died")
     study.enqueue(config.search.points)
     reports = 0
@@ -214,7 +214,7 @@ def test_several_objectives(sampler: dict[str, Any], storage: BaseStorage) -> No
     whole = searched(config, InMemoryStorage())
     cut = searched(config, InMemoryStorage(), deaths=2)
     assert outcome(cut) == outcome(whole)
-    best = chosen(cut.optuna)
+    best = select_champion(cut.optuna)
     assert best is not None
     top = max(trial.values[0] for trial in cut.lineages().values())
     near = [trial for trial in cut.lineages().values() if trial.values[0] >= top - 0.3]
@@ -270,6 +270,11 @@ def test_a_changed_zoo_dataset_or_base_is_refused_and_changed_code_told(storage:
         check_unchanged(study, other, accept=False)
     assert len(check_unchanged(study, other, accept=True)) == 2
     assert check_unchanged(study, other, accept=False) == []
+    later = other | {"trial": {"training.epochs": 5, "training.new": 1}}
+    assert check_unchanged(study, later, accept=False, defaults={"training.new": 1}) == []
+    newest = later | {"trial": {"training.epochs": 5, "training.new": 1, "training.newer": 3}}
+    with pytest.raises(StudyError, match=r"trial\.training\.newer"):
+        check_unchanged(study, newest, accept=False, defaults={"training.newer": 1})
 
 
 def test_bounds_of_a_space_may_change_and_choices_may_not(storage: BaseStorage) -> None:

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from kt_ray.config import TrialConfig
 from kt_ray.errors import StudyError
-from kt_ray.search.lease import driving
+from kt_ray.search.lease import hold_lease
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.summary import (
@@ -53,7 +53,7 @@ def test_a_summary_counts_lineages(url: str) -> None:
 
 def test_a_summary_names_the_driver(url: str) -> None:
     study = load_study(url, "s")
-    with driving(study):
+    with hold_lease(study):
         assert str(summarise(study).driver).startswith("process ")
 
 

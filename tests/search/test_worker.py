@@ -12,7 +12,14 @@ import torch
 from kt_ray.config import TrialConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks.checkpoint import write_state
-from kt_ray.search.worker import HISTORY, Report, TrialSession, diagnose, last_checkpoint
+from kt_ray.search.worker import (
+    HISTORY,
+    Report,
+    TrialSession,
+    describe_failure,
+    describe_worker_loss,
+    last_checkpoint,
+)
 from tests.search.stand_in import StandIn, study_config
 
 CONFIG: TrialConfig = study_config().trial
@@ -91,7 +98,7 @@ def test_only_the_last_checkpoint_is_kept_and_half_written_ones_do_not_count(tmp
     ],
 )
 def test_deaths_are_named(error: Exception, reason: str, infrastructure: bool) -> None:
-    assert diagnose(error) == (reason, infrastructure)
+    assert describe_failure(error) == (reason, infrastructure)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(
@@ -103,7 +110,7 @@ def test_a_checkpoint_that_cannot_be_written_is_the_machines_fault(
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match="cannot be written") as told:
         write_state(tmp_path / "checkpoint.safetensors", {"weight": torch.zeros(1)})
-    assert diagnose(told.value) == (f"disk full: CheckpointError: {told.value}", True)
+    assert describe_failure(told.value) == (f"disk full: CheckpointError: {told.value}", True)
 
 
 def two_sessions(directory: Path) -> tuple[TrialSession, TrialSession]:
@@ -156,3 +163,22 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space left"):
         first.advance()
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "infrastructure"),
+    [
+        (
+            "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+            "out of memory",
+            True,
+        ),
+        ("The actor died because its node has died. Its actor's node was terminated", "node lost", True),
+        ("The actor died unexpectedly before finishing this task.", "worker lost", True),
+        ("The actor died because of an error raised in its creation task\nImportError: no", "its worker could", False),
+    ],
+)
+def test_lost_workers_are_named(words: str, reason: str, infrastructure: bool) -> None:
+    said, machine = describe_worker_loss(words)
+    assert said.startswith(reason)
+    assert machine is infrastructure
