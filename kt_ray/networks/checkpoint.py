@@ -203,7 +203,10 @@ def _candidates(path: Path, part: str, state: State, wanted: list[str]) -> Itera
 
 
 def _prefixes(state: State, wanted: Mapping[str, str]) -> set[str]:
-    """Return what precedes wanted names in those of `state`, up to a dot; only the prefixes with the most names."""
+    """Return what precedes wanted names in those of `state`, up to a dot: the prefixes with the most names.
+
+    None if these are no more than half of the wanted ones: another network has a few of the same names.
+    """
     counts: Counter[str] = Counter()
     for name in state:
         steps = name.split(".")
@@ -211,7 +214,7 @@ def _prefixes(state: State, wanted: Mapping[str, str]) -> set[str]:
             if ".".join(steps[start:]) in wanted:
                 counts["".join(f"{step}." for step in steps[:start])] += 1
     most = max(counts.values(), default=0)
-    return {prefix for prefix, count in counts.items() if count == most}
+    return {prefix for prefix, count in counts.items() if count == most and 2 * count > len(wanted)}
 
 
 def _check_kind(path: Path, name: str, value: Tensor) -> None:
