@@ -124,10 +124,14 @@ def runs(plan: Plan, architecture: Architecture, device: str, at_once: int) -> b
     )
 
 
-def device_name(device: str) -> str:
-    """What the device is, for the memory of the probe."""
-    if device == "cuda":
-        return str(torch.cuda.get_device_name())
+def device_name(device: str, gpus: float = 1.0) -> str:
+    """Return the name of `device`; of a GPU, with the memory in GiB that its share `gpus` has.
+
+    Plans are remembered by it: one that was measured on a whole card does not serve a quarter of one.
+    """
+    if torch.device(device).type == "cuda":
+        memory = gpus * torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{torch.cuda.get_device_name(device)}, {memory:.1f} GiB"
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
