@@ -32,6 +32,9 @@ def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Network: safetensors, or a state_dict saved by torch.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The small network, as safetensors.")],
     dataset: Annotated[str | None, typer.Option(help="Measure accuracy before and after on its test images.")] = None,
+    state_dict: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Which network of a checkpoint that holds several.")
+    ] = None,
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
@@ -43,9 +46,10 @@ def translate(
     from kt_ray.translation.translate import translate as run
 
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
-    translation = run(translator_file(model, workspace), checkpoint, output, images)
+    translation = run(translator_file(model, workspace), checkpoint, output, images, state_dict)
     show(translation.to_dict(), translation.rows(), format_, f"translated in {1000 * translation.seconds:.0f} ms")
     if format_ == "table":
+        say(f"read {checkpoint}: {translation.checkpoint}")
         say(f"wrote {output}")
 
 

@@ -80,7 +80,7 @@ def export_(
 ) -> None:
     """Write a zoo in the layout of the paper's code, a .pth file a part of a member."""
     from kt_ray.studies.lookup import open_zoo
-    from kt_ray.zoo.formats import export_zoo
+    from kt_ray.zoo.paper_layout import export_zoo
 
     counts = export_zoo(open_zoo(name, workspace).read(), folder)
     say("\n".join(f"{folder / part}: {count} files" for part, count in counts.items()))
@@ -98,7 +98,7 @@ def import_(
     from kt_ray.studies.lookup import open_workspace
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.validation import read_study
-    from kt_ray.zoo.formats import import_zoo
+    from kt_ray.zoo.paper_layout import import_zoo
     from kt_ray.zoo.store import ZooStore
 
     config = read_study(locate(file), overrides or ())

@@ -1,10 +1,19 @@
-"""Network checkpoints of users: safetensors, or a `state_dict` that torch loads without running code."""
+"""Network checkpoints of users: safetensors, or a `state_dict` that torch loads without running code.
+
+A file may hold a network under prefixes of wrappers (Lightning's `model.`, DataParallel's `module.`, torch.compile's
+`_orig_mod.`), several networks (a model and its EMA copy), an optimiser beside, or the paper's names. Here alone they
+become the names of our modules, and the user's again.
+"""
 
 from __future__ import annotations
 
+import difflib
 import pickle
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +24,127 @@ from torch import Tensor, nn
 
 from kt_ray._io.files import write_whole
 from kt_ray.errors import CheckpointError
+from kt_ray.networks.paper_names import network_name
 from kt_ray.networks.stacked import State
 
 STEPS = "num_batches_tracked"  # BN's counter, an integer that changes no output
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+INFLATION = 4  # a file may hold so many times its size, and a little more, in tensors: they may share values
+DEPTH = 4  # of mappings in mappings in which states are looked for
+TOP = "."  # what `--state-dict` calls the state that is not in any part of the file
+OWN_NETWORK = (
+    "a translator serves the network that it was trained for: check the network and its widths, or train a translator "
+    "for your own"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The network that was found in a file: its tensors under our names, in the file's dtypes.
+
+    `key` is what `--state-dict` calls it. `prefix` is what the file's names have before those of the network, `paper`
+    whether they are the paper's names. `others` is how many further tensors the file holds.
+    """
+
+    path: Path
+    state: State
+    key: str
+    prefix: str = ""
+    paper: bool = False
+    others: int = 0
+
+    def in_dtype(self, state: Mapping[str, Tensor]) -> State:
+        """Return `state`, of our names, in the dtypes of the file; what is not in it in that of most of its values."""
+        sizes: Counter[torch.dtype] = Counter()
+        for value in self.state.values():
+            sizes[value.dtype] += value.numel()
+        usual = sizes.most_common(1)[0][0]
+        dtypes = {name: value.dtype for name, value in self.state.items()}
+        return {name: value.to(dtypes.get(name, usual)) for name, value in state.items()}
+
+    def renamed(self, state: Mapping[str, Tensor]) -> State:
+        """Return `state`, of our names, under names like the file's."""
+        return {self.prefix + (network_name(name) if self.paper else name): value for name, value in state.items()}
+
+    def __str__(self) -> str:
+        dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in self.state.values()})
+        parts = [f"{len(self.state)} tensors of {' and '.join(dtypes)}"]
+        if self.key != TOP:
+            parts.append(f"state_dict {self.key!r}")
+        if self.prefix:
+            parts.append(f"prefix {self.prefix!r}")
+        if self.paper:
+            parts.append("the paper's names")
+        if self.others:
+            parts.append(f"{self.others} other tensors are left out")
+        return ", ".join(parts)
+
+
+def find_network(path: Path, names: Collection[str], key: str | None = None) -> Checkpoint:
+    """Return the network whose parameters have `names`, from the file at `path`, whatever prefix or part it is under.
+
+    BN's step counters are ignored. If no state has all names, the one with most of them is returned, for
+    `network_state` to say what is missing. `key` chooses one of several.
+    Raises CheckpointError if the file is missing, holds no state_dict, would need code to be run, or holds several
+    networks of which none is chosen.
+    """
+    wanted = [name for name in names if not name.endswith(STEPS)]
+    content = _content(path)
+    states = dict(_states(content, ""))
+    if not states:
+        raise CheckpointError(f"{path} holds {_description(content)}")
+    found = [candidate for part, state in states.items() for candidate in _candidates(path, part, state, wanted)]
+    chosen = [one for one in found if key in (None, one.key) or one.key.startswith(f"{key}.")]
+    if not chosen:
+        raise CheckpointError(f"{path} has no state_dict {key!r} of this network; it has: {_keys(found) or 'none'}")
+    most = max(len(one.state.keys() & set(wanted)) for one in chosen)
+    best = [one for one in chosen if len(one.state.keys() & set(wanted)) == most]
+    if wanted and most == len(wanted) and len(best) > 1:
+        raise CheckpointError(f"{path} holds several networks: {_keys(best)}; choose one with --state-dict")
+    for name, value in best[0].state.items():
+        _check_kind(path, best[0].prefix + name, value)
+    return best[0]
 
 
 def read_state(path: Path) -> State:
-    """The named tensors in the file at `path`: `.safetensors`, else a `state_dict` read with `weights_only=True`.
+    """Return the named tensors in the file at `path`, the first of several states.
 
-    All are dense and of real floating-point numbers, but for BN's step counters. Raises CheckpointError where the file
-    is missing, holds something else, or would need code to be run.
+    Raises CheckpointError as `find_network` does.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}")
-    content = _content(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not _is_state(content):
-        raise CheckpointError(f"{path} holds {_description(content)}")
-    state = {str(name).removeprefix("module."): value for name, value in content.items()}
-    for name, value in state.items():
-        if not name.endswith(STEPS) and (value.is_meta or value.is_nested or value.layout is not torch.strided):
-            raise CheckpointError(f"{path} holds no dense tensor in {name}; save the network's dense values")
-        if not name.endswith(STEPS) and value.dtype not in FLOATS:
-            kind = str(value.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{path} holds {kind} in {name}, expected real floating-point numbers; convert it")
-    return state
+    return find_network(path, ()).state
 
 
-def read_network(path: Path, network: nn.Module) -> State:
-    """The file at `path` as the parameters and buffers of `network`, float32; BN's step counters may be missing.
+def read_network(path: Path, network: nn.Module, key: str | None = None) -> State:
+    """Return the file at `path` as the parameters and buffers of `network`, float32, without BN's step counters.
 
-    Raises CheckpointError as `read_state` and `network_state` do.
+    Raises CheckpointError as `find_network` and `network_state` do.
     """
-    return network_state(read_state(path), network, path)
+    return network_state(find_network(path, network.state_dict().keys(), key), network)
 
 
-def network_state(state: State, network: nn.Module, path: Path) -> State:
-    """`state`, read from `path`, as the parameters and buffers of `network`, float32, without BN's step counters.
+def network_state(checkpoint: Checkpoint, network: nn.Module) -> State:
+    """Return what was found in a file as the parameters and buffers of `network`, float32, without BN's step counters.
 
     Raises CheckpointError naming the first names or shapes that differ, or the first tensor that is not finite.
     """
-    expected = network.state_dict()
-    problems = []
-    for name, tensor in expected.items():
-        if name.endswith(STEPS):
-            continue
-        if name not in state:
-            problems.append(f"{name} is missing (expected {_shape(tensor)})")
-        elif state[name].shape != tensor.shape:
-            problems.append(f"{name} has shape {_shape(state[name])}, expected {_shape(tensor)}")
-    problems += [f"{name} is not a parameter of this network" for name in state if name not in expected]
+    path, state = checkpoint.path, checkpoint.state
+    expected = {name: value for name, value in network.state_dict().items() if not name.endswith(STEPS)}
+    problems = [
+        f"{name} has shape {_shape(state[name])}, expected {_shape(tensor)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    problems += [f"{name} is missing (expected {_shape(expected[name])})" for name in missing]
+    problems += [f"{name} is not a parameter of this network" for name in unknown]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
             f"{path} does not fit the network ({', '.join(name for name, _ in network.named_children())}): "
-            f"{'; '.join(problems[:3])}{more}; check the configured network and its widths"
+            f"{'; '.join(problems[:3])}{more}; found {_found(checkpoint, missing, unknown)}; {OWN_NETWORK}"
         )
-    # Copies: names of a state_dict may share a tensor, which safetensors does not write.
-    state = {
-        name: value.detach().to(torch.float32, copy=True) for name, value in state.items() if not name.endswith(STEPS)
-    }
+    state = {name: state[name].detach().to(torch.float32) for name in expected}
     for name, value in state.items():
         if not value.isfinite().all():
             raise CheckpointError(f"{path} holds NaN or infinity in {name}; did its training diverge?")
@@ -84,11 +152,13 @@ def network_state(state: State, network: nn.Module, path: Path) -> State:
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """`state` as a safetensors file with `metadata` in its header, whole or not at all.
+    """Write `state` as a safetensors file with `metadata` in its header, whole or not at all.
 
-    Directories above `path` are made. Raises CheckpointError where it cannot be written.
+    Directories above `path` are made. Raises CheckpointError if it cannot be written.
     """
-    content = save({name: value.detach().cpu().contiguous() for name, value in state.items()}, dict(metadata or {}))
+    # Copies: names of a state_dict may share a tensor, which safetensors does not write.
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+    content = save(copies, dict(metadata or {}))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
@@ -98,16 +168,91 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         ) from error
 
 
+def _states(content: Any, part: str, depth: int = 0) -> Iterator[tuple[str, State]]:
+    """Yield every mapping of names to tensors in `content`, with the keys that lead to it, joined by dots."""
+    if not isinstance(content, Mapping) or depth > DEPTH:
+        return
+    entries = {name: value for name, value in content.items() if isinstance(name, str)}
+    state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    if state:
+        yield part, state
+    for name, value in entries.items():
+        yield from _states(value, f"{part}.{name}" if part else name, depth + 1)
+
+
+def _candidates(path: Path, part: str, state: State, wanted: list[str]) -> Iterator[Checkpoint]:
+    """Yield what of `state` may be the network: under each prefix of the `wanted` names, ours or the paper's."""
+    total = sum(not name.endswith(STEPS) for name in state)
+    found = False
+    for paper in (False, True):
+        ours = {network_name(name) if paper else name: name for name in wanted}
+        if paper and ours.keys() == set(wanted):
+            continue
+        prefixes = _prefixes(state, ours)
+        for prefix in sorted(prefixes):
+            under = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+            under = {ours.get(name, name): value for name, value in under.items() if not name.endswith(STEPS)}
+            if not prefix:  # another network in the same mapping is not part of this one
+                others = tuple(prefixes - {""})
+                under = {name: value for name, value in under.items() if not (others and name.startswith(others))}
+            key = ".".join(filter(None, (part, prefix.rstrip(".")))) or TOP
+            found = True
+            yield Checkpoint(path, under, key, prefix, paper, total - len(under))
+    if not found:
+        yield Checkpoint(path, {name: value for name, value in state.items() if not name.endswith(STEPS)}, part or TOP)
+
+
+def _prefixes(state: State, wanted: Mapping[str, str]) -> set[str]:
+    """Return what precedes wanted names in those of `state`, up to a dot: the prefixes with the most names.
+
+    None if these are no more than half of the wanted ones: another network has a few of the same names.
+    """
+    counts: Counter[str] = Counter()
+    for name in state:
+        steps = name.split(".")
+        for start in range(len(steps)):
+            if ".".join(steps[start:]) in wanted:
+                counts["".join(f"{step}." for step in steps[:start])] += 1
+    most = max(counts.values(), default=0)
+    return {prefix for prefix, count in counts.items() if count == most and 2 * count > len(wanted)}
+
+
+def _check_kind(path: Path, name: str, value: Tensor) -> None:
+    """Raise CheckpointError unless `value` is a dense tensor of real floating-point numbers."""
+    if value.is_meta or value.is_nested or value.layout is not torch.strided:
+        raise CheckpointError(f"{path} holds no dense tensor in {name}; save the network's dense values")
+    if value.dtype not in FLOATS:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{path} holds {kind} in {name}, expected real floating-point numbers; convert it")
+    if value.numel() * value.element_size() > INFLATION * value.untyped_storage().nbytes():
+        raise CheckpointError(f"{path} holds {value.numel():,} numbers in {name} that are views of fewer; save copies")
+
+
 def _content(path: Path) -> Any:
-    """What lies in the file, whatever it is. Raises CheckpointError where it is damaged or needs code to be read."""
+    """Return what the file holds. Raises CheckpointError if it is missing, damaged, or needs code to be read."""
+    if not path.is_file():
+        raise CheckpointError(f"no such checkpoint: {path}")
     try:
-        if path.suffix == ".safetensors":
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(9)
+        torch_saved = head.startswith((b"PK", b"\x80"))
+        if head[8:] == b"{" or (path.suffix == ".safetensors" and not torch_saved):
             return load_file(path)
-        with warnings.catch_warnings():
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inflated = sum(entry.file_size for entry in archive.infolist())
+            if inflated > INFLATION * size + (1 << 20):
+                raise CheckpointError(
+                    f"{path} would inflate from {size / 1e6:.1f} to {inflated / 1e6:,.1f} MB; save it uncompressed"
+                )
+        with warnings.catch_warnings(), path.open("rb") as file:  # an open file: a path's suffix would decide
             warnings.simplefilter("ignore")  # torch's own, about kinds of tensors that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     except Exception as error:  # a damaged or hostile pickle raises whatever its bytes lead to
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise CheckpointError(
@@ -117,20 +262,30 @@ def _content(path: Path) -> Any:
         raise CheckpointError(f"{path} is neither safetensors nor a state_dict that torch saved") from None
 
 
-def _is_state(content: Any) -> bool:
-    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
-
-
 def _description(content: Any) -> str:
-    """What is wrong with `content`, which is no state_dict, and what to do."""
-    wanted = "expected a state_dict of named tensors"
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}; {wanted}"
-    others = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not isinstance(value, Tensor)]
-    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-    nested = [key for key, value in content.items() if _is_state(value) and value]
-    hint = f": {nested[0]!r} holds one, so save `torch.load(…)[{nested[0]!r}]` alone" if nested else ""
-    return f"a {type(content).__name__} with {', '.join(others[:5])}{more}; {wanted}{hint}"
+    """Return what is wrong with `content`, which holds no state_dict."""
+    kinds = ""
+    if isinstance(content, Mapping):
+        others = [f"{key!r} ({type(value).__name__})" for key, value in content.items()]
+        kinds = f" with {', '.join(others[:5])}" + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    return f"a {type(content).__name__}{kinds}; expected a state_dict of named tensors"
+
+
+def _keys(found: Collection[Checkpoint]) -> str:
+    return ", ".join(dict.fromkeys(one.key for one in found))
+
+
+def _found(checkpoint: Checkpoint, missing: list[str], unknown: list[str]) -> str:
+    """Return what a state that does not fit holds: how many tensors under which names, and the nearest unknown one."""
+    counts = Counter(name.partition(".")[0] for name in checkpoint.state)
+    heads = ", ".join(f"{head} ({count})" for head, count in counts.most_common(6))
+    more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+    text = f"{len(checkpoint.state)} tensors under {heads}{more}" + (f", {checkpoint}" if checkpoint.prefix else "")
+    for name in missing:
+        near = difflib.get_close_matches(name, unknown, 1, 0.6)
+        if near:
+            return f"{text}; {near[0]} is nearest to {name}"
+    return text
 
 
 def _shape(tensor: Tensor) -> str:

@@ -15,7 +15,7 @@ from kt_ray.config import NetworkConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import State, stacked
-from kt_ray.networks.checkpoint import network_state, read_state, write_state
+from kt_ray.networks.checkpoint import find_network, network_state, write_state
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.translator import Translator
@@ -27,6 +27,7 @@ class Translation(Displayed):
     """What a translation wrote. Accuracies are on the test images of the dataset that was named, if one was."""
 
     output: str
+    checkpoint: str  # what was found in the file
     translator: str
     pair: str
     seconds: float
@@ -62,13 +63,20 @@ class Translation(Displayed):
         return rows
 
 
-def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Dataset | None = None) -> Translation:
+def translate(
+    translator_file: Path,
+    checkpoint: Path,
+    output: Path,
+    dataset: Dataset | None = None,
+    state_dict: str | None = None,
+) -> Translation:
     """Write the network in `checkpoint` with its block translated to `output`, as safetensors.
 
-    Names are `stem.…`, `block.…`, `head.…`, as in the checkpoint. A network of other widths than the translator's is
-    translated where its family serves them, to a block of as large a share of the source's hidden units.
-    Raises CheckpointError where either file cannot be read safely, does not fit, is not finite, gives a block that is
-    not, or where `output` is not safetensors, is one of the two or cannot be written, or `dataset` has images of
+    Names and dtypes are those of the checkpoint: `stem.…`, `block.…`, `head.…`, or the paper's, with the prefix that
+    they have there. `state_dict` chooses one of several networks in the file. A network of other widths than the
+    translator's is translated if its family serves them, to a block of as large a share of the source's hidden units.
+    Raises CheckpointError if either file cannot be read safely, does not fit, is not finite, gives a block that is
+    not, or if `output` is not safetensors, is one of the two or cannot be written, or `dataset` has images of
     another shape.
     """
     _check_output(output, translator_file, checkpoint)
@@ -79,26 +87,30 @@ def translate(translator_file: Path, checkpoint: Path, output: Path, dataset: Da
             f"{dataset.name} has images {dataset.image_shape}, the network takes {trained.image_shape}; "
             "name another --dataset"
         )
-    state = read_state(checkpoint)
-    architecture = replace(trained, network=_widths(state, trained.network))
+    with torch.device("meta"):
+        names = trained.source_network().state_dict().keys()
+    found = find_network(checkpoint, names, state_dict)
+    architecture = replace(trained, network=_widths(found.state, trained.network))
     with torch.device("meta"):  # a file may claim any widths
         expected = architecture.source_network()
-    before = network_state(state, expected, checkpoint)
+    before = network_state(found, expected)
     translator = loaded.translator.for_architecture(architecture).eval()
     start = time.perf_counter()
     block = _translated(translator, before)
     seconds = time.perf_counter() - start
-    for name, value in block.items():
+    after = found.in_dtype(stacked.surroundings(found.state) | stacked.join(block=block))
+    for name, value in stacked.part(after, "block").items():
         if not value.isfinite().all():
             raise CheckpointError(
                 f"the block translated from {checkpoint} holds NaN or infinity in {name}: nothing is written; check "
                 "that the network works"
             )
-    after = stacked.surroundings(before) | stacked.join(block=block)
-    write_state(output, after, {"pair": architecture.pair, "made_by": "kt_ray"})
+    write_state(output, found.renamed(after), {"pair": architecture.pair, "made_by": "kt_ray"})
+    after = {name: value.float() for name, value in after.items()}
     source, target = architecture.source_network(), architecture.target_network()
     return Translation(
         output=str(output),
+        checkpoint=str(found),
         translator=str(translator_file),
         pair=architecture.pair,
         seconds=seconds,

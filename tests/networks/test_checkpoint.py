@@ -2,15 +2,18 @@
 
 import errno
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
-from kt_ray.networks.checkpoint import read_network, write_state
+from kt_ray.networks.checkpoint import find_network, network_state, read_network, write_state
+from kt_ray.networks.paper_names import network_name
 
 STATE = {"weight": torch.ones(2)}
 
@@ -82,16 +85,139 @@ def test_tensors_of_other_kinds_are_named(
         read_network(tmp_path / "network.pth", network)
 
 
-def test_a_training_checkpoint_says_which_of_its_keys_is_the_network(tmp_path: Path) -> None:
+def test_what_holds_no_state_is_said(tmp_path: Path) -> None:
     network, path = Architecture("basic_to_simple").source_network(), tmp_path / "network.pth"
-    optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    torch.save({"epoch": 3, "model": network.state_dict(), "optimizer": optimizer.state_dict()}, path)
-    with pytest.raises(CheckpointError, match=r"a dict with 'epoch' \(int\), 'model' \(OrderedDict\), 'opti") as error:
-        read_network(path, network)
-    assert "'model' holds one, so save `torch.load(…)['model']` alone" in str(error.value)
     torch.save([1, 2], path)
     with pytest.raises(CheckpointError, match=r"holds a list; expected a state_dict of named tensors$"):
         read_network(path, network)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(CheckpointError, match=r"holds a dict with 'epoch' \(int\); expected"):
+        read_network(path, network)
+
+
+class TestCheckpointsAsPeopleHaveThem:
+    """Wrapped by what trained them, with an optimiser or an average beside, in half precision."""
+
+    NETWORK = Architecture("basic_to_simple").source_network()
+    STATE = NETWORK.state_dict()
+
+    @classmethod
+    def under(cls, prefix: str, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        return {
+            prefix + name: value * scale if value.is_floating_point() else value for name, value in cls.STATE.items()
+        }
+
+    def optimizer(self) -> dict[str, object]:
+        network = Architecture("basic_to_simple").source_network()
+        optimizer = torch.optim.Adam(network.parameters())
+        sum(value.sum() for value in network.parameters()).backward()
+        optimizer.step()
+        return optimizer.state_dict()
+
+    @pytest.mark.parametrize(
+        ("content", "key", "prefix"),
+        [
+            (lambda test: test.under("module."), "module", "module."),
+            (lambda test: test.under("_orig_mod."), "_orig_mod", "_orig_mod."),
+            (lambda test: test.under("_orig_mod.module."), "_orig_mod.module", "_orig_mod.module."),
+            (lambda test: {"n_averaged": torch.tensor(5)} | test.under("module."), "module", "module."),
+            (
+                lambda test: {"state_dict": test.under("model.") | {"criterion.weight": torch.ones(10)}, "epoch": 3},
+                "state_dict.model",
+                "model.",
+            ),
+            (lambda test: {"model": test.under(""), "optimizer": test.optimizer(), "epoch": 3}, "model", ""),
+            (lambda test: {"net": {"ema": None, "weights": test.under("")}}, "net.weights", ""),
+        ],
+    )
+    def test_one_network_is_found(
+        self, tmp_path: Path, content: Callable[[object], object], key: str, prefix: str
+    ) -> None:
+        torch.save(content(self), tmp_path / "network.ckpt")
+        found = find_network(tmp_path / "network.ckpt", self.STATE.keys())
+        assert (found.key, found.prefix) == (key, prefix)
+        state = network_state(found, self.NETWORK)
+        assert all(torch.equal(value, self.STATE[name]) for name, value in state.items())
+        assert set(found.renamed(state)) <= set(self.under(prefix))
+
+    def test_of_several_the_named_one_is_taken(self, tmp_path: Path) -> None:
+        path = tmp_path / "network.ckpt"
+        torch.save({"model": self.under(""), "model_ema": {"module": self.under("", 2.0)}}, path)
+        with pytest.raises(CheckpointError, match=r"model, model_ema\.module; choose one with --state-dict"):
+            read_network(path, self.NETWORK)
+        for key, scale in (("model", 1.0), ("model_ema", 2.0), ("model_ema.module", 2.0)):
+            bias = read_network(path, self.NETWORK, key)["head.linear.bias"]
+            assert torch.equal(bias, scale * self.STATE["head.linear.bias"])
+        with pytest.raises(CheckpointError, match=r"no state_dict 'other' .* it has: model, model_ema.module"):
+            read_network(path, self.NETWORK, "other")
+
+    def test_an_average_beside_the_network_in_one_mapping(self, tmp_path: Path) -> None:
+        path = tmp_path / "network.safetensors"
+        write_state(path, self.under("") | self.under("ema."))
+        with pytest.raises(CheckpointError, match=r"several networks: \., ema;"):
+            read_network(path, self.NETWORK)
+        assert torch.equal(read_network(path, self.NETWORK, ".")["stem.bn.bias"], self.STATE["stem.bn.bias"])
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_dtypes_are_kept(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        path = tmp_path / "network.safetensors"
+        save_file({name: value.to(dtype) for name, value in self.STATE.items()}, path, {"format": "pt", "epoch": "3"})
+        found = find_network(path, self.STATE.keys())
+        state = network_state(found, self.NETWORK)
+        assert {value.dtype for value in state.values()} == {torch.float32}
+        assert {value.dtype for value in found.in_dtype(state | {"block.new": torch.ones(3)}).values()} == {dtype}
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin", ""])
+    @pytest.mark.parametrize("kind", ["safetensors", "torch", "old torch"])
+    def test_the_content_decides_what_a_file_is(self, tmp_path: Path, suffix: str, kind: str) -> None:
+        path = tmp_path / f"network{suffix}"
+        if kind == "safetensors":
+            write_state(path, self.STATE)
+        else:
+            torch.save(self.STATE, path, _use_new_zipfile_serialization=kind == "torch")
+        assert "head.linear.bias" in read_network(path, self.NETWORK)
+
+    def test_the_papers_names(self, tmp_path: Path) -> None:
+        names = {"0.conv.weight": "stem.conv.weight", "1.bn1.bias": "block.bn1.bias",
+                 "2.downsample.weight": "head.conv.weight", "2.fc.bias": "head.linear.bias"}  # fmt: skip
+        theirs = {network_name(name): value for name, value in self.STATE.items()}
+        assert names.keys() < theirs.keys()
+        torch.save(dict(reversed(theirs.items())), tmp_path / "network.pth")
+        found = find_network(tmp_path / "network.pth", self.STATE.keys())
+        state = network_state(found, self.NETWORK)
+        assert all(torch.equal(value, self.STATE[name]) for name, value in state.items())
+        assert found.renamed(state).keys() == {name for name in theirs if "num_batches" not in name}
+
+    def test_a_misfit_says_what_was_found(self, tmp_path: Path) -> None:
+        path = tmp_path / "network.pth"
+        state = self.under("model.")
+        state["model.head.liner.bias"] = state.pop("model.head.linear.bias")
+        torch.save(state | {"criterion.weight": torch.ones(3)}, path)
+        with pytest.raises(CheckpointError) as error:
+            read_network(path, self.NETWORK)
+        for told in ("head.linear.bias is missing", "head.liner.bias is nearest", "head (7)", "'model.'", "1 other"):
+            assert told in str(error.value)
+        torch.save({f"layer{number}.0.conv.weight": torch.ones(3) for number in range(9)}, path)
+        with pytest.raises(CheckpointError, match=r"found 9 tensors under layer0 \(1\), .* and 3 more"):
+            read_network(path, self.NETWORK)
+
+    @pytest.mark.parametrize("kind", ["compressed", "expanded"])
+    def test_sizes_that_a_file_does_not_have_are_refused(self, tmp_path: Path, kind: str) -> None:
+        path, state = tmp_path / "network.pth", dict(self.STATE)
+        if kind == "expanded":
+            state["head.linear.weight"] = torch.zeros(1).expand(1 << 32)
+            torch.save(state, path)
+        else:
+            state["head.linear.weight"] = torch.zeros(1 << 24)
+            torch.save(state, tmp_path / "plain.pth")
+            with (
+                zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+                zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+            ):
+                for entry in plain.infolist():
+                    packed.writestr(entry.filename, plain.read(entry))
+        with pytest.raises(CheckpointError, match=r"would inflate|views of fewer"):
+            read_network(path, self.NETWORK)
 
 
 class TestWriting:
@@ -138,7 +264,7 @@ def test_other_shapes_are_named(tmp_path: Path) -> None:
     torch.save(Architecture("basic_to_simple").target_network().state_dict(), path)
     with pytest.raises(CheckpointError, match=r"block.conv1.weight has shape 3×6×3×3, expected 6×6×3×3") as error:
         read_network(path, Architecture("basic_to_simple").source_network())
-    assert "check the configured network and its widths" in str(error.value)
+    assert "check the network and its widths" in str(error.value)
 
 
 def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:

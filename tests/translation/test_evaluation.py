@@ -16,8 +16,8 @@ from kt_ray.errors import ZooError
 from kt_ray.networks import PAIRS, Architecture
 from kt_ray.translation.evaluation import Evaluation, Transplants, evaluate, transplant_accuracy
 from kt_ray.translation.translator import Translator, build_translator
-from kt_ray.zoo.formats import export_zoo, import_zoo
 from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.paper_layout import export_zoo, import_zoo
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.untrained import untrained_zoo
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from kt_ray.config import (
     AxialTransformerOptions,
@@ -20,6 +20,7 @@ from kt_ray.data import Dataset, LabelledImages
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, checkpoint
 from kt_ray.networks.checkpoint import read_network, write_state
+from kt_ray.networks.paper_names import network_name
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translate import translate
 from kt_ray.translation.translator import build_translator
@@ -118,3 +119,37 @@ def test_what_is_not_finite_is_refused(tmp_path: Path, value: float, expected: s
     with pytest.raises(CheckpointError, match=expected):
         translate(saved_translator(tmp_path, "mixer"), network, output)
     assert not output.exists()
+
+
+class TestOutputIsLikeTheCheckpoint:
+    def test_prefix_and_dtype(self, tmp_path: Path) -> None:
+        network = PLAIN.source_network().to(torch.bfloat16)
+        state = {f"model.{name}": value for name, value in network.state_dict().items()}
+        torch.save({"state_dict": state | {"loss.weight": torch.ones(3)}, "epoch": 1}, tmp_path / "network.ckpt")
+        translation = translate(
+            saved_translator(tmp_path, "mixer"), tmp_path / "network.ckpt", tmp_path / "s.safetensors"
+        )
+        written = load_file(tmp_path / "s.safetensors")
+        assert "'model.'" in translation.checkpoint
+        assert {value.dtype for value in written.values()} == {torch.bfloat16}
+        small = torch.nn.Module()
+        small.model = PLAIN.target_network()
+        small.load_state_dict(written, strict=True)
+        assert torch.equal(written["model.stem.conv.weight"], state["model.stem.conv.weight"])
+
+    def test_the_papers_names(self, tmp_path: Path) -> None:
+        names = {network_name(name): value for name, value in PLAIN.source_network().state_dict().items()}
+        torch.save(names, tmp_path / "network.pth")
+        translate(saved_translator(tmp_path, "mixer"), tmp_path / "network.pth", tmp_path / "small.safetensors")
+        written = load_file(tmp_path / "small.safetensors")
+        assert {"0.conv.weight", "1.conv1.weight", "2.downsample.weight", "2.fc.bias"} < written.keys()
+        assert torch.equal(written["2.downsample.weight"], names["2.downsample.weight"])
+
+    def test_one_of_several_is_chosen(self, tmp_path: Path) -> None:
+        states = {key: PLAIN.source_network().state_dict() for key in ("model", "ema")}
+        torch.save(states, tmp_path / "network.pth")
+        translator, output = saved_translator(tmp_path, "mixer"), tmp_path / "small.safetensors"
+        with pytest.raises(CheckpointError, match="--state-dict"):
+            translate(translator, tmp_path / "network.pth", output)
+        translate(translator, tmp_path / "network.pth", output, state_dict="ema")
+        assert torch.equal(load_file(output)["head.linear.weight"], states["ema"]["head.linear.weight"])

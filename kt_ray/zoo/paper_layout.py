@@ -5,25 +5,24 @@
 | `inputs`, `labels`, `backup_begin`, `backup_last` | source block, target block, stem, head | train |
 | `complex`, `begin`, `last` | source block, stem, head | selection, then test (they have no target there) |
 
-What is read is matched with our parameters in order and by shape, whatever its names. What is written has our names.
+What is written has the names of the paper's code, and loads into its modules; what is read has its names or ours.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kt_ray._io.text import first_line
 from kt_ray.config import PairName, ZooConfig
 from kt_ray.data import Dataset
-from kt_ray.errors import ZooError
+from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.networks import Architecture, State, stacked
+from kt_ray.networks.checkpoint import read_state
+from kt_ray.networks.paper_names import layer_name
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.objectives import accuracy
@@ -31,10 +30,11 @@ from kt_ray.zoo.training.objectives import accuracy
 PAIRS = {"source": "inputs", "target": "labels", "stem": "backup_begin", "head": "backup_last"}
 VALIDATION = {"source": "complex", "stem": "begin", "head": "last"}
 SHARD_MEMBERS = 1024
+_PART = {"stem": "stem", "source": "block", "target": "block", "head": "head"}  # as in whole networks
 
 
 def export_zoo(zoo: Zoo, folder: Path) -> dict[str, int]:
-    """Write `zoo` in the paper's layout; returns how many files each sub-folder got.
+    """Write `zoo` in the paper's layout, under its names; return how many files each sub-folder got.
 
     Snapshots and brief members are left out: the layout has no place for a training source without a target.
     """
@@ -48,17 +48,20 @@ def export_zoo(zoo: Zoo, folder: Path) -> dict[str, int]:
             stack, start = part.part(name), counts.get(sub_folder, 0)
             for row in range(len(part)):
                 modules[name].load_state_dict({key: value[row] for key, value in stack.items()}, strict=False)
-                torch.save(modules[name].state_dict(), directory / f"{start + row}.pth")
+                state = {layer_name(_PART[name], key): value for key, value in modules[name].state_dict().items()}
+                torch.save(state, directory / f"{start + row}.pth")
             counts[sub_folder] = start + len(part)
     return counts
 
 
 def import_zoo(folder: Path, store: ZooStore, config: ZooConfig, pair: PairName, dataset: Dataset) -> int:
-    """Add the zoo that lies in the paper's layout under `folder` to `store`, created with `config`; returns members.
+    """Add the zoo that is stored in the paper's layout under `folder` to `store`, created with `config`.
+
+    Returns how many members it had.
 
     Pairs become training members `imported-train-<i>`; validation networks become test members without a target.
     Seeds and epochs are not known: -1 and 0. Accuracies are measured on the selection images of `dataset`. Raises
-    ZooError where a file is missing, is no state dict, holds more than tensors, or has other shapes.
+    ZooError if a file is missing, is no state dict, or has other names or shapes.
     """
     architecture = Architecture(pair, config.network, dataset.image_shape, dataset.classes)
     store.create(config, pair, dataset)
@@ -77,7 +80,7 @@ def import_zoo(folder: Path, store: ZooStore, config: ZooConfig, pair: PairName,
                 row: State = {}
                 for name, shapes in expected.items():
                     if name in layout:
-                        state = _read(folder / layout[name] / f"{number}.pth", shapes)
+                        state = _read(folder / layout[name] / f"{number}.pth", _PART[name], shapes)
                     else:
                         state = {key: torch.full(shape, torch.nan) for key, shape in shapes.items()}
                     row |= stacked.join(**{name: state})
@@ -111,20 +114,24 @@ def _numbers(folder: Path, layout: dict[str, str]) -> list[int]:
     return sorted(union)
 
 
-def _read(path: Path, shapes: dict[str, torch.Size]) -> State:
-    """A state dict with our names. Raises ZooError where it is not one of these shapes."""
+def _read(path: Path, part: str, shapes: dict[str, torch.Size]) -> State:
+    """Return the file of one part under our names, float32. Raises ZooError if it is not one of these shapes."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise ZooError(f"{path} is not a state dict that can be read safely ({reason})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ZooError(f"{path} holds a {type(content).__name__}, expected a state dict of tensors")
-    tensors = [value.float() for key, value in content.items() if "num_batches_tracked" not in str(key)]
-    theirs, ours = [tuple(value.shape) for value in tensors], [tuple(shape) for shape in shapes.values()]
-    if theirs != ours:
-        raise ZooError(f"{path} has tensors of shapes {theirs}, expected {ours}; is it of another network or pair?")
-    return dict(zip(shapes, tensors, strict=True))
+        state = read_state(path)
+    except CheckpointError as error:
+        raise ZooError(str(error)) from None
+    for names in ({name: name for name in shapes}, {name: layer_name(part, name) for name in shapes}):
+        if set(names.values()) == state.keys():
+            found = {name: state[theirs].float() for name, theirs in names.items()}
+            other = [name for name, value in found.items() if value.shape != shapes[name]]
+            if not other:
+                return found
+            sizes, expected = tuple(found[other[0]].shape), tuple(shapes[other[0]])
+            raise ZooError(f"{path} has {names[other[0]]} of shape {sizes}, expected {expected}; check zoo.network")
+    expected_names = ", ".join(layer_name(part, name) for name in shapes)
+    raise ZooError(
+        f"{path} has the tensors {', '.join(state)[:300]}, expected {expected_names}; is it of another network or pair?"
+    )
 
 
 def _index(stack: State, numbers: list[int], split: str, architecture: Architecture, dataset: Dataset) -> pa.Table:
