@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kt_ray._io import sqlite
 from kt_ray._io.text import first_line
+from kt_ray._io.urls import redacted
 from kt_ray.errors import StudyError
 
 logger = logging.getLogger(__name__)
@@ -70,9 +71,7 @@ def study_names(url: str) -> list[str]:
 
 def shown(url: str) -> str:
     """A storage URL without its password."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}{separator}{credentials.split(':')[0]}{at}{host}"
+    return redacted(url)
 
 
 def _file(url: str) -> Path | None:

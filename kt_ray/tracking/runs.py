@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from kt_ray._io.urls import sqlite_path
 from kt_ray.errors import TrackingError
+from kt_ray.tracking.database import ARTIFACT_ROOT
 from kt_ray.tracking.provenance import provenance
 from kt_ray.tracking.store import filter_text, open_store, reaching
 
@@ -57,8 +59,11 @@ class Runs:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             location = f"{artifact_root.rstrip('/')}/{quote(name, safe='')}" if artifact_root else None
+            path, tags = sqlite_path(self.uri), dict(EXPERIMENT_TAGS)
+            if path is not None and artifact_root == (path.parent.absolute() / "artifacts").as_uri():
+                tags[ARTIFACT_ROOT] = artifact_root
             try:
-                return str(self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+                return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

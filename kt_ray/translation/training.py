@@ -146,8 +146,7 @@ class TranslatorTraining:
     @torch.no_grad()
     def _average(self, decay: float) -> None:
         """Draw the averaged weights towards the present ones."""
-        for average, value in zip(self.translator.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
+        torch._foreach_lerp_(list(self.translator.parameters()), list(self.model.parameters()), 1 - decay)
 
     def _images(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
         """Training images and labels for this step, if the loss looks at any."""
@@ -176,7 +175,7 @@ class TranslatorTraining:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-            tensors = load_file(path, device=self.device)
+            tensors = load_file(path)  # Adam's step count stays on the CPU: on a device, each step would read it back
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole checkpoint of a trial: {error}") from None
         if metadata.get("format") != FORMAT or not self._of_this_trial(metadata.get("config", "")):
@@ -184,7 +183,7 @@ class TranslatorTraining:
         self.model.load_state_dict(stacked.part(tensors, "model"))
         if self.config.training.ema:
             self.translator.load_state_dict(stacked.part(tensors, "average"))
-        self.kept = stacked.part(tensors, "best")
+        self.kept = {name: value.to(self.device) for name, value in stacked.part(tensors, "best").items()}
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):

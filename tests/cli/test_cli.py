@@ -121,6 +121,12 @@ def test_a_zoo_of_another_pair(study: Path, tmp_path: Path) -> None:
     assert "basic_to_simple" in message
 
 
+def test_a_merge_stays_in_the_folder_of_zoos(tmp_path: Path) -> None:
+    message = refused("zoo", "merge", "..", "pretrained:mnist5k", "--workspace", str(tmp_path / "ws"))
+    assert "'..' is no name of a zoo" in message
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 class TestTranslate:
     @pytest.fixture
     def translator(self, tmp_path: Path) -> Path:
