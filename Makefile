@@ -32,6 +32,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/make_results.py --check
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy

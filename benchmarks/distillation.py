@@ -11,19 +11,18 @@ every step. Rounds alternate; a figure is the median of the rounds. Making the k
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from result_files import write
-from torch import Tensor, nn
+from common.plain import PILImages
+from common.results import write
+from common.timing import in_turn, medians
+from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
-from torchvision.transforms.functional import to_pil_image
 
 from kt_ray.config import (
     ClassifierConfig,
@@ -44,20 +43,11 @@ from kt_ray.distillation.stages import Stages
 CASES = {"ft, flips": ("ft", 0), "ft, crops and flips": ("ft", 4), "none, crops and flips": ("none", 4)}
 
 
-class PILImages(TorchDataset[tuple[Tensor, int]]):
-    """Images as torchvision's own sets give them: one PIL image at a time, transformed on demand."""
-
-    def __init__(self, data: LabelledImages, fit: FitConfig) -> None:
-        self.images = [to_pil_image(image) for image in data.images]
-        self.labels = data.labels.tolist()
-        steps: list[Any] = [transforms.RandomCrop(data.images.shape[-1], padding=fit.crop)] if fit.crop else []
-        self.transform = transforms.Compose([*steps, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[index]), self.labels[index]
+def plain_loader(data: LabelledImages, fit: FitConfig, workers: int) -> DataLoader[Any]:
+    """Return a DataLoader over PIL images that are cropped, flipped and made tensors one by one."""
+    crop: list[Any] = [transforms.RandomCrop(data.images.shape[-1], padding=fit.crop)] if fit.crop else []
+    images = PILImages(data, transforms.Compose([*crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()]))
+    return DataLoader(images, fit.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
 def plain_epoch(
@@ -91,34 +81,32 @@ def compare(
     stages = Stages(Cache(cache), dataset, arguments.device)
     teacher = stages.teacher(config.teacher).module
     stages.student(config.model_copy(update={"training": fit.model_copy(update={"crop": 1})}))  # the paraphraser
-    start = time.perf_counter()
+    began = time.perf_counter()
     ours = stages.student(config)
-    answering = time.perf_counter() - start
+    answering = time.perf_counter() - began
 
     student = stages.network(config.student, config.seed).to(arguments.device)
     method = stages.method(config, stages.teacher(config.teacher), student).to(arguments.device)
     parameters = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=fit.momentum, weight_decay=fit.weight_decay)
-    loader = DataLoader(
-        PILImages(dataset.train, fit), fit.batch_size, shuffle=True, num_workers=arguments.workers,
-        persistent_workers=arguments.workers > 0,
-    )  # fmt: skip
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    loader = plain_loader(dataset.train, fit, arguments.workers)
     losses: dict[str, float] = {}
-    for round_number in range(arguments.rounds + 1):
-        start = time.perf_counter()
+
+    def our_epoch() -> None:
         losses["ours"] = ours.run_epoch()["loss"]
-        middle = time.perf_counter()
+
+    def their_epoch() -> None:
         losses["plain"] = plain_epoch(loader, student, teacher, method, optimizer, arguments.device)
-        if round_number:  # the first warms up
-            seconds["ours"].append(middle - start)
-            seconds["plain"].append(time.perf_counter() - middle)
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
+
+    epochs = {"ours": our_epoch, "plain": their_epoch}
+    in_turn(epochs, 1)  # warms up
+    seconds = in_turn(epochs, arguments.rounds)
+    median = medians(seconds)
     result = {
         "seconds_an_epoch": seconds,
-        "images_a_second": {side: len(dataset.train) / value for side, value in medians.items()},
+        "images_a_second": {side: len(dataset.train) / value for side, value in median.items()},
         "last_loss": losses,
-        "speedup": medians["plain"] / medians["ours"],
+        "speedup": median["plain"] / median["ours"],
         "seconds_to_make_kept_answers": answering,
     }
     print(name, result, flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import optuna
 import torch
-from result_files import write
+from common.results import write
 
 from kt_ray.config import DistillConfig, DistillTrialConfig, Distribution, load_config, set_path
 from kt_ray.data import load_dataset

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from result_files import write
+from common.results import write
 from torch import Tensor, nn
 
 from kt_ray.config import (

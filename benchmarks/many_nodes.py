@@ -12,14 +12,11 @@ driver's CPU time for one assignment, its memory.
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import itertools
 import json
 import logging
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +25,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +34,9 @@ os.environ["RAY_AUTH_MODE"] = "token"
 import numpy as np
 import pyarrow as pa
 import ray
-from ray._private import ray_constants
-from ray.cluster_utils import Cluster
+from common.memory import free_mib, peak_mib
+from common.ray_cluster import local_cluster
+from common.results import RESULTS, write
 from scipy.optimize import nnls
 
 from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, StudyConfig, TrialConfig, ZooConfig
@@ -53,13 +50,13 @@ from kt_ray.zoo.members import Member
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.untrained import untrained_zoo
 
-RESULTS = Path(__file__).parent / "results"
 BATCH_SECONDS = 4.0  # a stand-in batch; a real one takes minutes, so that a driver has more time than here
 BATCHES_A_NODE = 6
 EPOCH_SECONDS = 1.0
 EPOCHS = 4
 TRIALS_A_NODE = 4
 GPUS = 1000  # the projection's
+OBJECT_STORE = 80_000_000  # bytes a node
 GIB_A_NODE = 0.75  # a raylet, its agents, an actor that has imported torch; asked of the machine before it starts
 START_SECONDS = 900.0  # until the processes of all nodes are up
 
@@ -234,40 +231,26 @@ def measure_search(nodes: int, root: Path, dataset: Dataset) -> dict[str, Any]:
 def measure(nodes: int) -> dict[str, Any]:
     """Both on a cluster of `nodes`, in this process."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # loopback only
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=100, selection_images=50))
     began = time.monotonic()
-    store = 80_000_000
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store, "include_dashboard": False}
-    )
-    for _ in range(nodes):
-        cluster.add_node(num_cpus=2, num_gpus=1, resources={"slot": 1}, object_store_memory=store, wait=False)
-    cluster.wait_for_nodes(timeout=START_SECONDS)
-    try:
+    head = {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
+    node = {"num_cpus": 2, "num_gpus": 1, "resources": {"slot": 1}, "object_store_memory": OBJECT_STORE}
+    with local_cluster(*[node] * nodes, head=head, timeout=START_SECONDS) as cluster:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         started = time.monotonic() - began
         actors.Trainer = SleepingTrainer  # type: ignore[assignment, misc]
         with tempfile.TemporaryDirectory(prefix="many-nodes-") as root:
             zoo = measure_zoo(nodes, Path(root), dataset)
             search = measure_search(nodes, Path(root), dataset)
+        ray.shutdown()
         return {
             "nodes": nodes,
             "start_seconds": started,
             "load_average": os.getloadavg()[0],
-            "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "driver_mib": peak_mib(),
             "zoo": zoo,
             "search": search,
         }
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def free_gib() -> float:
-    """Memory that programs can still have, in GiB."""
-    entries = dict(entry.split(":") for entry in Path("/proc/meminfo").read_text().splitlines())
-    return int(entries["MemAvailable"].split()[0]) / 2**20
 
 
 def line(points: Sequence[tuple[float, float]]) -> float:
@@ -327,40 +310,25 @@ def table(rows: Sequence[dict[str, Any]], projection: Mapping[str, Any], failure
         f"{projection['shortest_epoch_seconds']:.0f} s or more. Assumed: " + "; ".join(projection["assumptions"]) + ".",
     ]
     if failure:
-        lines += ["", f"This machine bore {rows[-1]['nodes']} nodes: {failure}."]
+        lines += ["", f"This machine ran at most {rows[-1]['nodes']} nodes: {failure}."]
     return "\n".join(lines)
 
 
-def write(rows: Sequence[dict[str, Any]], asked: Sequence[int], failure: str | None) -> str:
+def finish(rows: Sequence[dict[str, Any]], failure: str | None) -> str:
     """Write what there is so far; the table."""
     projection, last = project(rows), rows[-1]
-    content = {
-        "headline": {
-            "nodes": last["nodes"],
-            "starved_nodes": sum(
-                row["zoo"]["fewest_a_node"] == 0 or row["search"]["fewest_a_node"] == 0 for row in rows
-            ),
-            "zoo_driver_ms_per_batch": last["zoo"]["driver_cpu_ms"],
-            "search_driver_ms_per_report": last["search"]["driver_cpu_ms"],
-            "driver_mib": last["driver_mib"],
-            "shortest_batch_seconds_1000_gpus": projection["shortest_batch_seconds"],
-            "shortest_epoch_seconds_1000_gpus": projection["shortest_epoch_seconds"],
-        },
-        "results": {"rows": rows, "projection": projection, "more_nodes_failed": failure},
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("kt_ray", "ray", "torch", "optuna")},
-        "command": f"python benchmarks/many_nodes.py --nodes {' '.join(map(str, asked))}",
-        "seeds": [0],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    headline = {
+        "nodes": last["nodes"],
+        "starved_nodes": sum(min(row[part]["fewest_a_node"] for part in ("zoo", "search")) == 0 for row in rows),
+        "zoo_driver_ms_per_batch": last["zoo"]["driver_cpu_ms"],
+        "search_driver_ms_per_report": last["search"]["driver_cpu_ms"],
+        "driver_mib": last["driver_mib"],
+        "shortest_batch_seconds_1000_gpus": projection["shortest_batch_seconds"],
+        "shortest_epoch_seconds_1000_gpus": projection["shortest_epoch_seconds"],
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "many_nodes.json").write_text(json.dumps(content, indent=2) + "\n")
+    results = {"rows": rows, "projection": projection, "more_nodes_failed": failure}
     written = table(rows, projection, failure)
-    (RESULTS / "many_nodes.md").write_text(f"{written}\n\n`{content['command']}`, {content['date']}\n")
+    write("many_nodes", headline, results, [0], written)
     return written
 
 
@@ -381,7 +349,7 @@ def main() -> None:
     for nodes in options.nodes:
         if nodes in {row["nodes"] for row in rows}:
             continue
-        free = free_gib()
+        free = free_mib() / 1024
         if free < nodes * GIB_A_NODE:
             failure = f"{nodes} nodes need some {nodes * GIB_A_NODE:.0f} GiB, and {free:.0f} GiB were free"
             print(failure, file=sys.stderr)
@@ -398,10 +366,10 @@ def main() -> None:
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
         if len(rows) > 1:
-            write(rows, options.nodes, failure)
+            finish(rows, failure)
     if len(rows) < 2:
         sys.exit("a projection needs two numbers of nodes")
-    print(write(rows, options.nodes, failure))
+    print(finish(rows, failure))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ that a worker begins is counted in a file, so that repeated work shows.
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import math
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -25,13 +23,14 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+from common.ray_cluster import local_cluster, loopback_only
+from common.results import RESULTS, write
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, RecipeConfig, StudyConfig, TrialConfig, ZooConfig
@@ -46,7 +45,6 @@ from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.members import train_members
 
-RESULTS = Path(__file__).parent / "results"
 KINDS = ("SIGKILL of the driver", "SIGTERM to the driver", "SIGKILL of the worker", "node removed")
 DATASET = DatasetConfig(name="mnist5k", train_images=1000, selection_images=200)
 ZOO = ZooConfig(
@@ -159,12 +157,10 @@ def study_config(seed: int, trials: int) -> StudyConfig:
 
 def drive(root: Path, zoo: str, seed: int, trials: int, address: str, translators: bool) -> None:
     """One driver, in a process of its own: brings the search at `root` to its end, or is killed on the way."""
-    from ray._private import ray_constants
-
     from kt_ray.jobs.connection import connected
     from kt_ray.tracking.tracker import Tracker
 
-    ray_constants.ENABLE_RAY_CLUSTER = False  # loopback only, as the cluster
+    loopback_only()  # as the cluster
     workspace = Workspace.open(root)
     config = study_config(seed, trials)
     tracker = Tracker(workspace.tracking_uri, config.project, workspace.artifact_root)
@@ -202,12 +198,8 @@ class Searched:
         """A driver, unless one runs."""
         if self.driver is None or self.driver.poll() is not None:
             command = [sys.executable, __file__, "--drive", str(self.root), str(self.zoo)]
-            command += [
-                str(self.seed),
-                str(self.trials),
-                self.address,
-                *(["--translators"] if self.translators else []),
-            ]
+            command += [str(self.seed), str(self.trials), self.address]
+            command += ["--translators"] if self.translators else []
             self.root.mkdir(parents=True, exist_ok=True)
             with (self.root / "driver.log").open("ab") as log:
                 self.driver = subprocess.Popen(command, stdout=log, stderr=log)
@@ -353,67 +345,43 @@ def main() -> None:
         drive(Path(root), zoo, int(seed), int(trials), address, options.translators)
         return
 
-    from ray._private import ray_constants
-    from ray.cluster_utils import Cluster
-
-    ray_constants.ENABLE_RAY_CLUSTER = False  # loopback only
     generator = random.Random(options.seed)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kt-resume-") as scratch:
         root = Path(scratch)
         build_zoo(root / "zoo")
         print(f"zoo: {time.monotonic() - began:.0f} s", flush=True)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200_000_000})
-        cluster.add_node(**NODE)
-        cluster.wait_for_nodes()
-        try:
-            results = []
-            for index in range(options.searches):
-                seed = options.seed + index
-                sides = [
-                    Searched(
-                        root / f"{side}-{seed}",
-                        root / "zoo",
-                        seed,
-                        options.trials,
-                        cluster.address,
-                        options.translators,
-                    )
-                    for side in ("whole", "cut")
-                ]
-                sides[0].finish()
+        results = []
+        with local_cluster(NODE) as cluster:
+            for seed in range(options.seed, options.seed + options.searches):
+                common = (root / "zoo", seed, options.trials, cluster.address, options.translators)
+                whole, cut = Searched(root / f"whole-{seed}", *common), Searched(root / f"cut-{seed}", *common)
+                whole.finish()
                 print(f"search {seed}: uninterrupted done", flush=True)
-                kills = interrupt(sides[1], options.kills, cluster, generator)
-                results.append(assess(*sides, kills))
+                kills = interrupt(cut, options.kills, cluster, generator)
+                results.append(assess(whole, cut, kills))
                 print({key: value for key, value in results[-1].items() if key != "kills"}, flush=True)
-        finally:
-            cluster.shutdown()
-    write(results, options, time.monotonic() - began)
+    headline = headline_of(results)
+    seeds = [result["seed"] for result in results]
+    write("resume", headline, results, seeds, table_of(results), options.output, seconds=time.monotonic() - began)
+    print(json.dumps(headline, indent=1))
 
 
-def write(results: list[dict[str, Any]], options: argparse.Namespace, seconds: float) -> None:
-    """The result as JSON, and as a table beside it."""
+def headline_of(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the sums over the searches."""
     kills = sum(len(result["kills"]) for result in results)
     total = {key: sum(result[key] for result in results) for key in ("lost", "repeated", "zombies", "duplicate_runs")}
-    headline = {
+    return {
         "kills": kills,
         **total,
         "epochs_repeated_per_kill": sum(result["epochs_repeated"] for result in results) / max(kills, 1),
         "searches_equal_trial_by_trial": sum(result["equal_trial_by_trial"] for result in results),
         "searches": len(results),
     }
-    content = {
-        "headline": headline,
-        "results": results,
-        "seconds": seconds,
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
-        "versions": {name: metadata.version(name) for name in ("kt_ray", "ray", "optuna", "mlflow", "torch")},
-        "command": f"python benchmarks/resume.py {' '.join(sys.argv[1:])}".split(" --output")[0],
-        "seeds": [result["seed"] for result in results],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    options.output.mkdir(exist_ok=True)
-    (options.output / "resume.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def table_of(results: list[dict[str, Any]]) -> str:
+    """Return a row a search as Markdown."""
     columns = ["search", "kills", "finished trials lost", "repeated", "left running", "MLflow runs too many"]
     columns += ["epochs repeated", "equal to uninterrupted"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -424,8 +392,7 @@ def write(results: list[dict[str, Any]], options: argparse.Namespace, seconds: f
             f"{result['epochs_repeated']} of {result['epochs_needed']} | "
             f"{'yes' if result['equal_trial_by_trial'] else 'no'} |"
         )
-    (options.output / "resume.md").write_text("\n".join(lines) + "\n")
-    print(json.dumps(headline, indent=1))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,22 @@ Each measurement is kept as soon as it is made, so a run that is cut short goes 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ray
+from common.memory import own_mib, resident_mib
+from common.results import RESULTS, write
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, TrialConfig
 from kt_ray.data import load_dataset
@@ -44,7 +43,6 @@ from kt_ray.tracking.tracker import Tracker
 from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo.untrained import untrained_zoo
 
-RESULTS = Path(__file__).parent / "results"
 EPOCHS = 3
 PAGE = 4096  # bytes
 DATASET = DatasetConfig(name="mnist5k", train_images=200, selection_images=100)
@@ -93,8 +91,8 @@ def config_of(trials: int) -> StudyConfig:
 
 
 def memory() -> float:
-    """Resident memory of this process in MB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """Return the resident memory of this process in MB."""
+    return resident_mib() * 2**20 / 1e6
 
 
 def ours(root: Path, trials: int) -> dict[str, Any]:
@@ -175,7 +173,7 @@ class Holder:
     """Holds a translator in training over a zoo, every page of which is mapped."""
 
     def hold(self, zoo: Any, dataset: Any) -> float:
-        """MB of this process's private memory then."""
+        """Return the MiB of this process's private memory then."""
         from kt_ray.translation.training import TranslatorTraining
 
         trial = TrialConfig.model_validate({"translator": {"mixer": {"size": "tiny"}}})
@@ -184,15 +182,7 @@ class Holder:
         for tensors in (shared.parameters, self.training.members):
             for value in tensors.values():
                 float(value.reshape(-1)[:: PAGE // 4].nan_to_num().sum())
-        return private_memory()
-
-
-def private_memory() -> float:
-    """MB of this process that no other shares."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+        return own_mib()
 
 
 def count_copies(at_once: int, members: int) -> dict[str, float]:
@@ -263,7 +253,7 @@ def main() -> None:
     parts.once("ask_ms", lambda: time_asks(options.trials))
     for at_once in (1, 8):
         parts.once(f"zoo {at_once}", lambda at_once=at_once: count_copies(at_once, options.members))
-    write(
+    finish(
         {
             **{name: [parts.made[f"{name} {number}"] for number in range(options.rounds)] for name in ("ours", "bare")},
             "ask_ms": parts.made["ask_ms"],
@@ -274,8 +264,8 @@ def main() -> None:
     parts.path.unlink()
 
 
-def write(results: dict[str, Any], options: argparse.Namespace) -> None:
-    """The result as JSON, and as a table beside it."""
+def finish(results: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the result."""
     rate = {
         name: statistics.median(60 * options.trials / entry["seconds"] for entry in results[name])
         for name in ("ours", "bare")
@@ -289,19 +279,9 @@ def write(results: dict[str, Any], options: argparse.Namespace) -> None:
         "driver_mb_growth": statistics.median(values[-1] - values[1] for values in resident if len(values) > 1),
         **{f"ask_ms_{name}": value for name, value in results["ask_ms"].items()},
     }
-    content = {
-        "headline": headline,
-        "results": results,
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
-        "versions": {name: metadata.version(name) for name in ("kt_ray", "ray", "optuna", "mlflow", "torch")},
-        "command": f"python benchmarks/search_overhead.py {' '.join(sys.argv[1:])}".split(" --output")[0],
-        "seeds": [0],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-    (options.output / "search_overhead.json").write_text(json.dumps(content, indent=1) + "\n")
     lines = ["| measure | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value:.2f} |" for name, value in headline.items()]
-    (options.output / "search_overhead.md").write_text("\n".join(lines) + "\n")
+    write("search_overhead", headline, results, [0], "\n".join(lines), options.output)
     print(json.dumps(headline, indent=1))
 
 

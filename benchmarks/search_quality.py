@@ -17,22 +17,19 @@ has not got there after `GIVE_UP` times those counts as infinite.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
-import platform
 import statistics
-import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import optuna
+from common.results import RESULTS, write
 
 from kt_ray.config import StudyConfig
 from kt_ray.search.space import apply, to_optuna
@@ -42,7 +39,7 @@ from kt_ray.studies.workspace import Workspace
 
 FOLDER = Path(__file__).parent
 STUDY = FOLDER / "search_quality.yaml"
-TABLE = FOLDER / "results" / "search_quality_trials.jsonl"
+TABLE = RESULTS / "search_quality_trials.jsonl"
 GIVE_UP = 4.0  # times random search's device-hours
 SHARES = (0.25, 0.5, 1.0)  # of random search's device-hours at which the best so far is compared
 
@@ -153,6 +150,16 @@ def compare(config: StudyConfig, table: Table, seed: int) -> dict[str, Any]:
     return result
 
 
+def same_pruning(results: list[dict[str, Any]]) -> float:
+    """Return TPE's device-hours over those of random search with the same pruning, the median over the seeds.
+
+    A search that was given up has spent more than `GIVE_UP`, which stands for what it would have needed.
+    """
+    return statistics.median(
+        (entry["tpe_pruning"]["ratio"] or GIVE_UP) / (entry["random_pruning"]["ratio"] or GIVE_UP) for entry in results
+    )
+
+
 def quantile(values: list[float], share: float) -> float:
     """The value below which `share` of `values` lie, without interpolation (some are infinite)."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
@@ -165,7 +172,7 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, help="where the zoo lies")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--output", type=Path, default=FOLDER / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     config = read_study(STUDY)
     if options.record:
@@ -176,11 +183,11 @@ def main() -> None:
     for seed in range(options.seeds):
         results.append(compare(config, table, seed))
         print({name: entry.get("ratio") for name, entry in results[-1].items() if isinstance(entry, dict)}, flush=True)
-    write(results, table, config, options)
+    finish(results, table, config, options)
 
 
-def write(results: list[dict[str, Any]], table: Table, config: StudyConfig, options: argparse.Namespace) -> None:
-    """The result as JSON, and as a table beside it."""
+def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, options: argparse.Namespace) -> None:
+    """Write the result."""
     names = ("tpe_pruning", "tpe", "random_pruning")
     ratios = {
         name: [math.inf if entry[name]["ratio"] is None else entry[name]["ratio"] for entry in results]
@@ -195,27 +202,18 @@ def write(results: list[dict[str, Any]], table: Table, config: StudyConfig, opti
         "seeds_never": sum(math.isinf(ratio) for ratio in ratios["tpe_pruning"]),
         "device_hours_ratio_without_pruning": statistics.median(ratios["tpe"]),
         "device_hours_ratio_random_with_pruning": statistics.median(ratios["random_pruning"]),
+        "device_hours_ratio_same_pruning": same_pruning(results),
     }
     final = [trial.accuracy[-1] for trial in table.values()]
-    content = {
-        "headline": headline,
-        "results": results,
-        "table": {
-            "points": len(table),
-            "cpu_hours": sum(sum(trial.seconds) for trial in table.values()) / 3600,
-            "accuracy_best": max(final),
-            "accuracy_median": statistics.median(final),
-            "accuracy_worst": min(final),
-        },
-        "search": config.search.model_dump(mode="json", include={"trials", "sampler", "pruner"}),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()},
-        "versions": {name: metadata.version(name) for name in ("kt_ray", "optuna", "torch")},
-        "command": f"python benchmarks/search_quality.py {' '.join(sys.argv[1:])}".split(" --output")[0].strip(),
-        "seeds": [entry["seed"] for entry in results],
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    points = {
+        "points": len(table),
+        "cpu_hours": sum(sum(trial.seconds) for trial in table.values()) / 3600,
+        "accuracy_best": max(final),
+        "accuracy_median": statistics.median(final),
+        "accuracy_worst": min(final),
     }
-    content = json.loads(json.dumps(content), parse_constant=lambda name: None)  # JSON has no infinity
-    (options.output / "search_quality.json").write_text(json.dumps(content, indent=1) + "\n")
+    search = config.search.model_dump(mode="json", include={"trials", "sampler", "pruner"})
+    seeds = [entry["seed"] for entry in results]
     lines = ["| search | device-hours until as good as random search's best, median (quartiles) | seeds within half |"]
     lines.append("|---|---|---|")
     words = {"tpe_pruning": "TPE with median pruning", "tpe": "TPE alone", "random_pruning": "random with pruning"}
@@ -223,7 +221,7 @@ def write(results: list[dict[str, Any]], table: Table, config: StudyConfig, opti
         median, low, high = statistics.median(ratios[name]), quantile(ratios[name], 0.25), quantile(ratios[name], 0.75)
         half = sum(ratio <= 0.5 for ratio in ratios[name])
         lines.append(f"| {words[name]} | {median:.2f} ({low:.2f} to {high:.2f}) | {half} of {len(results)} |")
-    (options.output / "search_quality.md").write_text("\n".join(lines) + "\n")
+    write("search_quality", headline, results, seeds, "\n".join(lines), options.output, recorded=points, search=search)
     print(json.dumps(headline, indent=1))
 
 

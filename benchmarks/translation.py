@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from result_files import provenance
+from common.results import provenance
 from safetensors.torch import save_file
 from translation_arms import ARMS, TIMES, UNTRAINED, Settings, settings_of, trial
 from translation_report import report, ship

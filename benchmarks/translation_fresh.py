@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 import torch
-from result_files import write
+from common.results import write
+from common.timing import seconds
 
 from kt_ray.config import DatasetConfig
 from kt_ray.data import load_dataset
@@ -39,13 +40,8 @@ def shared_members(first: Zoo, second: Zoo) -> int:
 
 def latency(translator: Translator, held_out: Zoo) -> float:
     """Seconds to translate one network, the median of several."""
-    seconds = []
-    for index in range(ALONE):
-        member = held_out.take(torch.tensor([index]))
-        started = time.perf_counter()
-        translate(translator, member)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    members = [held_out.take(torch.tensor([index])) for index in range(ALONE)]
+    return statistics.median(seconds(lambda member=member: translate(translator, member)) for member in members)
 
 
 def main() -> None:
@@ -65,11 +61,11 @@ def main() -> None:
     files = dict(item.split("=", 1) for item in arguments.translators)
     translators = {name: load_translator(Path(file)).translator for name, file in files.items()}
     blocks: dict[str, State] = {}
-    seconds: dict[str, tuple[float, float]] = {}
+    taken: dict[str, tuple[float, float]] = {}
     for name, translator in translators.items():
         started = time.process_time()
         blocks[name] = translate(translator, held_out)
-        seconds[name] = ((time.process_time() - started) / len(held_out), latency(translator, held_out))
+        taken[name] = ((time.process_time() - started) / len(held_out), latency(translator, held_out))
     first = next(iter(translators.values()))
     evaluation = evaluate(first, zoo, dataset, others=blocks)
     ceiling = evaluation.row("trained target").mean
@@ -80,7 +76,7 @@ def main() -> None:
     for row in evaluation.rows:
         if row.name == "translated":
             continue  # the first of the translators again
-        times = " | ".join(f"{value:.2g}" for value in seconds[row.name]) if row.name in seconds else " | "
+        times = " | ".join(f"{value:.2g}" for value in taken[row.name]) if row.name in taken else " | "
         lines.append(
             f"| {row.name} | {row.mean:.4f} | {row.min:.4f} | {row.mean / ceiling:.4f} | {row.min / ceiling:.4f} "
             f"| {row.agreement:.4f} | {times} |"
@@ -91,7 +87,7 @@ def main() -> None:
     ]
     headline = {f"{name}: mean_ratio": evaluation.row(name).mean / ceiling for name in files}
     headline |= {f"{name}: min_ratio": evaluation.row(name).min / ceiling for name in files}
-    results = {"evaluation": evaluation.to_dict(), "seconds": seconds, "zoo": store.definition()["seed"]}
+    results = {"evaluation": evaluation.to_dict(), "seconds": taken, "zoo": store.definition()["seed"]}
     write(arguments.name, headline, results, [store.definition()["seed"]], "\n".join(lines))
     print("\n".join(lines))
 

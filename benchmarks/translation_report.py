@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from result_files import write
+from common.results import write
 from safetensors.torch import load_file
 from translation_arms import ARMS, added
 

@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from result_files import write
+from common.results import write
 
 from kt_ray.config import DatasetConfig, MemberCounts, NetworkConfig, PhaseConfig, RecipeConfig, TrialConfig, validate
 from kt_ray.data import Dataset, load_dataset

@@ -13,19 +13,19 @@ the selection members (which with refinement takes hundreds of steps each) and o
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from result_files import write
+from common.memory import peak_mib
+from common.plain import forever
+from common.results import write
+from common.timing import in_turn, medians
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from translation_arms import arms
+from translation_arms import settings_of
 from translation_arms import trial as arm_trial
 
 from kt_ray.config import DatasetConfig, MemberCounts, TrialConfig, validate
@@ -109,19 +109,6 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, source: State, targ
     optimizer.step()
 
 
-def forever(loader: DataLoader[tuple[State, State]]) -> Iterator[tuple[State, State]]:
-    """Epoch after epoch."""
-    while True:
-        yield from loader
-
-
-def seconds(work: object) -> float:
-    """How long a call takes."""
-    started = time.perf_counter()
-    work()  # type: ignore[operator]
-    return time.perf_counter() - started
-
-
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -162,7 +149,7 @@ def main() -> None:
         f"| {row['translating_share']:.3f} | {row['counting_share']:.3f} |"
         for name, row in reports.items()
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_mib() / 1024
     stacks = sum(value.numel() * value.element_size() for value in zoo.parameters.values()) / len(zoo) / 2**10
     write(
         "translator_training",
@@ -178,20 +165,17 @@ def report_shares(name: str, rounds: int) -> dict[str, float]:
     """Seconds of a trial of the arm `name` and of its reports, and the reports' shares."""
     dataset = load_dataset(DatasetConfig(name="mnist5k", selection_images=2000))
     zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=64, selection=ARM_SELECTION, test=1))
-    training = TranslatorTraining(arm_trial(arms("small")[name], 0, 4 * rounds, 32, rounds), zoo, dataset)
-    times: dict[str, list[float]] = {"training": [], "translating": [], "counting": []}
-    training._train(torch.Generator().manual_seed(0))  # warm
+    config = arm_trial(settings_of(name), 0, 4 * rounds, 32, rounds, "small")
+    training = TranslatorTraining(config, zoo, dataset)
+    generator = torch.Generator().manual_seed(0)
+    training._train(generator)  # warm
     blocks: State = {}
-    chosen = training.transplants.zoo
-    for seed in range(rounds):
-        generator = torch.Generator().manual_seed(seed)
-        times["training"].append(seconds(lambda generator=generator: training._train(generator)))
-        chosen = training.transplants.zoo
-        times["translating"].append(
-            seconds(lambda chosen=chosen: blocks.update(translate(training.translator, chosen)))
-        )
-        times["counting"].append(seconds(lambda: training.transplants.accuracy(blocks)))
-    row = {kind: statistics.median(values) for kind, values in times.items()}
+    works = {
+        "training": lambda: training._train(generator),
+        "translating": lambda: blocks.update(translate(training.translator, training.transplants.zoo)),
+        "counting": lambda: training.transplants.accuracy(blocks),
+    }
+    row = medians(in_turn(works, rounds))
     row["training"] *= ARM_STEPS / training.steps_per_epoch
     row |= {kind: ARM_REPORTS * row[kind] for kind in ("translating", "counting")}
     whole = sum(row.values())
@@ -214,16 +198,19 @@ def measure(size: str, zoo: Zoo, dataset: object, folder: Path, arguments: argpa
         for _ in range(arguments.steps):
             step(model, optimizer, source, target)
 
-    times: dict[str, list[float]] = {"ours": [], "plain": [], "model": [], "evaluation": []}
+    def ours() -> None:
+        model.train()
+        training._train(generator)
+
+    works = {
+        "ours": ours,
+        "plain": lambda: plain_steps(model, optimizer, batches, arguments.steps),
+        "model": alone,
+        "evaluation": training.select,
+    }
     model.train()
     alone()  # warm
-    for _ in range(arguments.rounds):
-        model.train()
-        times["ours"].append(seconds(lambda: training._train(generator)))
-        times["plain"].append(seconds(lambda: plain_steps(model, optimizer, batches, arguments.steps)))
-        times["model"].append(seconds(alone))
-        times["evaluation"].append(seconds(training.select))
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = medians(in_turn(works, arguments.rounds))
     samples = arguments.batch * arguments.steps
     hundred = 100 / arguments.steps * median["ours"]
     return {

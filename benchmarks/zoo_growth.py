@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from result_files import write
+from common.memory import own_mib, peak_mib
+from common.results import write
 
 from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, PhaseConfig, RayConfig, RecipeConfig, ZooConfig
 from kt_ray.data import load_dataset
@@ -36,12 +36,6 @@ DATASET = DatasetConfig(name="mnist5k", train_images=512, selection_images=128)
 WINDOW = 100  # members
 
 
-def own_megabytes() -> float:
-    """Anonymous memory of this process."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(status["RssAnon"].split()[0]) / 1024
-
-
 def measure(folder: Path, members: int) -> list[dict[str, float]]:
     """Where the build was at each batch that came back: members done, seconds since it began, megabytes, …."""
     config = ZooConfig(
@@ -54,12 +48,8 @@ def measure(folder: Path, members: int) -> list[dict[str, float]]:
     began = time.perf_counter()
 
     def look(progress: BuildProgress) -> None:
-        seen.append(
-            {
-                "members": progress.done, "seconds": time.perf_counter() - began, "megabytes": own_megabytes(),
-                "processor_seconds": time.process_time(), "load_average": os.getloadavg()[0],
-            }
-        )  # fmt: skip
+        now = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time()}
+        seen.append({"members": progress.done, "megabytes": own_mib(), "load_average": os.getloadavg()[0]} | now)
 
     with connected(RayConfig(cpus=2)):
         zoo = build_zoo(config, "basic_to_simple", dataset, store, look)
@@ -107,7 +97,7 @@ def main() -> None:
         "driver_megabytes_after_100_members": first[-1]["megabytes"],
         "driver_megabytes_at_the_end": last[-1]["megabytes"],
         "driver_most_megabytes_at_a_batch": max(entry["megabytes"] for entry in seen),
-        "driver_maximum_resident_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "driver_maximum_resident_megabytes": peak_mib(),
     }
     lines = [f"{options.members:,} members, two actors, four steps a phase.", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value:.3g} |" for name, value in (headline | results).items()]

@@ -11,7 +11,6 @@ at once, each a process that reads the same objects. Also: seconds to add a shar
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import tempfile
 import time
@@ -22,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from result_files import write
+from common.memory import own_mib, peak_mib
+from common.ray_cluster import stored_bytes
+from common.results import write
 
 from kt_ray.config import DatasetConfig, MemberCounts, ZooConfig
 from kt_ray.data import load_dataset
@@ -76,7 +77,7 @@ def trial(shards: list[Any], seed: int) -> tuple[float, float]:
     sizes = [len(stack["source.conv1.weight"]) for stack in stacks]
     edges = np.cumsum([0, *sizes])
     generator = np.random.default_rng(seed)
-    before = _own_megabytes()
+    before = own_mib()
     began = time.perf_counter()
     for _ in range(BATCHES):
         rows = np.sort(generator.choice(edges[-1], BATCH, replace=False))
@@ -86,18 +87,12 @@ def trial(shards: list[Any], seed: int) -> tuple[float, float]:
         for value in batch.values():
             value.add_(torch.randn_like(value), alpha=0.01).mul_(torch.rand_like(value) > 0.1)
     seconds = (time.perf_counter() - began) / BATCHES
-    return seconds, _own_megabytes() - before
+    return seconds, own_mib() - before
 
 
 def stack_rows(stack: dict[str, Any], rows: Any) -> State:
     """Source and target of some rows."""
     return {name: torch.from_numpy(value[rows]) for name, value in stack.items() if name[:6] in ("source", "target")}
-
-
-def _own_megabytes() -> float:
-    """Anonymous memory of this process; what it maps of the object store is not its own."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["RssAnon"].split()[0]) / 1024
 
 
 def growth(folder: Path, pairs: int = 8) -> dict[str, float]:
@@ -144,19 +139,17 @@ def measure(folder: Path, pairs: int) -> tuple[dict[str, float], dict[str, float
     verify_seconds = time.perf_counter() - began
 
     size = pairs * bytes_of(ARCHITECTURE)
-    ray.init(
-        num_cpus=2, object_store_memory=int(size * 1.5) + (1 << 28), include_dashboard=False, log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )  # fmt: skip
-    before, began = _own_megabytes(), time.perf_counter()
+    memory = {"object_store_memory": int(size * 1.5) + (1 << 28)}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", **memory)
+    before, began = own_mib(), time.perf_counter()
     shards, peak = [], before
     for part in opened.stream():
         shards.append(ray.put({name: value.numpy() for name, value in part.parameters.items()}))
-        peak = max(peak, _own_megabytes())
+        peak = max(peak, own_mib())
     put_seconds = time.perf_counter() - began
-    used = _stored_bytes()
+    used = stored_bytes(ray.nodes()[0]["NodeManagerPort"])
     answers = ray.get([trial.remote(shards, seed) for seed in range(2)])
-    used_after = _stored_bytes()
+    used_after = stored_bytes(ray.nodes()[0]["NodeManagerPort"])
     ray.shutdown()
     driver = (peak - before) * (1 << 20)
     headline = {"open_seconds": open_seconds, "copies": (max(used, used_after) + driver) / size}
@@ -174,19 +167,9 @@ def measure(folder: Path, pairs: int) -> tuple[dict[str, float], dict[str, float
         "trial_own_megabytes": max(megabytes for _, megabytes in answers),
         "add_at_10_members_ms": grown["first_ms"],
         "add_at_1000_members_ms": grown["last_ms"],
-        "driver_maximum_resident_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "driver_maximum_resident_megabytes": peak_mib(),
     }
     return headline, results
-
-
-def _stored_bytes() -> float:
-    """Bytes of objects in this node's object store, as Ray counts them."""
-    from ray._private.internal_api import node_stats
-
-    stats = node_stats(
-        node_manager_address="127.0.0.1", node_manager_port=ray.nodes()[0]["NodeManagerPort"], include_memory_info=False
-    )
-    return float(stats.store_stats.object_store_bytes_used)
 
 
 if __name__ == "__main__":

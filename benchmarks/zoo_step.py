@@ -10,6 +10,7 @@ by kernels count once each (the stem's input needs none). Rounds alternate; figu
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from result_files import write
+from common.results import write
+from common.timing import in_turn, medians, seconds
 from torch.nn.functional import cross_entropy
 from zoo_throughput import ARCHITECTURE, BATCH, PHASES, plain_network
 
@@ -100,14 +102,7 @@ def multiply_adds_of_a_step() -> dict[str, int]:
 def matrix_product_rate(rounds: int) -> float:
     """Multiply-adds a second of a large matrix product."""
     a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
-    return MATRIX**3 / statistics.median(seconds(lambda _: a @ b, 1) for _ in range(2 * rounds + 1))
-
-
-def seconds(run: Callable[[int], Any], steps: int) -> float:
-    """Processor time of one of `steps`, which the machine's other work spoils less than wall time."""
-    began = time.process_time()
-    run(steps)
-    return (time.process_time() - began) / steps
+    return MATRIX**3 / statistics.median(seconds(lambda: a @ b, time.process_time) for _ in range(2 * rounds + 1))
 
 
 @contextmanager
@@ -155,20 +150,20 @@ def shares(run: Callable[[int], None], steps: int) -> dict[str, float]:
 def measure(rounds: int, steps: int) -> dict[str, Any]:
     """Milliseconds of a step of each kind and phase."""
     data = load_dataset(DatasetConfig(name="mnist5k", selection_images=1000)).train
-    runs = {
-        (kind, phase): make(phase, data) for kind, make in (("ours", ours), ("pytorch", pytorch)) for phase in PHASES
-    }
+    kinds = {"ours": ours, "pytorch": pytorch}
+    runs = {f"{kind} {phase}": make(phase, data) for kind, make in kinds.items() for phase in PHASES}
     for run in runs.values():
         run(3)  # compiles
-    samples = [{key: 1000 * seconds(run, steps) for key, run in runs.items()} for _ in range(rounds)]
+    works = {name: functools.partial(run, steps) for name, run in runs.items()}
+    median = medians(in_turn(works, rounds, time.process_time))  # other work spoils wall time more
     needed, rate = multiply_adds_of_a_step(), matrix_product_rate(rounds)
     return {
         phase: {
-            "ours_ms": statistics.median(sample["ours", phase] for sample in samples),
-            "pytorch_ms": statistics.median(sample["pytorch", phase] for sample in samples),
+            "ours_ms": 1000 * median[f"ours {phase}"] / steps,
+            "pytorch_ms": 1000 * median[f"pytorch {phase}"] / steps,
             "multiply_adds": needed[phase],
             "arithmetic_ms": 1000 * needed[phase] / rate,
-            "parts_ms": shares(runs["ours", phase], rounds * steps),
+            "parts_ms": shares(runs[f"ours {phase}"], rounds * steps),
         }
         for phase in PHASES
     } | {"matrix_product_multiply_adds_per_second": rate}

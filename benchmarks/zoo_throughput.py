@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from result_files import write
+from common.plain import PILImages
+from common.results import write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from kt_ray.config import DatasetConfig, MemberCounts, RecipeConfig
@@ -48,21 +47,6 @@ PHASES = ("source", "target")
 PROCESSES = 2
 
 
-class PaperImages(TorchDataset[tuple[Tensor, int]]):
-    """Images as `torchvision.datasets.MNIST` gives them: a PIL image made for each, transformed one by one."""
-
-    def __init__(self, data: LabelledImages) -> None:
-        self.images, self.labels = data.images[:, 0], data.labels
-        self.transform = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(self.images[index].numpy())
-        return self.transform(image), int(self.labels[index])
-
-
 def plain_network(phase: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network of a phase as the paper trains it, in the target phase its block alone, and the optimiser."""
     network = ARCHITECTURE.source_network()
@@ -78,12 +62,12 @@ class PlainLoop:
 
     def __init__(self, data: LabelledImages) -> None:
         torch.manual_seed(0)
-        self.data = data
+        self.images = PILImages(data, transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()]))
 
     def segment(self, phase: str, steps: int, workers: int = 0) -> tuple[float, float]:
         """Wall and own processor seconds of a step; the first two steps, where workers start, are not timed."""
         network, optimizer = plain_network(phase)
-        loader = DataLoader(PaperImages(self.data), BATCH, shuffle=True, num_workers=workers)
+        loader = DataLoader(self.images, BATCH, shuffle=True, num_workers=workers)
         batches = iter(loader)
         for _ in range(2):
             self._step(network, optimizer, batches)

@@ -2,9 +2,9 @@
 #   docker build -f cluster/images/gpu.Dockerfile -t kt_ray:0.1.0-gpu .
 FROM python:3.11-slim-bookworm
 
-# KubeRay's probes call wget; any version of it does.
+# KubeRay's probes call wget, Triton a C compiler; any version of them does.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev wget && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/kt_ray
 COPY constraints.txt setup.cfg pyproject.toml README.md LICENSE ./

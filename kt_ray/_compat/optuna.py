@@ -80,6 +80,10 @@ class StudyWithoutFailures:
     def trials(self) -> list[FrozenTrial]:
         return self.get_trials()
 
+    @property
+    def best_trial(self) -> FrozenTrial:
+        return self._study.best_trial
+
 
 class HyperbandByPlace(HyperbandPruner):
     """Hyperband that picks a trial's bracket by `place(trial)` instead of the trial's number.

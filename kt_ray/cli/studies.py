@@ -25,6 +25,11 @@ AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="Go on although zoo, dataset or base trial differ from before.")
 ]
 
+AcceptWeak = Annotated[
+    bool,
+    typer.Option("--accept-weak", help="Make the best translator champion even if a block without cost is better."),
+]
+
 From = Annotated[
     list[str] | None,
     typer.Option(
@@ -55,6 +60,7 @@ def run(
     start_from: From = None,
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
+    accept_weak: AcceptWeak = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
     from kt_ray.studies import pipeline
@@ -62,7 +68,7 @@ def run(
 
     config, place = _opened(file, overrides, start_from, workspace)
     with Narrator() as narrator:
-        pipeline.run(config, place, narrator, accept_changes=accept_changes)
+        pipeline.run(config, place, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
 
 
 def search(
@@ -97,6 +103,7 @@ def resume(
     gpu_hours: GPUHours = None,
     start_from: From = None,
     accept_changes: AcceptChanges = False,
+    accept_weak: AcceptWeak = False,
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Go on with a study or distillation after any end, or give a finished one more trials."""
@@ -107,7 +114,7 @@ def resume(
     extension = Extension(trials, add, hours, gpu_hours, tuple(start_from or ()))
     go_on = distilling.resume if distilling.is_distilled(study, workspace) else pipeline.resume
     with Narrator() as narrator:
-        go_on(study, workspace, narrator, extension, accept_changes=accept_changes)
+        go_on(study, workspace, narrator, extension, accept_changes=accept_changes, accept_weak=accept_weak)
 
 
 def status(

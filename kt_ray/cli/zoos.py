@@ -43,16 +43,16 @@ def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") 
 
 @zoo.command()
 def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
-    """Read every shard and check its hash; exit status 1 where something is damaged."""
+    """Read and check every file of a zoo; exit status 1 if something is damaged."""
     from kt_ray.studies.lookup import open_zoo
 
     damages = open_zoo(name, workspace).verify()
     for damage in damages:
         say(damage)
     if damages:
-        say("next: `kt-ray zoo build FILE` with the study file of this zoo trains what is damaged again")
+        say("next: `kt-ray zoo build FILE` with the study file of this zoo mends it")
         raise typer.Exit(1)
-    say(f"zoo {name}: every shard is whole")
+    say(f"zoo {name}: every file is whole")
 
 
 @zoo.command()
@@ -65,9 +65,9 @@ def merge(
     from kt_ray.studies.lookup import open_zoo
     from kt_ray.studies.workspace import Workspace
     from kt_ray.zoo.merging import merge_zoos
-    from kt_ray.zoo.store import ZooStore
+    from kt_ray.zoo.store import ZooStore, zoo_name
 
-    goal = ZooStore(into if "/" in into else Workspace.open(workspace).zoo(into))
+    goal = ZooStore(into if "/" in into else Workspace.open(workspace).zoo(zoo_name(into)))
     added = merge_zoos([open_zoo(name, workspace) for name in sources], goal)
     say(f"added {added} members to {goal.uri}")
 

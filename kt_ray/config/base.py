@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from kt_ray.config.source import Source
 from kt_ray.errors import ConfigError
@@ -20,6 +20,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, serialize_by_alias=True)
 
 
+def _one_device(gpus: float) -> float:
+    if gpus > 1:
+        raise ValueError(f"a trial or zoo actor computes on one GPU, got {gpus:g}; give a share from 0 to 1")
+    return gpus
+
+
+GPUShare = Annotated[float, Field(ge=0), AfterValidator(_one_device)]
 Model = TypeVar("Model", bound=BaseModel)
 
 

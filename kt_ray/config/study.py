@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from kt_ray.config.base import Frozen
+from kt_ray.config.base import Frozen, GPUShare
 from kt_ray.config.trial import TrialConfig
 from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
 
@@ -87,7 +87,7 @@ class TrialResources(Frozen):
     """What one trial takes of a node."""
 
     cpus: PositiveFloat = 1.0
-    gpus: float = Field(0.0, ge=0)
+    gpus: GPUShare = 0.0
     resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
     label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
 

@@ -89,6 +89,16 @@ class RefinementOptions(Frozen):
         return self
 
 
+class ProjectionOptions(Frozen):
+    """Least squares of `base: projected`: it runs the network on images, the probes, that the translator carries."""
+
+    probes: PositiveInt = Field(64, description="images")
+    images: Literal["strokes", "mixture"] = Field(
+        "mixture", description="how probes begin: drawn from no data, or from a mixture fitted to the training images"
+    )
+    learned: bool = Field(False, description="true: the probes are trained with the family, through the least squares")
+
+
 class TranslatorConfig(Frozen):
     """Architecture of the translator. `family` picks one; each family has its own options."""
 
@@ -102,13 +112,21 @@ class TranslatorConfig(Frozen):
         "BN and stay",
     )
     output: Literal["direct", "residual"] = Field("residual", description="residual: over a one-shot block")
-    base: Literal["pruned", "merged"] = Field("pruned", description="the one-shot block of a residual output")
+    base: Literal["pruned", "merged", "transported", "projected"] = Field(
+        "pruned", description="the one-shot block of a residual output; projected: least squares on probes"
+    )
+    projection: ProjectionOptions = ProjectionOptions()
     mixer: MixerOptions = MixerOptions()
     mlp: MLPOptions = MLPOptions()
     neuron_transformer: NeuronTransformerOptions = NeuronTransformerOptions()
     axial_transformer: AxialTransformerOptions = AxialTransformerOptions()
     graph: GraphOptions = GraphOptions()
     refinement: RefinementOptions = RefinementOptions()
+
+    @property
+    def projects(self) -> bool:
+        """Whether the one-shot block is projected: residual output over it."""
+        return self.output == "residual" and self.base == "projected"
 
 
 STRUCTURE_TERMS = ("weight_mse", "normalised_mse", "aligned_mse")
@@ -262,7 +280,13 @@ class TrialConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _no_flips_under_refinement(self) -> TrialConfig:
-        if self.translator.refinement.steps and (self.augmentation.flips or self.augmentation.transposes):
+    def _no_flips_of_networks_that_run(self) -> TrialConfig:
+        if not self.augmentation.flips and not self.augmentation.transposes:
+            return self
+        if self.translator.refinement.steps:
             raise ValueError("augmentation flips and transposes only the block, so refinement.steps must be 0 with it")
+        if self.translator.projects:
+            raise ValueError(
+                "augmentation flips and transposes only the block, so translator.base must not be projected with it"
+            )
         return self

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from kt_ray.config.base import Frozen
+from kt_ray.config.base import Frozen, GPUShare
 
 DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
 PairName = Literal["basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_to_attention"]
@@ -132,7 +132,7 @@ class ActorConfig(Frozen):
 
     count: PositiveInt | None = Field(None, description="as many as the cluster bears if unset")
     cpus: PositiveFloat = 1.0
-    gpus: float = Field(0.0, ge=0)
+    gpus: GPUShare = 0.0
     members_at_once: PositiveInt = 8
     resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
     label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")

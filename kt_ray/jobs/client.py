@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 
-from kt_ray._compat.ray import TimedJobClient as Client
+from kt_ray._compat.ray import TimedJobClient
 from kt_ray._io.text import first_line
 from kt_ray.errors import ResourceError
 from kt_ray.jobs.connection import WANTS_TOKEN
@@ -43,12 +43,12 @@ def job_server(address: str | None = None) -> str:
 
 
 @contextmanager
-def connection(address: str | None = None) -> Iterator[Client]:
+def connection(address: str | None = None) -> Iterator[TimedJobClient]:
     """A client of the job server at `address`. Whatever goes wrong inside the `with` becomes a ResourceError."""
     url = job_server(address)
     try:
         with _without(ADDRESS_VARIABLES):  # they would override the address that was asked for
-            client = Client(url, (CONNECT_SECONDS, ANSWER_SECONDS))
+            client = TimedJobClient(url, (CONNECT_SECONDS, ANSWER_SECONDS))
         yield client
     except AuthenticationError:
         raise ResourceError(f"the cluster at {url} refuses these requests: {WANTS_TOKEN}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -39,6 +40,10 @@ class SimpleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.conv2(torch.relu(self.conv1(x))) + x[..., :: self.stride, :: self.stride])
 
+    def last_inputs(self, x: Tensor) -> Tensor:
+        """What the last layer reads at each of L positions, [N, features, L]."""
+        return F.unfold(torch.relu(self.conv1(x)), 3, padding=1, stride=self.stride)
+
 
 class MLPBlock(nn.Module):
     """Two linear layers over the channels at each position (6→12→6 in the paper's code), + input, ReLU."""
@@ -51,9 +56,15 @@ class MLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[..., :: self.stride, :: self.stride]
-        positions = x.movedim(-3, -1)
-        mixed = self.linear2(torch.relu(self.linear1(positions)))
+        mixed = self.linear2(self._hidden(x))
         return torch.relu(mixed.movedim(-1, -3) + x)
+
+    def last_inputs(self, x: Tensor) -> Tensor:
+        """What the last layer reads at each of L positions, [N, features, L]."""
+        return self._hidden(x[..., :: self.stride, :: self.stride]).movedim(-1, -3).flatten(-2)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        return torch.relu(self.linear1(x.movedim(-3, -1)))
 
 
 class AttentionBlock(nn.Module):
@@ -69,11 +80,15 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         read = x[..., :: self.stride, :: self.stride]
+        return (self.projection.weight.flatten(1) @ self.last_inputs(x)).reshape(read.shape) + read
+
+    def last_inputs(self, x: Tensor) -> Tensor:
+        """What the last layer reads at each of L positions, [N, features, L]."""
+        read = x[..., :: self.stride, :: self.stride]
         query, key, value = _project(self.query, read), _project(self.key, x), _project(self.value, x)
         # Written out because the fused kernel has no vmap rule, and every block is evaluated many members at once.
         weights = torch.softmax(query.transpose(-2, -1) @ key / math.sqrt(x.shape[-3]), dim=-1)
-        attended = value @ weights.transpose(-2, -1)  # [N, channels, positions read]
-        return (self.projection.weight.flatten(1) @ attended).reshape(read.shape) + read
+        return value @ weights.transpose(-2, -1)
 
 
 def _project(layer: nn.Conv2d, x: Tensor) -> Tensor:

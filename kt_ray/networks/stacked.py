@@ -32,6 +32,11 @@ def join(**parts: Mapping[str, Tensor]) -> State:
     return {f"{prefix}.{name}": value for prefix, state in parts.items() for name, value in state.items()}
 
 
+def take(state: Mapping[str, Tensor], rows: Tensor) -> State:
+    """The networks `rows` (int64) of a stack."""
+    return {name: value[rows] for name, value in state.items()}
+
+
 def surroundings(state: Mapping[str, Tensor]) -> State:
     """The entries of the stem and the head around a block, their names as they are."""
     return {name: value for name, value in state.items() if name.startswith(("stem.", "head."))}

@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from kt_ray.config import TrialResources, validate
 from kt_ray.errors import StudyError
+from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
 from kt_ray.search.driver import SearchDriver
 from kt_ray.search.lease import Lease
 from kt_ray.search.task import Task
@@ -51,17 +52,18 @@ class TaskTrainable(tune.Trainable):
     store once per worker.
     """
 
-    def setup(self, config: dict[str, Any], task: Any, device: str, threads: int) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], task: Any, gpus: float, threads: int) -> None:  # type: ignore[override]
         """Prepare the worker. Nothing of the trial yet: its errors are to be reported, not to end the worker."""
         torch.set_num_threads(threads)
         self._task: Task = unpack(task)
-        self._device = device
+        self._device = open_device(gpus)
         self._trial: Any = None
         self._session: TrialSession | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial."""
         self._session = None
+        release_memory(self._device)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -69,6 +71,7 @@ class TaskTrainable(tune.Trainable):
         try:
             report = self._advance()
         except Exception as error:
+            end_if_device_broken(error)
             self._session = None
             reason, infrastructure = describe_failure(error)
             logger.exception("the trial in %s failed", self.config["directory"])
@@ -162,7 +165,7 @@ def run_trials(driver: SearchDriver, lease: Lease, task: Task, resources: TrialR
         tune.with_parameters(
             TaskTrainable,
             task=pack(task),
-            device="cuda" if resources.gpus else "cpu",
+            gpus=resources.gpus,
             threads=max(1, int(resources.cpus)),
         ),
         tune.PlacementGroupFactory([demand], bundle_label_selector=[labels] if labels else None),

@@ -1,6 +1,6 @@
 """Retries of trials, the attributes of a study and its trials, and the champion of a study.
 
-A trial that an infrastructure failure or a dead driver interrupts is marked as failed, and a WAITING trial with the same
+A trial that an infrastructure failure or a dead driver interrupts is marked as failed, and a WAITING trial with its
 parameters is added as its retry. A trial and its retries are one *lineage*, named by the number of the first trial
 (Optuna's `failed_trial` and `retry_history` attributes). A search counts lineages.
 """

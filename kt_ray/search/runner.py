@@ -23,7 +23,7 @@ from kt_ray.search.retries import lineage_of
 from kt_ray.search.space_problems import point_problems, problems
 from kt_ray.search.storage import open_retrying_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.search.study_identity import check_space, check_unchanged, study_identity
+from kt_ray.search.study_identity import check_space, check_unchanged, flat, study_identity
 from kt_ray.search.task import RESULT_FILES, Task
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def run_search(
         raise ConfigError(faults)
     study = SearchStudy(config, open_retrying_storage(workspace.study_storage))
     with hold_lease(study.optuna) as lease:
-        for change in check_unchanged(study.optuna, study_identity(config, task), accept=accept_changes):
+        now, defaults = study_identity(config, task), flat(type(config.trial)().model_dump(mode="json"))
+        for change in check_unchanged(study.optuna, now, accept=accept_changes, defaults=defaults):
             logger.warning("study %s, changed: %s", config.name, change)
         check_space(config, study.trials())
         study.describe()

@@ -67,7 +67,7 @@ class LineagePruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Return whether `trial` must stop."""
-        return self.pruner.prune(StudyWithoutFailures(study), trial)  # type: ignore[arg-type]
+        return bool(self.pruner.prune(StudyWithoutFailures(study), trial))  # type: ignore[arg-type]
 
 
 class LineageHyperband(HyperbandByPlace):

@@ -5,12 +5,12 @@ A SQLite database has a write-ahead log if its filesystem supports one; `kt_ray.
 
 from __future__ import annotations
 
-import functools
 import logging
 import sqlite3
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +21,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from kt_ray._compat.optuna import with_cache
 from kt_ray._io import sqlite
-from kt_ray._io.files import locked
 from kt_ray._io.text import first_line
-from kt_ray._io.urls import in_memory, redact, sqlite_path, sqlite_url
+from kt_ray._io.urls import in_memory, redacted, sqlite_path
 from kt_ray.errors import StudyError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def open_storage(url: str, *, create: bool = True) -> RetryingStorage:
             if attempt + 1 == TRIES or not any(
                 word in reason for word in ("already exists", "locked", "UNIQUE", "unique")
             ):
-                raise StudyError(f"the study storage {redact(url)} cannot be opened: {redact(reason)}") from None
+                raise StudyError(f"the study storage {redacted(url)} cannot be opened: {redacted(reason)}") from None
             time.sleep(0.2)
     raise AssertionError
 
@@ -68,7 +68,7 @@ def open_retrying_storage(url: str) -> RetryingStorage:
     Raises StudyError as `open_storage` does, and for a database in memory, which would end with this process.
     """
     if in_memory(url):
-        raise StudyError(f"a search keeps everything in its study storage, and {url} ends with this process; name a file")
+        raise StudyError(f"the study storage {url} ends with this process; a search needs one that stays: name a file")
     return RetryingStorage(open_storage(url).inner, url, PATIENCE)
 
 
@@ -129,15 +129,15 @@ def _open_sqlite(url: str, path: Path) -> RDBStorage:
 
 def _make_database(path: Path) -> None:
     """Make the tables in a file beside `path`, then move it there: a process that dies leaves no half of a database."""
-    with locked(path.parent):
+    with sqlite.locked(path.parent):
         if path.exists() and path.stat().st_size:  # another process was first
             return
         pattern = f".{path.name}.partial"
         for left_over in path.parent.glob(f"{pattern}*"):
             left_over.unlink(missing_ok=True)
-        partial = path.with_name(pattern)
-        RDBStorage(sqlite_url(partial)).engine.dispose()
-        partial.replace(path)
+        half = path.with_name(pattern)
+        RDBStorage("sqlite://", engine_kwargs={"creator": partial(sqlite3.connect, half), "poolclass": NullPool})
+        half.replace(path)
 
 
 def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> None:
@@ -251,7 +251,7 @@ class RetryingStorage(BaseStorage):
         return self.get_trial_id_from_study_id_trial_number(study_id, trial.number)
 
     def _call(self, method: Callable[..., T], *args: Any) -> T:
-        call = functools.partial(method, *args)
+        call = partial(method, *args)
         return self._retry(call, call)
 
     def _retry(self, call: Callable[[], T], again: Callable[[], T]) -> T:
@@ -262,7 +262,7 @@ class RetryingStorage(BaseStorage):
             try:
                 return call()
             except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error, OSError) as error:
-                reason = redact(first_line(error.__cause__ or error))
+                reason = redacted(first_line(error.__cause__ or error))
             except (UnicodeDecodeError, LookupError, ValueError) as error:
                 if not _unreadable(error):
                     raise
@@ -271,7 +271,7 @@ class RetryingStorage(BaseStorage):
             if any(words in reason for words in DAMAGED):
                 raise self._damaged(reason)
             if time.monotonic() >= deadline:
-                raise StudyError(f"the study storage {redact(self._url)} does not answer: {reason}")
+                raise StudyError(f"the study storage {redacted(self._url)} does not answer: {reason}")
             logger.warning("the study storage does not answer (%s); trying again in %.0f s", reason, pause)
             time.sleep(pause)
             pause = min(2 * pause, 30)
@@ -279,8 +279,8 @@ class RetryingStorage(BaseStorage):
 
     def _damaged(self, reason: str) -> StudyError:
         return StudyError(
-            f"the study storage {redact(self._url)} is damaged ({reason}); restore a backup of it, or move it away and "
-            "start anew"
+            f"the study storage {redacted(self._url)} is damaged ({reason}); restore a backup, or move it "
+            "away and start anew"
         )
 
 

@@ -34,6 +34,7 @@ from kt_ray.search.retries import (
 )
 from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler
 from kt_ray.search.space import to_optuna
+from kt_ray.search.storage import quiet_optuna
 
 
 @dataclass
@@ -61,14 +62,15 @@ class SearchStudy:
         self.config = config
         self.objectives = config.search.objectives
         directions = [objective.direction for objective in self.objectives]
-        self.optuna = optuna.create_study(
-            study_name=config.name,
-            storage=storage,
-            directions=directions,
-            load_if_exists=True,
-            pruner=build_pruner(config.search.pruner),
-            sampler=build_sampler(config.search.sampler, config.search.seed),
-        )
+        with quiet_optuna():
+            self.optuna = optuna.create_study(
+                study_name=config.name,
+                storage=storage,
+                directions=directions,
+                load_if_exists=True,
+                pruner=build_pruner(config.search.pruner),
+                sampler=build_sampler(config.search.sampler, config.search.seed),
+            )
         have = [direction.name.lower() for direction in self.optuna.directions]
         if have != directions:
             raise StudyError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +12,63 @@ from optuna.trial import FrozenTrial
 import kt_ray
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import StudyError
+from kt_ray.search.code_fingerprint import differences, fingerprint, function_hashes
 from kt_ray.search.space import to_distribution
 from kt_ray.search.task import Task
 
 ATTRIBUTE = "searched_with"  # user attribute of the study
+FUNCTIONS = "functions"  # in it: the hash of each function that decides numbers
 
 
 def study_identity(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
-    """Everything besides the sampled values that a trial's numbers follow from."""
+    """Return everything besides the sampled values that decides a trial's numbers."""
     base = {
         path: value for path, value in flat(config.trial.model_dump(mode="json")).items() if path not in config.space
     }
     shared = {task.shares: task.fingerprint, "dataset": task.dataset_fingerprint}
-    return {"code": code_fingerprint(task.code), **shared, "trial": base}
-
-
-def code_fingerprint(code: Iterable[str]) -> str:
-    """SHA-256 over the files and folders `code` of the package, 12 hexadecimal digits."""
     root = Path(kt_ray.__file__).parent
-    digest = hashlib.sha256()
-    for name in code:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(root).as_posix().encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    functions = function_hashes(root, type(task).__module__.removeprefix(f"{root.name}."), task.code)
+    return {"code": fingerprint(functions), FUNCTIONS: functions, **shared, "trial": base}
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, one line each; the code first."""
-    found = [
+def changes(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
+    """Return what differs, one line each; the code first.
+
+    A path of the trial that `before` has no value for, as a release before it was there, is no change if its value now
+    is its default in `defaults`.
+    """
+    found = []
+    if before.get("code") != now.get("code"):
+        if isinstance(before.get(FUNCTIONS), dict):
+            found.append(f"code: {differences(before[FUNCTIONS], now.get(FUNCTIONS, {})) or 'another version'}")
+        else:
+            found.append("code: an earlier release recorded no functions, so whether they changed cannot be told")
+    found += [
         f"{name}: {before.get(name)} before, {now[name]} now"
         for name in now
-        if name != "trial" and before.get(name) != now[name]
+        if name not in ("trial", "code", FUNCTIONS) and before.get(name) != now[name]
     ]
     old, new = before.get("trial", {}), now["trial"]
     for path in sorted(old.keys() | new.keys()):
+        if path not in old and defaults and path in defaults and defaults[path] == new[path]:
+            continue
         if old.get(path) != new.get(path):
             found.append(f"trial.{path}: {old.get(path)!r} before, {new.get(path)!r} now")
     return found
 
 
-def check_unchanged(study: optuna.Study, now: dict[str, Any], *, accept: bool) -> list[str]:
+def check_unchanged(
+    study: optuna.Study, now: dict[str, Any], *, accept: bool, defaults: Mapping[str, Any] | None = None
+) -> list[str]:
     """Compare with what the study was searched with, and remember the present. Returns what has changed.
+
+    `defaults` are those of the trial, as dotted paths.
 
     Changed code is told, no more. Raises StudyError where zoo, dataset or base trial have changed, unless `accept`:
     their trials are not comparable.
     """
     before = study.user_attrs.get(ATTRIBUTE)
-    found = changes(before, now) if before else []
+    found = changes(before, now, defaults) if before else []
     grave = [line for line in found if not line.startswith("code:")]
     if grave and not accept:
         raise StudyError(

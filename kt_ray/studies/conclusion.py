@@ -15,7 +15,7 @@ from kt_ray.studies.lookup import study_report
 from kt_ray.studies.resuming import resume_command
 from kt_ray.studies.workspace import Workspace, reading
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.translation.evaluation import Evaluation, evaluate
+from kt_ray.translation.evaluation import Evaluation, evaluate, free_accuracies
 from kt_ray.zoo.members import Zoo
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Conclusion:
     comparison: str
     study_page: str
     reported: bool = True
+    model_uri: str = ""
+    weakness: str = ""
 
 
 def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
@@ -59,13 +61,21 @@ def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
 
 
 def conclude(
-    config: StudyConfig, workspace: Workspace, zoo: Zoo, dataset: Dataset, tracker: Tracker, result: SearchResult
+    config: StudyConfig,
+    workspace: Workspace,
+    zoo: Zoo,
+    dataset: Dataset,
+    tracker: Tracker,
+    result: SearchResult,
+    *,
+    accept_weak: bool = False,
 ) -> Conclusion:
     """Evaluate the best translator on test members and test images, once a translator, and register it.
 
+    One that is worse than a block that costs nothing becomes champion only with `accept_weak`.
     Raises StudyError where the translator's file is missing.
     """
-    from kt_ray.tracking.promotion import register_champion
+    from kt_ray.tracking.promotion import Candidate, Measured, register_champion
     from kt_ray.translation.checkpoint import load_translator
 
     if result.best_trial is None or result.translator is None:
@@ -80,24 +90,26 @@ def conclude(
         measured = evaluate(translator, zoo, dataset)
     evaluation, table = measured.to_dict(), measured.to_markdown()
     run_id = tracker.trial_run(result.study_run, config.name, result.best_trial, {}, {})
-    registered = register_champion(
-        tracker,
-        config.model_name,
-        result.translator,
-        translator,
-        {name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
-        evaluation,
-        selection_accuracy=selection_accuracy(loaded, zoo),
-        test_accuracy=measured.row("translated").mean,
-        on="zoo",
-        fingerprint=zoo.fingerprint,
+    candidate = Candidate(
+        file=result.translator,
+        module=translator,
+        example={name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
         study=config.name,
         trial=result.best_trial,
         run_id=run_id,
-        protocol=f"{len(zoo.where('selection'))} selection members, {len(dataset.selection)} selection images, "
-        f"{dataset.fingerprint}",
+        measured=Measured(
+            on="zoo",
+            fingerprint=zoo.fingerprint,
+            protocol=f"{len(zoo.where('selection'))} selection members, {len(dataset.selection)} selection images, "
+            f"{dataset.fingerprint}",
+            selection=selection_accuracy(loaded, zoo),
+            test=measured.row("translated").mean,
+            free=free_accuracies(zoo, dataset),
+        ),
+        evaluation=evaluation,
         card=model_card(config, table),
     )
+    registered = register_champion(tracker, config.model_name, candidate, accept_weak=accept_weak)
     tracker.finish(run_id, "FINISHED")
     tracker.log_inputs(
         result.study_run,
@@ -123,6 +135,8 @@ def conclude(
         comparison=registered.comparison,
         study_page=tracker.run_url(result.study_run),
         reported=False,
+        model_uri=registered.uri,
+        weakness=registered.weakness,
     )
     _write(workspace, conclusion)  # the report reads it
     tracker.log_artifact(result.study_run, study_report(workspace, config.name))
@@ -171,7 +185,7 @@ def tell(config: StudyConfig, workspace: Workspace, conclusion: Conclusion, narr
         "page": conclusion.study_page,
     }.items():
         narrator.say(f"{label + ':':<8} {value}")
-    model = f"models:/{conclusion.model}@champion"
+    model = conclusion.model_uri or f"models:/{conclusion.model}@champion"
     narrator.say(f"browse:    kt-ray ui{workspace.option}")
     narrator.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{workspace.option}")
     narrator.say(f"extend:    {resume_command(config, workspace)} --add 12")

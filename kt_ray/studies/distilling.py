@@ -30,7 +30,7 @@ from kt_ray.studies.pipeline import open_tracker
 from kt_ray.studies.resuming import Extension, resume_command
 from kt_ray.studies.validation import Validation, search_problems
 from kt_ray.studies.workspace import Workspace, reading
-from kt_ray.tracking.promotion import register_champion
+from kt_ray.tracking.promotion import Candidate, Measured, register_champion
 from kt_ray.tracking.runs import STUDY_ID, Input
 from kt_ray.tracking.tracker import Tracker
 
@@ -86,9 +86,17 @@ def is_distilled(study: str, root: Path | None) -> bool:
 
 
 def resume(
-    study: str, root: Path | None, narrator: Narrator, extension: Extension, *, accept_changes: bool = False
+    study: str,
+    root: Path | None,
+    narrator: Narrator,
+    extension: Extension,
+    *,
+    accept_changes: bool = False,
+    accept_weak: bool = False,
 ) -> Distillation | None:
     """Go on with a distillation as it was last run, but for what `extension` asks for.
+
+    `accept_weak` changes nothing: there is no student that costs nothing.
 
     Raises ConfigError where it names points to start from: only studies of translators start from others; StudyError
     where the file it was run with is damaged.
@@ -210,20 +218,21 @@ def _register(
     """Register the student; in words, whether it is champion now."""
     images, _ = next(dataset.test.batches(2))
     card = f"# {config.model_name}: student by {made.method} on {dataset.name}\n\n{made.to_markdown()}\n"
-    return register_champion(
-        tracker,
-        config.model_name,
-        made.student,
-        Classifier(load_student(made.student).network),
-        {"images": images},
-        made.to_dict(),
-        selection_accuracy=made.selection_accuracy,
-        test_accuracy=made.rows[-1].accuracy,
-        on="dataset",
-        fingerprint=dataset.fingerprint,
+    candidate = Candidate(
+        file=made.student,
+        module=Classifier(load_student(made.student).network),
+        example={"images": images},
         study=config.name,
         trial=trial,
         run_id=run_id,
-        protocol=f"{len(dataset.selection)} selection images of {dataset.name}",
+        measured=Measured(
+            on="dataset",
+            fingerprint=dataset.fingerprint,
+            protocol=f"{len(dataset.selection)} selection images of {dataset.name}",
+            selection=made.selection_accuracy,
+            test=made.rows[-1].accuracy,
+        ),
+        evaluation=made.to_dict(),
         card=card,
-    ).comparison
+    )
+    return register_champion(tracker, config.model_name, candidate).comparison

@@ -16,7 +16,7 @@ from kt_ray.studies.workspace import Workspace, reading
 from kt_ray.translation.bundled import TRANSLATORS
 from kt_ray.translation.evaluation import Evaluation, evaluate
 from kt_ray.zoo.bundled import ZOOS
-from kt_ray.zoo.store import ZooStore
+from kt_ray.zoo.store import ZooStore, zoo_names
 
 if TYPE_CHECKING:
     from kt_ray.tracking.registry import RegisteredTranslator
@@ -67,7 +67,7 @@ def open_zoo(name: str, root: Path | None) -> ZooStore:
     store = ZooStore(workspace.zoo(name))
     if not store.exists():
         folder = workspace.root / "zoos"
-        known = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        known = zoo_names(folder)
         raise ZooError(f"no zoo {name!r} in {workspace.root}; there are: {', '.join(known) or 'none'}")
     return store
 

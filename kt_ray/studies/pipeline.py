@@ -17,7 +17,7 @@ from kt_ray.studies.resuming import Extension, resume_command
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Input, Tracker
 from kt_ray.translation.task import TranslatorTask
-from kt_ray.zoo.members import Zoo, members_of
+from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
 FILE = "study.json"  # the study file as resolved, in the study's directory
@@ -25,9 +25,16 @@ OUTBOX = "mlflow-outbox.jsonl"
 
 
 def run(
-    config: StudyConfig, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
+    config: StudyConfig,
+    workspace: Workspace,
+    narrator: Narrator,
+    *,
+    accept_changes: bool = False,
+    accept_weak: bool = False,
 ) -> Conclusion | None:
     """Bring the study to its end and conclude it; does only what is still lacking.
+
+    With `accept_weak` its translator may become champion though a block that costs nothing is better.
 
     Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
     StudyError where zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
@@ -48,13 +55,19 @@ def run(
         result = _search(config, workspace, zoo, dataset, tracker, narrator, accept_changes)
     if result.stopped is not None:
         return None
-    conclusion = conclude(config, workspace, zoo, dataset, tracker, result)
+    conclusion = conclude(config, workspace, zoo, dataset, tracker, result, accept_weak=accept_weak)
     tell(config, workspace, conclusion, narrator)
     return conclusion
 
 
 def resume(
-    study: str, root: Path | None, narrator: Narrator, extension: Extension, *, accept_changes: bool = False
+    study: str,
+    root: Path | None,
+    narrator: Narrator,
+    extension: Extension,
+    *,
+    accept_changes: bool = False,
+    accept_weak: bool = False,
 ) -> Conclusion | None:
     """Go on with a study as it was last run, but for what `extension` asks for.
 
@@ -64,7 +77,7 @@ def resume(
     config = config.model_copy(update={"search": extension.extended(config.search)})
     workspace = open_workspace(config, root)
     config = started_from(config, workspace, extension.start_from)
-    return run(config, workspace, narrator, accept_changes=accept_changes)
+    return run(config, workspace, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
 
 
 def build(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
@@ -79,7 +92,7 @@ def search(
 ) -> SearchResult:
     """Run the trials that the study lacks, over a zoo that is built. Raises ZooError where it is not."""
     store = ZooStore(workspace.zoo(config.zoo.name))
-    lacking = len(_lacking(config, store))
+    lacking = len(store.missing(config.zoo))
     if lacking:
         raise ZooError(f"zoo {config.zoo.name} lacks {lacking} members; `kt-ray zoo build` or `kt-ray run` trains them")
     dataset = load_dataset(config.dataset)
@@ -100,16 +113,13 @@ def _complete(config: StudyConfig, workspace: Workspace, conclusion: Conclusion)
     from kt_ray.search.storage import open_storage
     from kt_ray.search.study import SearchStudy
 
-    store = ZooStore(workspace.zoo(config.zoo.name))
-    if not conclusion.reported or not store.exists() or _lacking(config, store):
+    try:
+        if not conclusion.reported or ZooStore(workspace.zoo(config.zoo.name)).missing(config.zoo):
+            return False
+    except ZooError:  # damaged: building it mends it
         return False
     study = SearchStudy(config, open_storage(workspace.study_storage))
     return study.finished() >= config.search.trials and Path(conclusion.translator).is_file()
-
-
-def _lacking(config: StudyConfig, store: ZooStore) -> set[str]:
-    present = store.present() if store.exists() else set()
-    return {member.id for member in members_of(config.zoo.seed, config.zoo.members)} - present
 
 
 def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> Zoo:
@@ -117,7 +127,7 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
     from kt_ray.zoo.progress import BuildProgress
 
     store = ZooStore(workspace.zoo(config.zoo.name))
-    lacking = _lacking(config, store)
+    lacking = store.prepare(config.zoo, config.pair, dataset)
     run_id = None
     if lacking:
         narrator.say(f"zoo {config.zoo.name}: training {len(lacking)} members into {store.uri}")

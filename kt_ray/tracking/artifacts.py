@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+from kt_ray._compat.mlflow import artifact_repository
 from kt_ray._io.text import first_line
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.store import open_store, reaching, shown
@@ -22,17 +23,15 @@ def probe_artifacts(uri: str, root: str | None = None) -> None:
     """
     os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # boto's own patience outlasts that of whoever waits for this
     with reaching(uri), TemporaryDirectory(prefix="kt-ray-probe-") as directory:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         place = root or _default_root(uri)
         file = Path(directory) / f".kt-ray-probe-{secrets.token_hex(8)}"
         file.write_text(CONTENT)
         (back := Path(directory) / "back").mkdir()
         try:
-            repository = get_artifact_repository(place, uri)
-            repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
-            repository.download_artifacts(file.name, str(back))  # type: ignore[no-untyped-call]
-            repository.delete_artifacts(file.name)  # type: ignore[no-untyped-call]
+            repository = artifact_repository(place, uri)
+            repository.log_artifact(str(file))
+            repository.download_artifacts(file.name, str(back))
+            repository.delete_artifacts(file.name)
         except Exception as error:  # each kind of store has errors of its own
             reason = first_line(error)
             raise TrackingError(f"artifacts cannot be kept at {shown(place)} ({reason})") from None

@@ -1,4 +1,4 @@
-"""Writing to the registry of translators: the alias `champion` moves only to one that is better on selection."""
+"""Write to the registry of translators: the alias `champion` moves only to one that is better on selection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,83 +27,148 @@ from kt_ray.tracking.registry import (
     measured_on,
     reader,
     utc,
+    versions_of,
 )
 from kt_ray.tracking.store import default_store, reaching
 from kt_ray.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
+
+WEAKNESS = "kt_ray.weakness"  # tag of a version below a block that costs nothing: which one
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What decides between candidates: mean accuracies, and on what they were measured.
+
+    `selection` decides (None: not measured), `test` is for people and decides nothing. `on` is a zoo or a dataset with
+    this `fingerprint`, `protocol` says how (members, images and their fingerprint). `free` are mean accuracies, on the
+    same selection members and images, of blocks that cost nothing, by name: the zero block and the unlearned ones.
+    """
+
+    on: MeasuredOn
+    fingerprint: str
+    protocol: str
+    selection: float | None
+    test: float
+    free: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def weakness(self) -> str:
+        """The best of the free blocks, if it is better than the candidate; else nothing."""
+        name = max(self.free, key=lambda name: self.free[name], default="")
+        if not name or self.selection is None or self.selection >= self.free[name]:
+            return ""
+        return f"{self.selection:.2%} on selection is below the {name} ({self.free[name]:.2%}), which costs nothing"
+
+    def tags(self) -> dict[str, str]:
+        """These as tags of a version."""
+        tags = {
+            fingerprint_tag(self.on): self.fingerprint,
+            "kt_ray.protocol": self.protocol,
+            "kt_ray.test_accuracy": repr(float(self.test)),
+        }
+        if self.selection is not None:
+            tags["kt_ray.selection_accuracy"] = repr(float(self.selection))
+        if self.weakness:
+            tags[WEAKNESS] = self.weakness
+        return tags
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A translator (or student) for the registry: its safetensors `file`, and the `module` that the file holds.
+
+    `example` is a stack of source blocks, `evaluation` plain values for JSON, `card` the model card (Markdown), and
+    `run_id` the run of the trial that made it.
+    """
+
+    file: Path
+    module: nn.Module
+    example: State
+    study: str
+    trial: int
+    run_id: str
+    measured: Measured
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    card: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """The file's SHA-256."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def tags(self) -> dict[str, str]:
+        """What the registry keeps of a candidate."""
+        made = {"kt_ray.sha256": self.sha256, "kt_ray.study": self.study, "kt_ray.trial": str(self.trial)}
+        return made | self.measured.tags()
 
 
 @dataclass(frozen=True)
 class ChampionResult:
-    """The registered version, whether it is champion now, and the comparison that decided it."""
+    """The registered version, whether it is champion now, and the comparison that decided it.
+
+    `uri` loads the champion, or this version if the model has no champion. `weakness` says which block that costs
+    nothing is better, `not_exported` why the model cannot be loaded without kt_ray.
+    """
 
     version: int
     promoted: bool
     comparison: str
+    uri: str = ""
+    weakness: str = ""
     not_exported: str | None = None
 
 
 def register_champion(
-    tracker: Tracker,
-    model_name: str,
-    translator_file: Path,
-    translator: nn.Module,
-    example: State,
-    evaluation: Mapping[str, Any],
-    *,
-    selection_accuracy: float | None,
-    test_accuracy: float,
-    on: MeasuredOn,
-    fingerprint: str,
-    study: str,
-    trial: int,
-    run_id: str,
-    protocol: str,
-    card: str = "",
+    tracker: Tracker, model_name: str, candidate: Candidate, *, accept_weak: bool = False
 ) -> ChampionResult:
-    """Register a translator and make it champion if it beats the present one on selection.
+    """Register `candidate` and make it champion if it beats the present one on selection.
 
-    `translator_file` is the safetensors file of `translator`, `example` a stack of source blocks, `selection_accuracy`
-    the mean accuracy that decides (None: not measured), `on` whether it was measured on a zoo or a dataset, whose is
-    the `fingerprint`, `protocol` how (members, images and their fingerprint). `test_accuracy` is the mean that
-    `evaluation` (plain values) reports; it is told and decides nothing. `run_id` is the trial's run. A champion of
-    another zoo, dataset or protocol, or without the deciding accuracy, stays: the numbers cannot be compared. The same
-    file is registered once.
+    A champion of another zoo, dataset or protocol, or without the deciding accuracy, stays: the numbers cannot be
+    compared. A candidate below a block that costs nothing becomes champion only with `accept_weak`. The same file is
+    registered once.
     """
     tracker.arrived()
-    client, run_id = tracker.client, tracker.run_id(run_id)
-    digest = hashlib.sha256(translator_file.read_bytes()).hexdigest()
-    tags = {
-        "kt_ray.sha256": digest,
-        fingerprint_tag(on): fingerprint,
-        "kt_ray.protocol": protocol,
-        "kt_ray.test_accuracy": repr(float(test_accuracy)),
-        "kt_ray.study": study,
-        "kt_ray.trial": str(trial),
-    }
-    if selection_accuracy is not None:
-        tags["kt_ray.selection_accuracy"] = repr(float(selection_accuracy))
+    version, not_exported = register(tracker, model_name, candidate)
+    client, tags, number = tracker.client, candidate.tags(), int(version.version)
     with reaching(tracker.uri):
-        version = _registered(client, model_name, digest)
-        not_exported = None
-        if version is None:
-            source, model_id, not_exported = _log_model(
-                tracker, translator, example, translator_file, evaluation, run_id, tags, card
-            )
-            with default_store(tracker.uri):
-                version = client.create_model_version(
-                    model_name, source, run_id=run_id, tags=tags, model_id=model_id, await_creation_for=30
-                )
         present = champion_of(client, model_name)  # only now: while a model was logged, others may have registered
-        promoted, comparison = _compare(tags, present, int(version.version))
+        promoted, comparison = _compare(tags, present, number, accept_weak)
         if version.description != comparison and (promoted or not version.description):
             client.update_model_version(model_name, version.version, comparison)
         if promoted:
             client.set_registered_model_alias(model_name, CHAMPION, version.version)
-        return ChampionResult(int(version.version), promoted, comparison, not_exported)
+    return ChampionResult(
+        version=number,
+        promoted=promoted,
+        comparison=comparison,
+        uri=f"models:/{model_name}@{CHAMPION}" if promoted or present is not None else f"models:/{model_name}/{number}",
+        weakness=candidate.measured.weakness,
+        not_exported=not_exported,
+    )
+
+
+def register(tracker: Tracker, model_name: str, candidate: Candidate) -> tuple[ModelVersion, str | None]:
+    """Return the version of the candidate's file, made if there is none, and why it needs kt_ray to load if it does.
+
+    A model that an earlier try logged and did not register is registered.
+    """
+    client, tags = tracker.client, candidate.tags()
+    with reaching(tracker.uri):
+        version = _registered(client, model_name, candidate.sha256)
+        if version is not None:
+            return version, None
+        run_id = tracker.run_id(candidate.run_id)
+        model_id, not_exported = _log_model(tracker, candidate, run_id, tags)
+        with default_store(tracker.uri):
+            version = client.create_model_version(
+                model_name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id, await_creation_for=30
+            )
+        return version, not_exported
 
 
 def promote(store: Tracker | str, model_name: str, version: int, reason: str = "") -> RegisteredTranslator:
@@ -137,47 +202,67 @@ def _registered(client: MlflowClient, model_name: str, digest: str) -> ModelVers
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    versions = client.search_model_versions(f"name = '{model_name}'")
+    versions = versions_of(client, model_name)
     return next((version for version in versions if version.tags.get("kt_ray.sha256") == digest), None)
 
 
-def _log_model(
-    tracker: Tracker,
-    translator: nn.Module,
-    example: State,
-    translator_file: Path,
-    evaluation: Mapping[str, Any],
-    run_id: str,
-    tags: Mapping[str, str],
-    card: str,
-) -> tuple[str, str, str | None]:
-    """A logged model of the trial's run: its URI, its id, why it could not be exported if it could not."""
+def _log_model(tracker: Tracker, candidate: Candidate, run_id: str, tags: Mapping[str, str]) -> tuple[str, str | None]:
+    """The id of a logged model of the trial's run, and why it needs kt_ray to load if it does."""
     from mlflow.entities import LoggedModelOutput
 
     client = tracker.client
-    logged = client.create_logged_model(
+    logged = _begun(client, tracker.experiment_id, candidate.sha256, run_id) or client.create_logged_model(
         tracker.experiment_id, "translator", source_run_id=run_id, tags=dict(tags), model_type="translator"
     )
+    if str(logged.status) == "READY":
+        return logged.model_id, None
     with tempfile.TemporaryDirectory(prefix="kt-ray-") as scratch:
         directory = Path(scratch) / "model"
-        reason = write_model(directory, translator, example, translator_file, card, logged.model_id, run_id, dict(tags))
-        (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=2), encoding="utf-8")
+        reason = write_model(
+            directory,
+            candidate.module,
+            candidate.example,
+            candidate.file,
+            candidate.card,
+            logged.model_id,
+            run_id,
+            dict(tags),
+        )
+        (directory / "evaluation.json").write_text(json.dumps(candidate.evaluation, indent=2), encoding="utf-8")
         client.log_model_artifacts(logged.model_id, str(directory))
+    outputs = client.get_run(run_id).outputs
+    if logged.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-    return f"models:/{logged.model_id}", logged.model_id, reason
+    return logged.model_id, reason
 
 
-def _compare(tags: Mapping[str, str], present: ModelVersion | None, version: int) -> tuple[bool, str]:
+def _begun(client: MlflowClient, experiment_id: str, digest: str, run_id: str) -> LoggedModel | None:
+    """The model of this file that an earlier try logged, whole or not, and did not register."""
+    found = client.search_logged_models([experiment_id], filter_string=f"tags.`kt_ray.sha256` = '{digest}'")
+    return next((model for model in found if model.source_run_id == run_id), None)
+
+
+def _compare(
+    tags: Mapping[str, str], present: ModelVersion | None, version: int, accept_weak: bool
+) -> tuple[bool, str]:
     """Whether version `version` with `tags` shall be champion, and the reason in words."""
     trial = f"study {tags['kt_ray.study']}, trial {tags['kt_ray.trial']}"
     what = f"version {version} (mean accuracy {_shown(tags)}, {trial})"
     on, fingerprint = measured_on(tags)
     where = f"{on} {fingerprint}, {tags['kt_ray.protocol']}"
-    if present is None:
-        return True, f"First champion: {what} on {where}."
-    if int(present.version) == version:
+    if present is not None and int(present.version) == version:
         return True, present.description or f"Champion: {what} on {where}."
+    weakness, accepted = tags.get(WEAKNESS, ""), ""
+    if weakness and not accept_weak:
+        return False, (
+            f"Too weak: {what} on {where}: {weakness}. `kt-ray promote` moves the alias by hand, --accept-weak lets a "
+            "run do it."
+        )
+    if weakness:
+        accepted = f" It is weak, which was accepted: {weakness}."
+    if present is None:
+        return True, f"First champion: {what} on {where}.{accepted}"
     against = f"version {present.version} ({_shown(present.tags)}, study {present.tags.get('kt_ray.study', '?')})"
     by_hand = "`kt-ray promote` moves the alias by hand."
     score, old = accuracies(tags)[0], accuracies(present.tags)[0]
@@ -195,7 +280,7 @@ def _compare(tags: Mapping[str, str], present: ModelVersion | None, version: int
                 f"{theirs or 'another'}. {by_hand}"
             )
     if score > old:
-        return True, f"New champion: {what} beats {against} on {where}."
+        return True, f"New champion: {what} beats {against} on {where}.{accepted}"
     return False, f"Not promoted: {what} does not beat {against} on {where}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.model import TRANSLATOR_FILE
-from kt_ray.tracking.store import open_store, reaching, shown
+from kt_ray.tracking.store import filter_text, open_store, reaching, shown
 from kt_ray.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
+PAGE = 1000  # versions a request
 MeasuredOn = Literal["zoo", "dataset"]  # what the champions that are compared with each other were measured on
 
 
@@ -55,7 +57,7 @@ def champions(store: Tracker | str, model_name: str) -> list[RegisteredTranslato
     client, uri = reader(store)
     with reaching(uri):
         present = champion_of(client, model_name)
-        versions = client.search_model_versions(f"name = '{model_name}'")
+        versions = versions_of(client, model_name)
     entries = [
         RegisteredTranslator(
             name=model_name,
@@ -78,7 +80,10 @@ def champions(store: Tracker | str, model_name: str) -> list[RegisteredTranslato
 
 
 def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
-    """The translator's safetensors file behind `models:/NAME@champion`, `models:/NAME/3`, or at a path."""
+    """Return the safetensors file of `models:/NAME@champion`, of `models:/NAME/3`, or at a path.
+
+    Raises TrackingError if there is none, or if a registered one is not the file that was registered.
+    """
     if not model_uri.startswith("models:/"):
         path = Path(model_uri).expanduser()
         if path.is_dir():
@@ -94,6 +99,7 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
         from mlflow.artifacts import download_artifacts
 
         version = _resolve(client, tracking_uri, model_uri)
+        digest = version.tags.get("kt_ray.sha256")
         model_id = version.model_id or (version.source or "").removeprefix("models:/")
         if not model_id.startswith("m-"):
             raise TrackingError(f"{model_uri} was not registered by kt-ray: it comes from {version.source}")
@@ -102,11 +108,22 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
         if parts.scheme in ("", "file"):
             local = Path(unquote(parts.path)) / TRANSLATOR_FILE
             if not local.is_file():
-                raise TrackingError(f"{model_uri} should lie at {local}, which is missing; was the workspace moved?")
-            return local
+                raise TrackingError(f"{model_uri} is missing: its file should be {local}; bring its folder back")
+            return _checked(local, digest, model_uri)
         target = tempfile.mkdtemp(prefix="kt-ray-")
         uri = f"{location.rstrip('/')}/{TRANSLATOR_FILE}"
-        return Path(download_artifacts(uri, dst_path=target, tracking_uri=tracking_uri))
+        downloaded = Path(download_artifacts(uri, dst_path=target, tracking_uri=tracking_uri))
+        return _checked(downloaded, digest, model_uri)
+
+
+def _checked(path: Path, digest: str | None, model_uri: str) -> Path:
+    """`path`, if it has the SHA-256 that was registered. Raises TrackingError if not."""
+    if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise TrackingError(
+            f"{model_uri} is damaged: {path} is not the file that was registered (its SHA-256 differs); restore it, "
+            "or register the translator again with `kt-ray run`"
+        )
+    return path
 
 
 def reader(store: Tracker | str) -> tuple[MlflowClient, str]:
@@ -151,6 +168,18 @@ def champion_of(client: MlflowClient, model_name: str) -> ModelVersion | None:
         return None
     number = model.aliases.get(CHAMPION)
     return client.get_model_version(model_name, number) if number is not None else None
+
+
+def versions_of(client: MlflowClient, model_name: str) -> list[ModelVersion]:
+    """Every version of `model_name`, whatever characters its name has."""
+    quoted = filter_text(model_name)
+    condition = f"name = {quoted}" if quoted else None
+    found, token = [], None
+    while token != "":
+        page = client.search_model_versions(condition, max_results=PAGE, page_token=token)
+        found += [version for version in page if version.name == model_name]
+        token = page.token or ""
+    return found
 
 
 def accuracies(tags: Mapping[str, str]) -> tuple[float | None, float | None]:

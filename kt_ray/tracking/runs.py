@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from kt_ray._io.urls import sqlite_path
 from kt_ray.errors import TrackingError
+from kt_ray.tracking.database import ARTIFACT_ROOT
 from kt_ray.tracking.provenance import provenance
-from kt_ray.tracking.store import open_store, reaching
+from kt_ray.tracking.store import filter_text, open_store, reaching
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -23,6 +25,7 @@ STUDY_ID = "kt_ray.study_id"  # tag of a study's run: which study, of those that
 # MLflow's limits for one log_batch.
 METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
+MOST_RUNS = 50_000  # of one search
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,11 @@ class Runs:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             location = f"{artifact_root.rstrip('/')}/{quote(name, safe='')}" if artifact_root else None
+            path, tags = sqlite_path(self.uri), dict(EXPERIMENT_TAGS)
+            if path is not None and artifact_root == (path.parent.absolute() / "artifacts").as_uri():
+                tags[ARTIFACT_ROOT] = artifact_root
             try:
-                return str(self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+                return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -98,12 +104,15 @@ class Runs:
         if STUDY_ID not in identity:
             return None
         named = {key: value for key, value in identity.items() if key != STUDY_ID}
-        return next((run for run in self._search(named, 1000) if STUDY_ID not in run.data.tags), None)
+        return next((run for run in self._search(named, MOST_RUNS) if STUDY_ID not in run.data.tags), None)
 
     def _search(self, tags: Mapping[str, str], most: int) -> list[Run]:
-        condition = " and ".join(f"tags.`{key}` = '{_quoted(value)}'" for key, value in tags.items())
+        quoted = {key: filter_text(value) for key, value in tags.items()}
+        condition = " and ".join(f"tags.`{key}` = {value}" for key, value in quoted.items() if value)
+        pages = MOST_RUNS if None in quoted.values() else most
         order = ["attributes.start_time ASC"]
-        return list(self.client.search_runs([self.experiment_id], condition, max_results=most, order_by=order))
+        found = self.client.search_runs([self.experiment_id], condition, max_results=pages, order_by=order)
+        return [run for run in found if tags.items() <= run.data.tags.items()][:most]
 
     def _resume(self, run: Run, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Write what is new. MLflow's parameters cannot change, so a changed one is told by a tag `changed.NAME`."""
@@ -160,12 +169,6 @@ class Runs:
         ]
         with reaching(self.uri):
             self.client.log_inputs(run_id, datasets)
-
-
-def _quoted(value: str) -> str:
-    if "'" in value:
-        raise TrackingError(f"MLflow cannot search for {value!r}: leave out the quote")
-    return value
 
 
 def _batches(entries: list[Any], size: int) -> list[list[Any]]:

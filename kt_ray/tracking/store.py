@@ -11,13 +11,20 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from kt_ray._io.text import first_line
+from kt_ray._io.urls import redacted, sqlite_path
 from kt_ray.errors import TrackingError
+from kt_ray.tracking.database import is_whole, prepare_database, repair_artifact_paths
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+FULL = ("disk is full", "No space left", "Disk quota exceeded")
+PASSING = ("locked", "busy", "unable to open database file", "disk I/O error", "Connection", "connection", "timed out")
 
 PROBE_SECONDS = 8.0  # until a store counts as away; a busy server may take seconds to answer
 
@@ -53,26 +60,47 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into TrackingError in one line; StoreAway where `uri` does not answer."""
+    """Turn what MLflow raises into TrackingError in one line, into StoreAway if `uri` does not answer now."""
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     with quiet():
         try:
             yield
         except MlflowException as error:
             raise _explained(error.error_code, first_line(error), uri) from None
-        except (OperationalError, OSError) as error:  # requests' errors are OSErrors
-            raise StoreAway(f"MLflow at {shown(uri)} does not answer ({first_line(error)})") from None
+        except TrackingError:
+            raise
+        except (OperationalError, sqlite3.OperationalError, OSError) as error:  # requests' errors are OSErrors
+            raise _unreached(first_line(error), uri) from None
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise TrackingError(f"MLflow's database {shown(uri)} is damaged ({redacted(first_line(error))})") from None
+
+
+def _unreached(reason: str, uri: str) -> TrackingError:
+    """An error of a database or a connection as ours: only what may pass by itself is a StoreAway."""
+    reason = redacted(reason)
+    if any(words in reason for words in FULL):
+        return StoreAway(f"MLflow at {shown(uri)} cannot be written: its disk is full ({reason}); free some space")
+    if not sqlite_path(uri) or any(words in reason for words in PASSING):
+        return StoreAway(f"MLflow at {shown(uri)} does not answer ({reason})")
+    if "readonly" in reason or "Permission denied" in reason or "Read-only" in reason:
+        return TrackingError(f"MLflow's database {shown(uri)} cannot be written ({reason}); see its permissions")
+    return TrackingError(
+        f"MLflow's database {shown(uri)} is damaged, or of another version ({reason}); move it away, or name another "
+        "with storage.tracking"
+    )
 
 
 def _explained(code: str, reason: str, uri: str) -> TrackingError:
     """MLflow's error as ours. A server whose own database is away answers with an internal error."""
     if any(words in reason for words in (" error code 401", " error code 403", "Permission denied", "UNAUTHENTICATED")):
         return TrackingError(
-            f"MLflow at {shown(uri)} refused the request ({reason}); set MLFLOW_TRACKING_USERNAME and "
+            f"MLflow at {shown(uri)} refused the request ({redacted(reason)}); set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, and let the server's --allowed-hosts name this host"
         )
+    if "(sqlite3.OperationalError)" in reason:
+        return _unreached(reason, uri)
     if "database schema" in reason:
         return TrackingError(
             f"MLflow's database {shown(uri)} has the schema of another MLflow version "
@@ -81,8 +109,8 @@ def _explained(code: str, reason: str, uri: str) -> TrackingError:
         )
     away = code == "TEMPORARILY_UNAVAILABLE" or reason.startswith("API request to")
     if away or (code == "INTERNAL_ERROR" and uri.startswith("http")):
-        return StoreAway(f"MLflow at {shown(uri)} does not answer ({reason})")
-    return TrackingError(f"MLflow at {shown(uri)}: {reason}")
+        return StoreAway(f"MLflow at {shown(uri)} does not answer ({redacted(reason)})")
+    return TrackingError(f"MLflow at {shown(uri)}: {redacted(reason)}")
 
 
 def open_store(uri: str, *, make: bool = True) -> MlflowClient:
@@ -92,14 +120,29 @@ def open_store(uri: str, *, make: bool = True) -> MlflowClient:
     """
     probe(uri)
     if not make and _is_new(uri):
-        raise TrackingError(f"there is no MLflow database at {uri} yet; `kt-ray run` makes one")
+        raise TrackingError(f"there is no MLflow database at {shown(uri)} yet; `kt-ray run` makes one")
     with quiet():
         from mlflow import MlflowClient
 
         with reaching(uri):
+            path = sqlite_path(uri)
+            if path is not None and not prepare_database(path):
+                _repair(path)
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
             return client
+
+
+def _repair(path: Path) -> None:
+    """Find the artifacts of a workspace that was moved or copied beside its database, and report that."""
+    try:
+        moved_from = repair_artifact_paths(path)
+    except sqlite3.OperationalError as error:  # a directory that cannot be written, or a schema that MLflow refuses
+        logger.debug("artifact paths in %s are not checked (%s)", path, error)
+        return
+    for root in moved_from:
+        here = path.parent / "artifacts"
+        logger.warning("this workspace was moved or copied: its artifacts are in %s now, not in %s", here, root)
 
 
 def check_tracking(uri: str) -> None:
@@ -110,9 +153,16 @@ def check_tracking(uri: str) -> None:
 
 
 def _is_new(uri: str) -> bool:
-    """Whether `uri` is a SQLite database that is yet to be made."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    return uri.startswith("sqlite:") and (not path.exists() or path.stat().st_size == 0)
+    """Whether `uri` is a SQLite database that is yet to be made, or was cut short as it was made."""
+    path = sqlite_path(uri)
+    with reaching(uri):
+        return path is not None and not is_whole(path)
+
+
+def filter_text(value: str) -> str | None:
+    """Return `value` quoted for a filter of MLflow's, which knows no escapes; None if it holds both kinds of quotes."""
+    quote = next((quote for quote in ("'", '"') if quote not in value), None)
+    return f"{quote}{value}{quote}" if quote else None
 
 
 @contextmanager
@@ -184,7 +234,9 @@ def _probe_server(uri: str) -> None:
 
 
 def _probe_sqlite(uri: str) -> None:
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = sqlite_path(uri)
+    if path is None:
+        raise TrackingError(f"{shown(uri)} is no file, so it ends with this process; give sqlite:///PATH")
     try:
         if not path.parent.is_dir():
             raise sqlite3.OperationalError(f"no such directory: {path.parent}")
@@ -203,8 +255,5 @@ def _probe_sqlite(uri: str) -> None:
 
 
 def shown(uri: str) -> str:
-    """`uri` without its password, for people's eyes."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    """Return `uri` as it may be printed: without its password."""
+    return redacted(uri)

@@ -156,20 +156,21 @@ def mix(members: State, largest: float, pair: PairName, generator: torch.Generat
 
 @dataclass(frozen=True)
 class Orientation:
-    """Rows or columns of all kernels flipped, then kernels transposed."""
+    """Rows or columns of all kernels flipped, then kernels transposed.
 
-    rows: bool = False
-    columns: bool = False
-    transposed: bool = False
+    Each is a bool, or a bool tensor of no dimensions on the kernels' device, which no host has to read.
+    """
+
+    rows: bool | Tensor = False
+    columns: bool | Tensor = False
+    transposed: bool | Tensor = False
 
     @classmethod
     def draw(cls, config: AugmentationConfig, generator: torch.Generator) -> Orientation:
         """One for a batch, as `config` allows."""
         if not (config.flips or config.transposes):
             return cls()
-        rows, columns, transposed = (
-            bool(value) for value in torch.rand(3, generator=generator, device=generator.device) < 0.5
-        )
+        rows, columns, transposed = torch.rand(3, generator=generator, device=generator.device) < 0.5
         return cls(config.flips and rows, config.flips and columns, config.transposes and transposed)
 
     def turn(self, state: Mapping[str, Tensor]) -> State:
@@ -179,17 +180,24 @@ class Orientation:
     def turn_back(self, state: Mapping[str, Tensor]) -> State:
         """The inverse of `turn`."""
         return {
-            name: self._flip(value.transpose(-1, -2) if self.transposed else value) if _is_kernel(value) else value
+            name: self._flip(_choose(self.transposed, value.transpose(-1, -2), value)) if _is_kernel(value) else value
             for name, value in state.items()
         }
 
     def _turn(self, value: Tensor) -> Tensor:
         value = self._flip(value)
-        return value.transpose(-1, -2) if self.transposed else value
+        return _choose(self.transposed, value.transpose(-1, -2), value)
 
     def _flip(self, value: Tensor) -> Tensor:
-        axes = [axis for axis, flipped in ((-2, self.rows), (-1, self.columns)) if flipped]
-        return value.flip(axes) if axes else value
+        value = _choose(self.rows, value.flip(-2), value)
+        return _choose(self.columns, value.flip(-1), value)
+
+
+def _choose(condition: bool | Tensor, value: Tensor, other: Tensor) -> Tensor:
+    """Return `value` if `condition`, else `other`, without reading a condition that is on a device."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, value, other)
+    return value if condition else other
 
 
 _NORM = ("weight", "bias", "running_mean", "running_var")

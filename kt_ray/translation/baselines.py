@@ -14,14 +14,17 @@ from kt_ray.translation.bases import BASES, one_shot_block
 from kt_ray.translation.block_runner import Surroundings, stem_activations
 from kt_ray.translation.divergences import kl, relative_error
 from kt_ray.translation.probe_images import strokes
+from kt_ray.translation.projector import projected_block
 from kt_ray.translation.units import LAYOUTS, target_hidden
 from kt_ray.zoo.members import Zoo
 
 __all__ = [
-    "fitted", "mean_target", "nearest_target", "one_shot_bases", "one_shot_block", "random_target", "zero_block",
+    "fitted", "mean_target", "nearest_target", "one_shot_bases", "one_shot_block", "projected", "random_target",
+    "zero_block",
 ]  # fmt: skip
 
 FIT_RATE, FIT_IMAGES = 1e-2, 32
+PROJECTED = 8  # members at once, whose activations stay in the processor's caches
 Inputs = LabelledImages | Literal["strokes", "statistics"]
 
 
@@ -63,6 +66,15 @@ def one_shot_bases(architecture: Architecture) -> tuple[str, ...]:
     layout, available = LAYOUTS[architecture.pair], architecture.network.source_hidden
     chooses = layout.kernels == 2 and target_hidden(architecture) < available
     return tuple(BASES) if chooses else ("pruned",)
+
+
+def projected(zoo: Zoo, images: Tensor) -> State:
+    """The projected block of every member, by least squares on `images`, floats [N, C, H, W]."""
+    members, parts = zoo.part("source") | stacked.surroundings(zoo.parameters), []
+    for start in range(0, len(zoo), PROJECTED):
+        few = {name: value[start : start + PROJECTED] for name, value in members.items()}
+        parts.append(projected_block(few, zoo.architecture, images))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def fitted(zoo: Zoo, steps: int, inputs: Inputs, seed: int = 0) -> State:

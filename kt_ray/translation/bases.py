@@ -29,7 +29,8 @@ def pruned_units(units: Units, layout: Layout, hidden: int) -> Units:
         return _attention(units)
     chosen = torch.arange(hidden, device=units.edges.device) % available
     edges = units.edges[:, chosen] if layout.values > 1 else units.edges[:, chosen].sum(-1, keepdim=True)
-    edges = torch.cat([edges[:, :available], edges[:, available:] * edges.new_tensor([1.0, 0.0])[:, None]], dim=1)
+    only_incoming = 1 - torch.arange(2, device=edges.device)[:, None]
+    edges = torch.cat([edges[:, :available], edges[:, available:] * only_incoming], dim=1)
     if units.unit.shape[-1]:
         unit, channel = units.unit[:, chosen], units.channel
     else:

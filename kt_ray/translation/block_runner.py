@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
 from kt_ray.translation.divergences import spread
@@ -23,20 +23,34 @@ from kt_ray.translation.units import fold, fold_batch_norm
 def stem_activations(members: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """Inputs of B members' blocks, [B, C, H/2, W/2, N], from images [N, image channels, H, W] in [0, 1]."""
     kernel, bias = fold(members, "stem.conv.weight", "stem.bn")
-    patches = F.unfold(images, 3, padding=1).transpose(0, 1).flatten(1)  # [image channels·9, N·H·W]
-    responses = torch.relu(kernel.flatten(2) @ patches + bias[..., None])
-    batch, channels = kernel.shape[:2]
-    maps = responses.reshape(batch * channels, len(images), *images.shape[2:])
-    pooled = F.max_pool2d(maps, 3, stride=2, padding=1).permute(0, 2, 3, 1)
-    return pooled.reshape(batch, channels, *pooled.shape[1:])
+    patches = F.unfold(images, 3, padding=1).permute(1, 2, 0).flatten(1)  # [image channels·9, H·W·N]
+    responses = torch.relu(torch.baddbmm(bias[..., None], kernel.flatten(2), patches.expand(len(kernel), -1, -1)))
+    return _pooled(_pooled(responses.reshape(*kernel.shape[:2], *images.shape[2:], len(images)), 2), 3)
+
+
+def _pooled(x: Tensor, axis: int) -> Tensor:
+    """The greatest of three neighbours along `axis`, at every second place; values are never negative."""
+    size = x.shape[axis]
+    middle, right = (x.narrow(axis, start, size - start)[_every_second(axis)] for start in (0, 1))
+    count = middle.shape[axis]
+    both = torch.maximum(middle.narrow(axis, 0, right.shape[axis]), right)
+    if right.shape[axis] < count:
+        both = torch.cat([both, middle.narrow(axis, count - 1, 1)], dim=axis)
+    left = right.narrow(axis, 0, count - 1)
+    return torch.cat([both.narrow(axis, 0, 1), torch.maximum(both.narrow(axis, 1, count - 1), left)], dim=axis)
+
+
+def _every_second(axis: int) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (slice(None, None, 2),)
 
 
 class Surroundings:
     """B members with block inputs `activations` [B, C, H, W, N].
 
-    `members` maps the source block's names, `stem.…` and `head.…` to stacks [B, …]. `wanted` [B, C, L·N] are the
-    source block's outputs at the L positions that the head reads, `wanted_features` [B, head channels, L·N] what
-    the head's first layer and BN make of them, `wanted_logits` [B, N, classes].
+    `members` maps the source block's names, `stem.…` and `head.…` to stacks [B, …]. At the L positions that the head
+    reads, `wanted` [B, C, L·N] are the source block's outputs, `wanted_response` what it adds to its input before the
+    last ReLU, `wanted_features` [B, head channels, L·N] what the head's first layer and BN make of the outputs.
+    `wanted_logits` are [B, N, classes].
     """
 
     def __init__(self, members: Mapping[str, Tensor], activations: Tensor, architecture: Architecture) -> None:
@@ -47,7 +61,8 @@ class Surroundings:
         self.skipped = activations[:, :, ::READ_STRIDE, ::READ_STRIDE].flatten(2)
         self.head_kernel, self.head_bias = fold(members, "head.conv.weight", "head.bn")
         self.linear, self.linear_bias = members["head.linear.weight"], members["head.linear.bias"]
-        self.wanted = self._convolutions(fold_batch_norm(members))
+        self.wanted_response = self._response(fold_batch_norm(members))
+        self.wanted = torch.relu(self.skipped + self.wanted_response)
         self.wanted_features = self.features(self.wanted)
         self.wanted_logits = self.logits(self.wanted_features)
 
@@ -69,7 +84,7 @@ class Surroundings:
     def outputs(self, block: State) -> Tensor:
         """Outputs of a stack of target blocks at the positions the head reads, [B, C, L·N]."""
         if "conv1.weight" in block:
-            return self._convolutions(block)
+            return torch.relu(self.skipped + self._response(block))
         return stacked.forward(self.target, block, self.inputs).movedim(1, -1).flatten(2)
 
     def features(self, outputs: Tensor) -> Tensor:
@@ -81,16 +96,40 @@ class Surroundings:
         rectified = torch.relu(features).reshape(len(features), -1, self.activations.shape[-1])
         return torch.baddbmm(self.linear_bias[..., None], self.linear, rectified).transpose(1, 2)
 
-    def _convolutions(self, block: Mapping[str, Tensor]) -> Tensor:
-        """A block of two 3×3 convolutions, with or without biases."""
-        hidden = block["conv1.weight"].flatten(2) @ self.patches
-        if "conv1.bias" in block:
-            hidden = hidden + block["conv1.bias"][..., None]
-        hidden = torch.relu(hidden).reshape(*hidden.shape[:2], *self.activations.shape[2:])
-        outputs = torch.baddbmm(self.skipped, block["conv2.weight"].flatten(2), unfold(hidden, READ_STRIDE))
+    def last_inputs(self, block: State) -> Tensor:
+        """What the last layer of a stack of target blocks reads, [B, F, L·N], a unit's features beside each other."""
+        if "conv1.weight" in block:
+            return unfold(self._hidden(block), READ_STRIDE)
+        features = stacked.forward(_LastInputs(self.target), stacked.join(block=block), self.inputs)  # [B, N, F, L]
+        return features.movedim(1, -1).flatten(2)
+
+    def _response(self, block: Mapping[str, Tensor]) -> Tensor:
+        """What a block of two 3×3 convolutions, with or without biases, adds to its input: [B, C, L·N]."""
+        features, kernels = unfold(self._hidden(block), READ_STRIDE), block["conv2.weight"].flatten(2)
         if "conv2.bias" in block:
-            outputs = outputs + block["conv2.bias"][..., None]
-        return torch.relu(outputs)
+            return torch.baddbmm(block["conv2.bias"][..., None], kernels, features)
+        return kernels @ features
+
+    def _hidden(self, block: Mapping[str, Tensor]) -> Tensor:
+        """The rectified hidden units of such a block, [B, H, height, width, N]."""
+        kernels = block["conv1.weight"].flatten(2)
+        if "conv1.bias" in block:
+            hidden = torch.baddbmm(block["conv1.bias"][..., None], kernels, self.patches)
+        else:
+            hidden = kernels @ self.patches
+        return torch.relu(hidden).reshape(*hidden.shape[:2], *self.activations.shape[2:])
+
+
+class _LastInputs(nn.Module):
+    """A target block up to its last layer."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.block.last_inputs(x)  # type: ignore[operator]
+        return features
 
 
 def unfold(x: Tensor, stride: int) -> Tensor:

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import Split
-from kt_ray.data import Dataset, LabelledImages
+from kt_ray.data import Dataset, LabelledImages, as_float
 from kt_ray.errors import ZooError
 from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
+from kt_ray.translation.probe_images import strokes
 from kt_ray.zoo.members import Zoo
 
 BATCH = 250  # images at once
 MEMBERS = 32  # members at once
+PROBES = 64  # images that baselines are projected on
 KEPT = 256 << 20  # bytes of stem activations
 
 
@@ -169,6 +171,22 @@ def evaluate(
     )  # fmt: skip
 
 
+def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
+    """Return mean accuracies of blocks that cost nothing, by name: the zero block and those made without learning.
+
+    Measured on the members and the images of `split`.
+    """
+    members = zoo.where(split)
+    source, architecture = members.part("source"), zoo.architecture
+    blocks = {"zero block": baselines.zero_block(architecture, len(members))}
+    for base in baselines.one_shot_bases(architecture):
+        blocks[f"{base} block"] = baselines.one_shot_block(source, architecture, base=base)
+    images = dataset.images(split)
+    predicted = Transplants(members, images, keep=0).predictions(blocks)
+    labels = images.labels.cpu()
+    return {name: float((classes == labels).float().mean()) for name, classes in predicted.items()}
+
+
 def _members(zoo: Zoo, split: Split) -> Zoo:
     """Those of `split` that have a target; all of them where none has one."""
     found = zoo.where(split)
@@ -198,6 +216,10 @@ def _makers(
         makers["mean target"] = lambda: baselines.mean_target(train, count)
     for base in baselines.one_shot_bases(architecture):
         makers[f"{base} block"] = partial(baselines.one_shot_block, source, architecture, base=base)
+    drawn = strokes(PROBES, architecture.image_shape, torch.Generator().manual_seed(0))
+    makers["projected block, random strokes"] = partial(baselines.projected, held_out, drawn)
+    few = as_float(dataset.train.images[:PROBES])
+    makers["projected block, training images"] = partial(baselines.projected, held_out, few)
     if fit_steps:
         inputs: dict[str, baselines.Inputs] = {
             "training images": dataset.train,

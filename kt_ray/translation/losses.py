@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ from kt_ray.translation.block_runner import Surroundings, stem_activations
 from kt_ray.translation.divergences import kl, relative_error
 from kt_ray.translation.units import LAYOUTS, Layout, balanced, take, to_units
 
-ENUMERATED = 5  # up to so many hidden units every order is tried at once; beyond, an assignment is solved for each
+ENUMERATED = 6  # up to so many hidden units every order is tried at once; beyond, an assignment is solved for each
 
 
 def weight_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
@@ -58,11 +59,17 @@ def best_order(cost: Tensor) -> Tensor:
     """The order of columns with the least summed cost for rows [B, K, K]: int64 [B, K]."""
     units = cost.shape[1]
     if units <= ENUMERATED:
-        orders = torch.tensor(list(itertools.permutations(range(units))), device=cost.device)
+        orders = _permutations(units, cost.device)
         totals = cost[:, torch.arange(units, device=cost.device), orders].sum(-1)  # [B, K!]
         return orders[totals.argmin(1)]
     solved = [linear_sum_assignment(matrix)[1] for matrix in cost.cpu().numpy()]
     return torch.from_numpy(np.stack(solved)).to(cost.device)
+
+
+@functools.cache
+def _permutations(units: int, device: torch.device) -> Tensor:
+    """All orders of `units` units, int64 [units!, units]; copied to a device once."""
+    return torch.tensor(list(itertools.permutations(range(units))), device=device)
 
 
 class TranslationLoss:
@@ -105,8 +112,11 @@ class TranslationLoss:
         terms: dict[str, Tensor] = {}
         if any(name in weights for name in STRUCTURE_TERMS):
             known = ~torch.stack([value.flatten(1).isnan().any(1) for value in target.values()]).any(0)
-            if known.any():
-                terms |= self._structure(_rows(translated, known), _rows(target, known), weights)
+            share = len(known) / known.sum().clamp_min(1)  # so that the mean over all is the mean over those known
+            structure = self._structure(
+                translated, {name: value.nan_to_num() for name, value in target.items()}, weights
+            )
+            terms |= {name: torch.where(known, term, 0.0) * share for name, term in structure.items()}
         if images is not None and labels is not None and weights.keys() - set(STRUCTURE_TERMS):
             terms |= self._function(translated, members, images, labels, weights)
         total = 0 * next(iter(translated.values())).sum()  # a loss even where no member has a target
@@ -146,7 +156,3 @@ class TranslationLoss:
             entropy = F.cross_entropy(logits.flatten(0, 1), expected, reduction="none")
             terms["cross_entropy"] = entropy.reshape(logits.shape[:2]).mean(1)
         return {name: term for name, term in terms.items() if name in weights}
-
-
-def _rows(state: Mapping[str, Tensor], rows: Tensor) -> State:
-    return {name: value[rows] for name, value in state.items()}

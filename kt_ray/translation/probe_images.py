@@ -18,6 +18,7 @@ FITTED = 20_000  # images that the mixture is fitted to, at most
 FEWEST = 5  # images of a component: draws of one are its image itself, draws of two lie on the line between them
 CLUSTERS, PER_CLUSTER = 200, 50  # components; images that each needs on average
 RANK = 40  # principal directions of a component
+SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
 
 def strokes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
@@ -69,6 +70,16 @@ def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
         new = component.mean + weights @ component.directions
         drawn[places] = torch.empty_like(new).scatter_(1, new.argsort(1), component.values.expand_as(new))
     return drawn.reshape(count, *images.shape[1:])
+
+
+def to_parameters(images: Tensor) -> Tensor:
+    """Images in [0, 1] as the parameters that a translator carries."""
+    return torch.logit(images.clamp(0.02, 0.98)) / SHARPNESS
+
+
+def to_images(parameters: Tensor) -> Tensor:
+    """The inverse of `to_parameters`, for values that stay within (0, 1)."""
+    return torch.sigmoid(SHARPNESS * parameters)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from kt_ray.networks import Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations
 from kt_ray.translation.divergences import relative_error, tempered_kl
 from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
-from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves
+from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves, to_images, to_parameters
 from kt_ray.translation.units import LAYOUTS, Units, feature_widths, write
 
 FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
@@ -24,7 +24,6 @@ MOMENTUM, SECOND_MOMENT = 0.8, 0.9
 CHANGE = 0.1  # of the layer's output beside Adam's direction, whose entries are about 1
 FEATURES = 0.1  # weight of the error of the head's input where predictions count too
 SCREENING = 8  # of several starts, the best after one in so many of the steps goes on alone
-SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
 
 class Refiner(nn.Module):
@@ -70,12 +69,12 @@ class Refiner(nn.Module):
             drawn = drawn_curves(self.curves, self.architecture.image_shape)
         else:
             drawn = mixture(images, len(self.probes), generator)
-        self.probes.data = _logits(drawn).to(self.probes)
+        self.probes.data = to_parameters(drawn).to(self.probes)
 
     def forward(self, starts: Sequence[Units], source: Units, members: State) -> Units:
         """The best of `starts` refined; `source` as the family read it; `members` is the source block with `stem.` and
         `head.`."""
-        probes = torch.sigmoid(SHARPNESS * self.probes)
+        probes = to_images(self.probes)
         sets = [
             Surroundings(members, stem_activations(members, part), self.architecture)
             for part in probes.chunk(self.sets)[: len(self.log_rates)]
@@ -214,7 +213,3 @@ class Adam:
             (mean / corrections[0]) / ((power / corrections[1]).sqrt() + 1e-6)
             for mean, power in zip(self.first, self.second, strict=True)
         ]
-
-
-def _logits(images: Tensor) -> Tensor:
-    return torch.logit(images.clamp(0.02, 0.98)) / SHARPNESS

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -51,9 +52,8 @@ class TranslatorTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build_translator(config.translator, zoo.architecture)
-        if self.model.refiner is not None:
-            probes = torch.Generator().manual_seed(_seed(config.seed, 0, 2))
-            self.model.refiner.draw_probes(dataset.train.images, probes)
+        if self.model.runs_network:
+            self.model.draw_probes(dataset.train.images, torch.Generator().manual_seed(_seed(config.seed, 0, 2)))
         self.model.to(device)
         self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
         self.optimizer = _optimizer(config.training, self.model)
@@ -146,8 +146,7 @@ class TranslatorTraining:
     @torch.no_grad()
     def _average(self, decay: float) -> None:
         """Draw the averaged weights towards the present ones."""
-        for average, value in zip(self.translator.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
+        torch._foreach_lerp_(list(self.translator.parameters()), list(self.model.parameters()), 1 - decay)
 
     def _images(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
         """Training images and labels for this step, if the loss looks at any."""
@@ -176,15 +175,15 @@ class TranslatorTraining:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-            tensors = load_file(path, device=self.device)
+            tensors = load_file(path)  # Adam's step count stays on the CPU: on a device, each step would read it back
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole checkpoint of a trial: {error}") from None
-        if metadata.get("format") != FORMAT or metadata.get("config") != self.config.model_dump_json():
+        if metadata.get("format") != FORMAT or not self._of_this_trial(metadata.get("config", "")):
             raise CheckpointError(f"{path} belongs to another trial; expected the one of seed {self.config.seed}")
         self.model.load_state_dict(stacked.part(tensors, "model"))
         if self.config.training.ema:
             self.translator.load_state_dict(stacked.part(tensors, "average"))
-        self.kept = stacked.part(tensors, "best")
+        self.kept = {name: value.to(self.device) for name, value in stacked.part(tensors, "best").items()}
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
@@ -194,6 +193,13 @@ class TranslatorTraining:
         given = json.loads(metadata["state"])
         for name in self._state():
             setattr(self, name, given[name])
+
+    def _of_this_trial(self, config: str) -> bool:
+        """Whether `config`, as a checkpoint has it, is this trial's; options it does not know have their defaults."""
+        try:
+            return TrialConfig.model_validate_json(config) == self.config
+        except ValidationError:
+            return False
 
     def _state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "best": self.best, "stale": self.stale}
@@ -218,7 +224,7 @@ def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
 def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
     """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0."""
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    undecayed = {"refiner.log_rates", "refiner.probes"}
+    undecayed = {"refiner.log_rates", "refiner.probes", "projector.probes"}
     groups: dict[bool, list[torch.nn.Parameter]] = {}
     for name, parameter in translator.named_parameters():
         groups.setdefault(name not in undecayed, []).append(parameter)

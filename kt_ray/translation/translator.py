@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
 from kt_ray.errors import CheckpointError
@@ -11,6 +11,7 @@ from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translation import units as tokens
 from kt_ray.translation.bases import BASES
 from kt_ray.translation.families import FAMILIES
+from kt_ray.translation.projector import Projector
 from kt_ray.translation.refinement import Refiner
 from kt_ray.translation.units import LAYOUTS, Units
 
@@ -36,11 +37,26 @@ class Translator(nn.Module):
         if config.output == "residual":
             self.scale = nn.Parameter(torch.full((self.layout.kernels + 2,), SMALL))
         self.refiner = Refiner(config, architecture) if config.refinement.steps else None
+        self.projector = Projector(config, architecture) if config.projects else None
 
     @property
     def needs_network(self) -> bool:
         """Whether the stem and head around a block are needed to translate it."""
-        return self.config.context == "network" or self.refiner is not None
+        return self.config.context == "network" or self.runs_network
+
+    @property
+    def runs_network(self) -> bool:
+        """Whether translating a block runs the network on probes."""
+        return self.refiner is not None or self.projector is not None
+
+    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
+        """Draw the probes of refinement and of the projected base, those that are drawn from `images` from these.
+
+        `images` are uint8 [N, C, H, W].
+        """
+        for part in (self.refiner, self.projector):
+            if part is not None:
+                part.draw_probes(images, generator)
 
     def for_architecture(self, architecture: Architecture) -> Translator:
         """A translator of the same weights for blocks of `architecture`; this one where it is for them already.
@@ -82,38 +98,44 @@ class Translator(nn.Module):
             raise ValueError("this translator reads stem and head too: give stem.… and head.… beside the block")
         plain = tokens.read(source, self.config.batch_norm)
         unit, channel = tokens.features(source, self.config)
+        refined = self.refiner is not None and (self.config.refinement.trained or not self.training)
+        starts = self.config.refinement.starts if refined else 1
+        projected = [] if self.projector is None else self.projector(source, starts)
         several = self.refiner is not None and self.config.refinement.starts > 1
         if self.config.output == "residual" or self.config.canonical or several:
             order = tokens.importance_order(source, self.config.batch_norm)
+            if projected and projected[0].chosen is not None:
+                order = tokens.first(order, projected[0].chosen)
             plain, unit = plain.take(order), tokens.take(unit, order)
         if self.config.canonical:
             plain = tokens.balanced(plain)
         read = Units(plain.edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
         written: Units = self.body(read)
         if self.config.output == "residual":
-            base = BASES[self.config.base](plain, self.layout, self.target_hidden)
+            base = projected[0].units if projected else self._one_shot(plain)
             written = Units(
                 base.edges + self.scale[:-2, None] * written.edges,
                 base.unit + self.scale[-2] * written.unit,
                 base.channel + self.scale[-1] * written.channel,
             )
-        if self.refiner is not None and (self.config.refinement.trained or not self.training):
-            written = self.refiner([written, *self._further_starts(plain)], read, source)
+        if self.refiner is not None and refined:
+            further = [start.units for start in projected[1:]] if projected else self._further_starts(plain, starts)
+            written = self.refiner([written, *further], read, source)
         return tokens.write(written, self.layout)
 
-    def _further_starts(self, plain: Units) -> list[Units]:
+    def _one_shot(self, plain: Units) -> Units:
+        return BASES[self.config.base](plain, self.layout, self.target_hidden)
+
+    def _further_starts(self, plain: Units, starts: int) -> list[Units]:
         """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on.
 
-        None where a one-shot block is of all units, whichever come first: attention, and targets with as many units.
+        None if a one-shot block is of all units, whichever come first: attention, and targets with as many units.
         """
         hidden = plain.edges.shape[1]
         chooses = self.layout.kernels == 2 and self.target_hidden < hidden
-        starts = self.config.refinement.starts if chooses else 1
+        starts = starts if chooses else 1
         orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
-        base = BASES[self.config.base]
-        return [
-            base(plain.take(order.expand(len(plain.edges), -1)), self.layout, self.target_hidden) for order in orders
-        ]
+        return [self._one_shot(plain.take(order.expand(len(plain.edges), -1))) for order in orders]
 
 
 def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:

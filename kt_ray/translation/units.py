@@ -66,6 +66,7 @@ class Layout:
     unit: tuple[str, ...] = ()
     channel: tuple[str, ...] = ()
     kernel: tuple[int, ...] = (3, 3)
+    rectified: bool = True  # whether a ReLU follows the sum of input and last layer
 
     @property
     def kernels(self) -> int:
@@ -85,7 +86,7 @@ LAYOUTS: dict[PairName, Layout] = {
     "basic_to_simple": Layout(*_CONVOLUTIONS),
     "basic_to_biased": Layout(*_CONVOLUTIONS, ("conv1.bias",), ("conv2.bias",)),
     "basic_to_mlp": Layout(*_LINEAR, kernel=()),
-    "basic_to_attention": Layout(*_ATTENTION, kernel=(1, 1)),
+    "basic_to_attention": Layout(*_ATTENTION, kernel=(1, 1), rectified=False),
 }
 
 
@@ -168,6 +169,13 @@ def rectified_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
 def importance_order(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Tensor:
     """Indices of the hidden units, most important first, int64 [B, H]."""
     return importance(source, batch_norm).argsort(dim=1, descending=True, stable=True)
+
+
+def first(order: Tensor, chosen: Tensor) -> Tensor:
+    """`order`, int64 [B, H], with the units `chosen` [B, K] first, as they come, and the others after them."""
+    others = (order[..., None] != chosen[:, None]).all(-1)
+    rest = order[others].reshape(len(order), order.shape[1] - chosen.shape[1])
+    return torch.cat([chosen, rest], dim=1)
 
 
 def balanced(units: Units) -> Units:

@@ -18,12 +18,13 @@ from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
 from kt_ray.networks import Architecture
+from kt_ray.zoo.definition import Damaged
 from kt_ray.zoo.members import Member, Zoo, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import Buffer, batches_of, bytes_of
 from kt_ray.zoo.training.members import Plan
-from kt_ray.zoo.training.plan import Candidate, ProbeMemory, candidates, choose
+from kt_ray.zoo.training.plan import Candidate, ProbeMemory, candidates, choose, runs
 from kt_ray.zoo.training.trainer import Trained, Trainer
 
 logger = logging.getLogger(__name__)
@@ -37,21 +38,23 @@ OnProgress = Callable[[BuildProgress], None]
 def build_zoo(
     config: ZooConfig, pair: PairName, dataset: Dataset, store: ZooStore, on_progress: OnProgress | None = None
 ) -> Zoo:
-    """Train what the zoo at `store` lacks, add it, and return the whole zoo. Ray must be initialised.
+    """Train the members that the zoo at `store` is missing, add them, return the whole zoo. Ray must be initialised.
 
     Damage is mended: what the index lost or a damaged shard held is trained again. Work of an actor that dies is
-    given to another, and nodes that join get work. Raises ZooError where a batch fails again and again or cannot
-    be written, ResourceError where no node can hold an actor.
+    given to another, and nodes that join get work. Raises ZooError if a batch fails again and again or cannot
+    be written, ResourceError if no node can hold an actor.
     """
     architecture = Architecture(pair, config.network, dataset.image_shape, dataset.classes)
-    store.create(config, pair, dataset)
+    if not store.prepare(config, pair, dataset) and store.has_checksums():
+        try:
+            return store.read()  # the usual case: each file is read and hashed once
+        except Damaged as error:
+            logger.warning("%s", error)
     for fault in store.mend():
         logger.warning("%s; its members are trained again", fault)
-    wanted = members_of(config.seed, config.members)
-    present = store.present()
-    missing = [member for member in wanted if member.id not in present]
+    missing = store.missing(config)
     if missing:
-        _Build(config, architecture, dataset, store, missing, len(wanted), on_progress).run()
+        _Build(config, architecture, dataset, store, missing, on_progress).run()
     return store.read()
 
 
@@ -60,7 +63,7 @@ class _Build:
 
     def __init__(
         self, config: ZooConfig, architecture: Architecture, dataset: Dataset, store: ZooStore,
-        missing: list[Member], total: int, on_progress: OnProgress | None,
+        missing: list[Member], on_progress: OnProgress | None,
     ) -> None:  # fmt: skip
         self.config, self.architecture, self.store = config, architecture, store
         self.on_progress = on_progress
@@ -78,7 +81,7 @@ class _Build:
         self.running: dict[Any, tuple[Any, list[Member]]] = {}
         self.tries: dict[str, int] = {}
         self.buffer = Buffer(store)
-        self.count = Count(total, len(missing))
+        self.count = Count(len(members_of(config.seed, config.members)), len(missing))
         self.last_look = self.last_room = time.monotonic()
 
     def run(self) -> None:
@@ -196,7 +199,7 @@ class _Build:
             return self._plan()
         key = memory.key(self.architecture, recipe, at_once, name)
         plan = memory.recall(key)
-        if plan is None:
+        if plan is None or not runs(plan, self.architecture, device, at_once):
             plan = choose({phase: self._measure(phase, device, at_once) for phase in ("source", "target")})
             memory.keep(key, plan)
         return plan

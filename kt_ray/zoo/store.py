@@ -1,39 +1,44 @@
 """Zoos on disk or in object storage: safetensors shards, a Parquet index, `zoo.json`.
 
-A shard belongs to the zoo once the index names it. Files are written beside their place and then renamed, shards
-are named by their SHA-256, and every read checks it. Nothing is pickled.
+A shard belongs to the zoo once the index names it. Files are written beside their place and then renamed; shards are
+named by their SHA-256, index and `zoo.json` carry theirs, and every read checks it. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Any, get_args
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 import torch
 
 from kt_ray import __version__
-from kt_ray._io.text import first_line
-from kt_ray.config import NetworkConfig, PairName, RecipeConfig, Split, ZooConfig
+from kt_ray.config import PairName, Split, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
-from kt_ray.networks import Architecture, State
+from kt_ray.networks import State, stacked
+from kt_ray.zoo import definition as definitions
+from kt_ray.zoo import index as indices
 from kt_ray.zoo import shards
+from kt_ray.zoo.definition import SCHEMA_VERSION, Damaged, architecture_of, recipe_of, shapes_of
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.info import ZooInfo, describe
-from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.members import Member, Zoo, members_of
 
-SCHEMA_VERSION = 1
+logger = logging.getLogger(__name__)
+
 DEFINITION = "zoo.json"
+ZOO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 INDEX = "index.parquet"
-COLUMNS = {"id", "split", "epoch", "has_target", "shard", "row", "sha256"}
 
 
 class ZooStore:
@@ -44,13 +49,13 @@ class ZooStore:
         self.files = Files(uri)
 
     def exists(self) -> bool:
-        """Whether a zoo was created here."""
-        return self.files.exists(DEFINITION)
+        """Return whether there is a zoo here, whole or damaged."""
+        return self.files.exists(DEFINITION) or bool(self._shard_names())
 
-    def create(self, config: ZooConfig, pair: PairName, dataset: Dataset) -> None:
-        """Write `zoo.json`, or check that the zoo here is this one.
+    def create(self, config: ZooConfig, pair: PairName, dataset: Dataset) -> list[str]:
+        """Write `zoo.json`, or check that the zoo here is this one; return a line if it was damaged and written anew.
 
-        Raises ZooError where a zoo of another pair, seed, network, recipe or dataset lies here.
+        Raises ZooError if there is a zoo of another pair, seed, network, recipe or dataset.
         """
         wanted = {
             "schema_version": SCHEMA_VERSION,
@@ -63,10 +68,13 @@ class ZooStore:
             "image_shape": list(dataset.image_shape),
             "classes": dataset.classes,
         }
-        if not self.exists():
-            versions = {"kt_ray": __version__, "torch": str(torch.__version__), "pyarrow": pa.__version__}
-            self.files.write(DEFINITION, json.dumps(wanted | {"versions": versions}, indent=1).encode())
-            return
+        versions = {"kt_ray": __version__, "torch": str(torch.__version__), "pyarrow": pa.__version__}
+        wanted_file = wanted | {"versions": versions}
+        with self.files.lock() as check_lock:
+            if not self.exists():
+                self._write_definition(wanted_file)
+                return []
+            faults = self._mend_definition(check_lock, otherwise=wanted_file)
         present = self.definition()
         present["recipe"] = recipe_of(present).model_dump(mode="json")  # a zoo may be older than a field of the recipe
         for key, value in wanted.items():
@@ -75,114 +83,120 @@ class ZooStore:
                     f"the zoo at {self.uri} has {key}={_short(present.get(key), value)}, but "
                     f"{_short(value, present.get(key))} was asked for; choose another zoo.name"
                 )
+        return faults
 
     def copy_definition(self, other: ZooStore) -> None:
         """Make this an empty zoo like `other`."""
-        self.files.write(DEFINITION, json.dumps(other.definition(), indent=1).encode())
+        self._write_definition(other.definition())
 
     def definition(self) -> dict[str, Any]:
-        """The content of `zoo.json`. Raises ZooError where it is missing or not readable."""
+        """Return the content of `zoo.json`. Raises ZooError if there is no zoo, Damaged if the file is not whole."""
+        return self._definition()[0]
+
+    def _definition(self) -> tuple[dict[str, Any], bool]:
+        """Return the content of `zoo.json`, and whether it carries a checksum, as the index then does too."""
+        path = self.files.path(DEFINITION)
         try:
-            content: dict[str, Any] = json.loads(self.files.read(DEFINITION))
+            content = self.files.read(DEFINITION)
         except FileNotFoundError:
+            count = len(self._shard_names())
+            if count:
+                raise Damaged(f"{path} is missing beside {count} shards", definitions.MENDS) from None
             raise ZooError(f"no zoo at {self.uri}; `kt-ray zoo build STUDY.yaml` makes one") from None
-        except (ValueError, RecursionError) as error:
-            path = self.files.path(DEFINITION)
-            raise ZooError(f"{path} is damaged ({error}); remove the zoo and build again") from None
-        if not isinstance(content, dict):
-            raise ZooError(f"{self.files.path(DEFINITION)} holds a {type(content).__name__}, expected a mapping")
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise ZooError(
-                f"the zoo at {self.uri} has schema version {content.get('schema_version')}, expected {SCHEMA_VERSION}; "
-                "use the kt_ray version that built it, or build again under another name"
-            )
+        return definitions.decode(content, path)
+
+    def has_checksums(self) -> bool:
+        """Return whether index and `zoo.json` must carry checksums; not if `zoo.json` is older, or cannot be read."""
         try:
-            architecture_of(content)
-            recipe_of(content)
-            str(content["dataset"]["name"]), str(content["dataset_fingerprint"]), int(content["seed"])
-        except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
-            path, reason = self.files.path(DEFINITION), first_line(error)
-            raise ZooError(f"{path} does not describe a zoo ({type(error).__name__}: {reason})") from None
-        return content
+            return self._definition()[1]
+        except ZooError:
+            return False
 
     def index(self) -> pa.Table:
-        """A row a member and snapshot; no rows where nothing was added yet. Raises ZooError where it is damaged."""
+        """Return a row for each member and snapshot; none if nothing was added yet. Raises Damaged."""
+        path = self.files.path(INDEX)
         try:
-            # Threads of Arrow's that read Parquet can abort a process that ends soon after (apache/arrow#34314).
-            table = pq.read_table(pa.BufferReader(self.files.read(INDEX)), use_threads=False, pre_buffer=False)
-            lacking = COLUMNS - set(table.column_names)
-            if lacking:
-                raise ZooError(f"{self.files.path(INDEX)} has no column {', '.join(sorted(lacking))}; build again")
-            for shard in table["shard"].unique().to_pylist():
-                if not shards.NAME.fullmatch(str(shard)):  # never a path to elsewhere
-                    raise ZooError(f"{self.files.path(INDEX)} names {shard!r}, which is no shard of this zoo")
-            return table
+            content = self.files.read(INDEX)
         except FileNotFoundError:
-            return shards.EMPTY
-        except (pa.ArrowException, OSError) as error:
-            reason = first_line(error)
-            raise ZooError(
-                f"{self.files.path(INDEX)} is damaged ({reason}); remove it and build again: shards are then retrained"
-            ) from None
+            if self._shard_names():
+                raise Damaged(f"{path} is missing beside shards", indices.MENDS) from None
+            return indices.EMPTY
+        return indices.decode(content, path, checksum=self.has_checksums())
 
     def present(self) -> set[str]:
-        """Ids of the members in the zoo."""
+        """Return the ids of the members in the zoo."""
         return set(self.index()["id"].to_pylist())
+
+    def missing(self, config: ZooConfig) -> list[Member]:
+        """Return the members of `config` that the zoo has not."""
+        present = self.present()
+        return [member for member in members_of(config.seed, config.members) if member.id not in present]
+
+    def prepare(self, config: ZooConfig, pair: PairName, dataset: Dataset) -> list[Member]:
+        """Create the zoo if there is none, mend `zoo.json` and the index, return the members to be trained.
+
+        Shards are not read, unless something is to be mended. Raises ZooError as `create` does.
+        """
+        faults = self.create(config, pair, dataset)
+        try:
+            return self.missing(config)
+        except Damaged:
+            faults += self.mend()
+            return self.missing(config)
+        finally:
+            for fault in faults:
+                logger.warning("%s", fault)
 
     def add(self, parameters: State, rows: pa.Table) -> None:
         """Add members as one shard: rows of `parameters` are described by `rows`. Ids already present are left out."""
-        with self.files.lock():
+        with self.files.lock() as check_lock:
             index = self.index()
             new = pc.invert(pc.is_in(rows["id"], value_set=index["id"].combine_chunks()))
-            chosen = torch.from_numpy(pc.indices_nonzero(new).to_numpy().astype("int64"))
+            chosen = pc.indices_nonzero(new)
             if not len(chosen):
                 return
-            stack = {name: value[chosen] for name, value in parameters.items()}
-            shard, content, rows = shards.pack(stack, rows.take(pa.array(chosen.numpy())))
+            if len(chosen) < rows.num_rows:
+                rows = rows.take(chosen)
+                parameters = stacked.take(parameters, torch.from_numpy(chosen.to_numpy().astype("int64")))
+            shard, content, rows = shards.pack(parameters, rows, self.definition())
             self.files.write(shard, content)
-            index = rows if index.num_rows == 0 else pa.concat_tables([index, rows], promote_options="default")
-            self._write_index(index)
+            check_lock()
+            self._write_index(indices.joined([index, rows]))
 
     def discard(self, names: set[str]) -> None:
         """Take the rows of the shards `names` out of the index; a build trains their members again."""
-        with self.files.lock():
-            index = self.index()
-            self._write_index(index.filter(pc.invert(pc.is_in(index["shard"], value_set=pa.array(sorted(names))))))
+        with self.files.lock() as check_lock:
+            self._discard(names, check_lock)
 
     def mend(self) -> list[str]:
-        """Bring the zoo back to what is whole, and say what was damaged, one line each.
+        """Bring the zoo back to what is whole; return a line for each damage.
 
-        A damaged index is made anew from the shards, which carry their rows and are named by their hash; members of
-        damaged or missing shards are taken out of the index, so that a build trains them again.
+        `zoo.json` and the index are made anew from the shards, which carry both and are named by their hash (`create`
+        writes `zoo.json` if no shard carries it). Members of damaged or missing shards are taken out of the index, so
+        that a build trains them again. A zoo from before there were checksums has them afterwards.
         """
-        faults = []
-        with self.files.lock():
+        if not self.exists():
+            return []
+        with self.files.lock() as check_lock:
             self.files.sweep()
+            faults = self._mend_definition(check_lock)
             try:
                 self.index()
-            except ZooError as error:
-                faults.append(f"{error}; made anew from the shards")
+            except Damaged as error:
+                faults.append(f"{error.what}; made anew from the shards")
+                check_lock()
                 self._write_index(self._index_of_shards())
-        damaged = self.damaged()
-        if damaged:
-            self.discard(set(damaged))
+            damaged = self._damaged(self.index())
+            if damaged:
+                self._discard(set(damaged), check_lock)
+            if not self.has_checksums():
+                check_lock()
+                self._write_index(self.index())
+                self._write_definition(self.definition())
         return faults + list(damaged.values())
 
-    def _index_of_shards(self) -> pa.Table:
-        """The index that the shards' own rows make; shards that are not what their name says are left out."""
-        tables: list[pa.Table] = []
-        seen: set[str] = set()
-        for shard in self.files.names():
-            if not shards.NAME.fullmatch(shard):
-                continue
-            rows = shards.rows_of(shard, self.files.read(shard))
-            if rows is not None and not seen.intersection(rows["id"].to_pylist()):
-                seen.update(rows["id"].to_pylist())
-                tables.append(rows)
-        return pa.concat_tables(tables, promote_options="default") if tables else shards.EMPTY
-
     def read(self, split: Split | None = None) -> Zoo:
-        """The zoo, or its `split`, in the order of ids and epochs. Raises ZooError where a shard is damaged."""
+        """Return the zoo, or its `split`, in the order of ids and epochs. Raises ZooError if a file is damaged."""
         definition, index = self.definition(), self.index()
         if split is not None and index.num_rows:
             index = index.filter(pc.equal(index["split"], split))
@@ -192,7 +206,7 @@ class ZooStore:
         place = np.empty(len(order), np.int64)  # of each row of the index in the zoo
         place[order.to_numpy()] = np.arange(len(order))
         parameters: State = {}
-        for stack, rows in self._checked(index):
+        for stack, rows in self._checked(definition, index):
             if not parameters:  # filled shard by shard, so that a zoo costs its bytes and one shard more
                 parameters = {name: value.new_empty(len(place), *value.shape[1:]) for name, value in stack.items()}
             goal = torch.from_numpy(place[rows])
@@ -201,94 +215,150 @@ class ZooStore:
         return Zoo(
             architecture_of(definition),
             parameters,
-            index.drop_columns(shards.PLACE).take(order),
+            index.drop_columns(indices.PLACE).take(order),
             _fingerprint(definition, index),
             definition["dataset_fingerprint"],
         )
 
     def stream(self, split: Split | None = None) -> Iterator[Zoo]:
-        """The zoo shard by shard, each checked, in the order of the index; for zoos too large to hold twice."""
+        """Yield the zoo shard by shard, each checked, in the order of the index; for zoos too large to hold twice."""
         definition, index = self.definition(), self.index()
         if split is not None and index.num_rows:
             index = index.filter(pc.equal(index["split"], split))
         architecture, fingerprint = architecture_of(definition), _fingerprint(definition, index)
-        for stack, rows in self._checked(index):
-            part = index.take(pa.array(rows)).drop_columns(shards.PLACE)
+        for stack, rows in self._checked(definition, index):
+            part = index.take(pa.array(rows)).drop_columns(indices.PLACE)
             yield Zoo(architecture, stack, part, fingerprint, definition["dataset_fingerprint"])
 
-    def _checked(self, index: pa.Table) -> Iterator[tuple[State, shards.Rows]]:
-        """The rows of each shard that `index` names, and which rows of `index` they are. Checks every hash."""
-        for shard, digest, members, rows in shards.shards_of(index):
-            content = self.files.read(shard, missing=f"{shard} is in the index of {self.uri}, but is missing")
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise ZooError(
-                    f"{self.files.path(shard)} is damaged: its SHA-256 is not the index's; "
-                    "`kt-ray zoo build` trains its members again"
-                )
+    def _checked(self, definition: dict[str, Any], index: pa.Table) -> Iterator[tuple[State, indices.Rows]]:
+        """Yield the tensors of each shard that `index` names, checked, and which rows of `index` they are."""
+        shapes = shapes_of(architecture_of(definition))
+        for shard, digest, members, rows in indices.shards_of(index):
+            content = self.files.read(
+                shard, missing=f"{shard} is in the index of {self.uri}, but is missing; {_TRAINS}"
+            )
             try:
+                shards.check(content, digest, index.take(pa.array(members)), rows, shapes)
                 stack = safetensors.torch.load(content)
-                whole = len(rows) == len(next(iter(stack.values()))) and bool((rows == np.arange(len(rows))).all())
-                chosen = torch.from_numpy(rows)
-                yield stack if whole else {name: value[chosen] for name, value in stack.items()}, members
-            except (safetensors.SafetensorError, IndexError, StopIteration) as error:
-                raise ZooError(f"{self.files.path(shard)} does not hold what the index says ({error})") from None
+            except (Damaged, safetensors.SafetensorError) as error:
+                raise Damaged(f"{self.files.path(shard)} is damaged: {error}", _TRAINS) from None
+            whole = len(rows) == stacked.size(stack) and bool((rows == np.arange(len(rows))).all())
+            yield stack if whole else stacked.take(stack, torch.from_numpy(rows)), members
 
     def damaged(self) -> dict[str, str]:
-        """The shards that are missing, cut off or altered, with what is wrong."""
+        """Return the shards that are missing, cut off or altered, with what is wrong."""
+        return self._damaged(self.index())
+
+    def _damaged(self, index: pa.Table) -> dict[str, str]:
         faults = {}
-        for shard, digest, _, _ in shards.shards_of(self.index()):
+        shapes = shapes_of(architecture_of(self.definition()))
+        for shard, digest, members, rows in indices.shards_of(index):
             try:
-                content = self.files.read(shard)
+                shards.check(self.files.read(shard), digest, index.take(pa.array(members)), rows, shapes)
             except FileNotFoundError:
                 faults[shard] = f"{self.files.path(shard)} is missing"
-                continue
-            if hashlib.sha256(content).hexdigest() != digest:
-                faults[shard] = f"{self.files.path(shard)} is damaged: its SHA-256 is not the index's"
+            except Damaged as error:
+                faults[shard] = f"{self.files.path(shard)} is damaged: {error}"
         return faults
 
     def verify(self) -> list[str]:
-        """Check every file and hash; one line for each damage."""
-        try:
-            self.definition()
+        """Read and check every file that the zoo is made of; return a line for each damage."""
+        faults: list[str] = []
+        checks: tuple[Callable[[], object], ...] = (self.definition, self.index)
+        for check in checks:
+            try:
+                check()
+            except ZooError as error:
+                faults.append(str(error))
+        if not faults:
             return list(self.damaged().values())
-        except ZooError as error:
-            return [str(error)]
+        for name in self._shard_names():
+            if shards.whole(name, self.files.read(name)) is None:
+                faults.append(f"{self.files.path(name)} is damaged: its SHA-256 is not its name's")
+        return faults
 
     def info(self) -> ZooInfo:
-        """Counts, bytes and accuracies. Raises ZooError where there is no zoo."""
+        """Return counts, bytes and accuracies. Raises ZooError if there is no zoo."""
         definition, index = self.definition(), self.index()
         names = index["shard"].unique().to_pylist()
         return describe(self.uri, definition, index, len(names), self.files.size(names))
 
+    def _shard_names(self) -> list[str]:
+        return [name for name in self.files.names() if indices.SHARD_NAME.fullmatch(name)]
+
     def _write_index(self, index: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(index, sink)
-        self.files.write(INDEX, sink.getvalue())
+        self.files.write(INDEX, indices.encode(index))
+
+    def _write_definition(self, definition: dict[str, Any]) -> None:
+        self.files.write(DEFINITION, definitions.encode(definition))
+
+    def _discard(self, names: set[str], check_lock: Callable[[], None]) -> None:
+        index = self.index()
+        check_lock()
+        self._write_index(indices.without(index, "shard", pa.array(sorted(names))))
+
+    def _mend_definition(self, check_lock: Callable[[], None], otherwise: dict[str, Any] | None = None) -> list[str]:
+        """Write a damaged `zoo.json` anew, from a whole shard or else as `otherwise`; return a line about it."""
+        try:
+            self.definition()
+            return []
+        except Damaged as error:
+            found, origin = self._carried_definition(), "the shards"
+            if found is None:
+                found, origin = otherwise, "the study file"
+            if found is None:
+                raise
+            check_lock()
+            self._write_definition(found)
+            return [f"{error.what}; made anew from {origin}"]
+
+    def _carried_definition(self) -> dict[str, Any] | None:
+        """Return the definition that whole shards carry. Raises ZooError if they carry several."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self._shard_names():
+            header = shards.whole(name, self.files.read(name))
+            if header is not None and header.definition is not None:
+                key = json.dumps({**header.definition, "versions": None}, sort_keys=True)
+                found.setdefault(key, header.definition)
+        if len(found) > 1:
+            raise ZooError(f"{self.uri} holds shards of {len(found)} different zoos; move those of one elsewhere")
+        return next(iter(found.values()), None)
+
+    def _index_of_shards(self) -> pa.Table:
+        """Return the index that the shards' own rows make; shards that are not what their name says are left out."""
+        index = indices.EMPTY
+        for name in self._shard_names():
+            rows = shards.rows_of(name, self.files.read(name))
+            if rows is not None:
+                index = indices.joined([index, indices.without(rows, "id", index["id"].combine_chunks())])
+        return index
 
 
-def architecture_of(definition: dict[str, Any]) -> Architecture:
-    """The architecture that `zoo.json` describes."""
-    channels, height, width = (int(size) for size in definition["image_shape"])
-    if definition["pair"] not in get_args(PairName):
-        raise ValueError(f"unknown block pair {definition['pair']!r}")
-    network = NetworkConfig.model_validate(definition["network"])
-    return Architecture(definition["pair"], network, (channels, height, width), int(definition["classes"]))
+_TRAINS = "`kt-ray zoo build` trains its members again"
 
 
-def recipe_of(definition: dict[str, Any]) -> RecipeConfig:
-    """The recipe that `zoo.json` describes."""
-    return RecipeConfig.model_validate(definition["recipe"])
+def zoo_name(name: str) -> str:
+    """Return `name`. Raises ZooError if no zoo of a workspace can be called so: it becomes a directory's name."""
+    if not ZOO_NAME.fullmatch(name):
+        raise ZooError(f"{name!r} is no name of a zoo: letters, digits, '_', '.' and '-' are, the first no '.' or '-'")
+    return name
+
+
+def zoo_names(folder: Path) -> list[str]:
+    """Return the names of the zoos in a workspace's folder of zoos, sorted; files beside them are none."""
+    places = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [place.name for place in places if place.is_dir() and ZooStore(str(place)).exists()]
 
 
 def _fingerprint(definition: dict[str, Any], index: pa.Table) -> str:
-    """What trained the zoo and which members it has, 16 hexadecimal digits; not which shard holds which."""
+    """Return what trained the zoo and which members it has, 16 hexadecimal digits; not which shard holds which."""
     trained = {key: value for key, value in definition.items() if key != "versions"}
     rows = sorted(zip(index["id"].to_pylist(), index["epoch"].to_pylist(), strict=True))
     return hashlib.sha256(json.dumps([trained, rows], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _short(value: Any, other: Any) -> str:
-    """`value` for a message: of two mappings only what differs."""
+    """Return `value` for a message: of two mappings only what differs."""
     if isinstance(value, dict) and isinstance(other, dict):
         value = {key: entry for key, entry in value.items() if other.get(key) != entry}
     return json.dumps(value)

@@ -14,7 +14,7 @@ from kt_ray.networks import Architecture
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translator import build_translator
 
-MINIATURE = Path(__file__).parent / "miniature.yaml"
+MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 COMMANDS = {
     *("run", "search", "resume", "status", "trials", "best", "translate", "evaluate"),
     *("validate", "ui", "doctor", "zoo", "spaces"),
@@ -119,6 +119,12 @@ def test_a_zoo_of_another_pair(study: Path, tmp_path: Path) -> None:
     message = refused("run", str(study), "--workspace", str(tmp_path / "ws"))
     assert 'pair="basic_to_mlp"' in message
     assert "basic_to_simple" in message
+
+
+def test_a_merge_stays_in_the_folder_of_zoos(tmp_path: Path) -> None:
+    message = refused("zoo", "merge", "..", "pretrained:mnist5k", "--workspace", str(tmp_path / "ws"))
+    assert "'..' is no name of a zoo" in message
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 class TestTranslate:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kt_ray import data
 from kt_ray.config import DatasetConfig
+from kt_ray.data import datasets as data
 from kt_ray.data import load_dataset
 from kt_ray.errors import DataError
 

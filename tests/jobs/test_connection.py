@@ -22,7 +22,7 @@ JOIN = """
 import sys, ray
 from kt_ray.config import RayConfig
 from kt_ray.errors import KTError
-from kt_ray.ray_cluster import connected
+from kt_ray.jobs.connection import connected
 try:
     with connected(RayConfig(address=sys.argv[1])):
         print(ray.get(ray.remote(lambda: "joined").remote()))
@@ -76,7 +76,7 @@ def test_what_is_no_head_is_told_at_once(silent: str, page: str, monkeypatch: py
 
 
 def test_the_command_ends_with_status_2_and_a_line(silent: str) -> None:
-    study = Path(__file__).parent / "miniature.yaml"
+    study = Path(__file__).parents[1] / "miniature.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "kt_ray", "validate", str(study), "--address", silent],
         capture_output=True, text=True, timeout=300,

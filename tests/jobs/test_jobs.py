@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 
 from kt_ray import jobs
+from kt_ray._compat.ray import TimedJobClient
 from kt_ray.errors import ConfigError, ResourceError, StudyError
-from kt_ray.jobs.client import ADDRESS_VARIABLES, Client
+from kt_ray.jobs.client import ADDRESS_VARIABLES
 from kt_ray.jobs.job import entrypoint
 from kt_ray.jobs.packing import packed
+from kt_ray.studies.cluster_check import check_cluster
 from tests.tracking.servers import free_port
 
 STUDY = "name: tiny\ndataset: {selection_images: 100}\n"
@@ -173,14 +175,14 @@ def test_the_exit_status_and_log_of_a_job_come_back(head: str, study: Path, tmp_
 def test_a_log_is_whole_and_told_once_though_its_tail_breaks(
     head: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tail = Client.tail_job_logs
+    tail = TimedJobClient.tail_job_logs
 
-    async def breaking(client: Client, job: str) -> AsyncIterator[str]:
+    async def breaking(client: TimedJobClient, job: str) -> AsyncIterator[str]:
         async for piece in tail(client, job):
             yield piece  # of ten lines at most
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
-    monkeypatch.setattr(Client, "tail_job_logs", breaking)
+    monkeypatch.setattr(TimedJobClient, "tail_job_logs", breaking)
     job = jobs.submit(study, head, workspace="/w", python=stand_in(tmp_path, "seq 1 30; sleep 3; seq 31 60"))
     printed: list[str] = []
     assert jobs.follow(job, head, printed.append).exit_status == 0
@@ -224,7 +226,7 @@ def test_every_node_is_asked_for_versions_and_storages(head: str, study: Path, t
         "storage.zoos=/proc/x",
         "storage.artifacts=file:///proc/y",
     ]
-    found = jobs.check_cluster(study, head, workspace=str(tmp_path / "w"), python=sys.executable, overrides=dead)
+    found = check_cluster(study, head, workspace=str(tmp_path / "w"), python=sys.executable, overrides=dead)
     assert len(found.nodes) == 1
     assert set(found.nodes[0].versions) == {"python", "ray", "torch", "kt_ray"}
     assert [problem.split(": ")[1].split()[0] for problem in found.problems] == [
@@ -243,7 +245,7 @@ def test_a_real_study_ends_in_order_and_goes_on_as_another_job(head: str, tmp_pa
 
     trials = 8
     overrides = [f"search.trials={trials}", "trial.training.steps_per_epoch=20", "search.concurrency=1"]
-    study = Path(__file__).parent / "miniature.yaml"
+    study = Path(__file__).parents[1] / "miniature.yaml"
     job = jobs.submit(study, head, workspace=str(tmp_path), overrides=overrides, python=sys.executable)
     while "search: trials" not in jobs.logs(job, head):
         assert next(entry for entry in jobs.jobs(head) if entry.id == job).running, jobs.logs(job, head)

@@ -25,7 +25,7 @@ from kt_ray.search.samplers import ORDINAL
 from kt_ray.studies.conclusion import CONCLUSION
 from kt_ray.zoo.store import ZooStore
 
-MINIATURE = Path(__file__).parent / "miniature.yaml"
+MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 TRIALS = 5
 ENDS = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -81,7 +81,7 @@ def assert_every_trial_once(workspace: Path) -> None:
 def finished_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which the miniature ran to its end; what it printed lies in `output.txt`."""
     workspace = tmp_path_factory.mktemp("workspace")
-    (workspace / "output.txt").write_text(finished(kt_ray("run", str(MINIATURE), workspace=workspace)))
+    (workspace / "output.txt").write_text(finished(kt_ray("run", str(MINIATURE), "--accept-weak", workspace=workspace)))
     return workspace
 
 

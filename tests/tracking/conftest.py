@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kt_ray.networks import State
-from kt_ray.tracking.promotion import ChampionResult, register_champion
+from kt_ray.tracking.promotion import Candidate, ChampionResult, Measured, register_champion
 from kt_ray.tracking.store import open_store
 from kt_ray.tracking.tracker import Tracker
 from tests.tracking.servers import Gate, mlflow_server
@@ -68,22 +68,41 @@ def example() -> State:
 
 
 @pytest.fixture
-def register(tracker: Tracker, translator: nn.Module, example: State, tmp_path: Path) -> Callable[..., ChampionResult]:
-    """Registers a translator whose file differs by `number`; on test it is a point worse than on selection."""
+def candidate(tracker: Tracker, translator: nn.Module, example: State, tmp_path: Path) -> Callable[..., Candidate]:
+    """A translator whose file differs by `number`; on test it is a point worse than on selection."""
     study = tracker.study_run("s", {}, {})
 
-    def run(number: int, accuracy: float, *, module: nn.Module = translator, **changed: Any) -> ChampionResult:
+    def make(number: int, accuracy: float, *, module: nn.Module = translator, **changed: Any) -> Candidate:
         file = tmp_path / f"{number}.safetensors"
         save_file({"factor": torch.tensor([float(number)])}, file)
-        details = {
-            "on": "zoo", "fingerprint": "zoo1", "protocol": "3 selection members, 500 selection images abc",
-            "selection_accuracy": accuracy, "test_accuracy": accuracy - 0.01,
-        } | changed  # fmt: skip
-        return register_champion(
-            tracker, NAME, file, module, example, {"rows": [{"name": "translated", "mean": accuracy - 0.01}]},
-            study="s", trial=number, card="# A translator\n",
-            run_id=tracker.trial_run(study, "s", number, {}, {}), **details,
-        )  # fmt: skip
+        measured = {
+            "on": "zoo",
+            "fingerprint": "zoo1",
+            "protocol": "3 selection members, 500 selection images abc",
+            "selection": accuracy,
+            "test": accuracy - 0.01,
+        } | changed
+        return Candidate(
+            file=file,
+            module=module,
+            example=example,
+            study="s",
+            trial=number,
+            run_id=tracker.trial_run(study, "s", number, {}, {}),
+            measured=Measured(**measured),
+            evaluation={"rows": [{"name": "translated", "mean": measured["test"]}]},
+            card="# A translator\n",
+        )
+
+    return make
+
+
+@pytest.fixture
+def register(tracker: Tracker, candidate: Callable[..., Candidate]) -> Callable[..., ChampionResult]:
+    """Register the `candidate` of the same arguments."""
+
+    def run(number: int, accuracy: float, *, accept_weak: bool = False, **changed: Any) -> ChampionResult:
+        return register_champion(tracker, NAME, candidate(number, accuracy, **changed), accept_weak=accept_weak)
 
     return run
 

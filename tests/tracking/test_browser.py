@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kt_ray.tracking.promotion import register_champion
+from kt_ray.tracking.promotion import Candidate, Measured, register_champion
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.tracking.ui import start, stop
 from tests.tracking.browser import MISSING, Browser, browser
@@ -51,11 +51,16 @@ def seen(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     tracker.log_text(study, "<h1>Study digits</h1>", "report.html")
     translator, example = Halving(), {"conv1.weight": torch.randn(2, 4, 3)}
     save_file(translator.state_dict(), directory / "translator.safetensors")
-    result = register_champion(
-        tracker, "kt-translator", directory / "translator.safetensors", translator, example, {},
-        selection_accuracy=0.62, test_accuracy=0.6, on="zoo", fingerprint="z", study="digits", trial=2,
-        run_id=trials[2], protocol="3 selection members",
-    )  # fmt: skip
+    candidate = Candidate(
+        file=directory / "translator.safetensors",
+        module=translator,
+        example=example,
+        study="digits",
+        trial=2,
+        run_id=trials[2],
+        measured=Measured(on="zoo", fingerprint="z", protocol="3 selection members", selection=0.62, test=0.6),
+    )
+    result = register_champion(tracker, "kt-translator", candidate)
     port = free_port()
     server = start(tracker.uri, root, port=port)
     try:

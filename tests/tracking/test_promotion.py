@@ -11,7 +11,7 @@ from kt_ray.errors import TrackingError
 from kt_ray.networks import State
 from kt_ray.tracking import promotion
 from kt_ray.tracking.model import TRANSLATOR_FILE
-from kt_ray.tracking.promotion import promote
+from kt_ray.tracking.promotion import promote, register_champion
 from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.tracker import Tracker
 from tests.tracking.conftest import NAME
@@ -41,16 +41,16 @@ def test_only_a_better_one_takes_its_place(register: Any, tracker: Tracker) -> N
 
 
 def test_accuracy_on_test_decides_nothing(register: Any, tracker: Tracker) -> None:
-    register(1, 0.7, test_accuracy=0.7)
-    assert not register(2, 0.6, test_accuracy=0.9).promoted
-    assert register(3, 0.8, test_accuracy=0.5).promoted
+    register(1, 0.7, test=0.7)
+    assert not register(2, 0.6, test=0.9).promoted
+    assert register(3, 0.8, test=0.5).promoted
     told = [(entry.selection_accuracy, entry.test_accuracy) for entry in champions(tracker.uri, NAME)]
     assert told == [(0.8, 0.5), (0.6, 0.9), (0.7, 0.7)]
 
 
 def test_without_its_accuracy_on_selection_none_is_compared(register: Any, tracker: Tracker) -> None:
     register(1, 0.7)
-    unknown = register(2, 0.9, selection_accuracy=None)
+    unknown = register(2, 0.9, selection=None)
     assert not unknown.promoted
     assert unknown.comparison == (
         "Not compared: version 2 (mean accuracy 89.00% on test, study s, trial 2) with the champion version 1 "
@@ -136,6 +136,47 @@ def test_a_driver_that_died_before_the_alias_moved_is_made_good(register: Any, t
     tracker.client.set_registered_model_alias(NAME, "champion", "1")
     assert register(2, 0.8) == better
     assert [(entry.version, entry.champion) for entry in champions(tracker.uri, NAME)] == [(2, True), (1, False)]
+
+
+def test_a_candidate_below_a_block_that_costs_nothing_is_no_champion_unless_that_is_accepted(
+    register: Any, tracker: Tracker
+) -> None:
+    free = {"zero block": 0.5, "pruned block": 0.75}
+    weak = register(1, 0.7, free=free)
+    assert not weak.promoted
+    assert (weak.uri, "pruned block" in weak.weakness) == (f"models:/{NAME}/1", True)
+    assert weak.comparison.startswith("Too weak: ")
+    assert not any(entry.champion for entry in champions(tracker.uri, NAME))
+    accepted = register(1, 0.7, free=free, accept_weak=True)
+    assert (accepted.version, accepted.promoted, accepted.uri) == (1, True, f"models:/{NAME}@champion")
+    assert "which was accepted" in accepted.comparison
+    strong = register(2, 0.75, free=free)
+    assert (strong.promoted, strong.weakness) == (True, "")
+
+
+@pytest.mark.parametrize("name", ["O'Brien", 'say "hi"', """both ' and " """.strip(), "100%_`"])
+def test_models_and_studies_of_any_name_are_found(name: str, tracker: Tracker, candidate: Any) -> None:
+    first, second = (register_champion(tracker, name, candidate(number, 0.7)) for number in (1, 2))
+    assert (first.version, second.version, register_champion(tracker, name, candidate(1, 0.7)).version) == (1, 2, 1)
+    assert [entry.version for entry in champions(tracker.uri, name)] == [2, 1]
+    assert tracker.study_run(name, {}, {}) == tracker.study_run(name, {}, {})
+
+
+@pytest.mark.parametrize("dies_in", ["create_model_version", "finalize_logged_model", "log_model_artifacts"])
+def test_a_model_that_was_logged_and_not_registered_is_registered_by_the_next_try(
+    dies_in: str, register: Any, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.client, dies_in, raising)
+        with pytest.raises(KeyboardInterrupt):
+            register(1, 0.7)
+    assert register(1, 0.7).version == 1
+    models = tracker.client.search_logged_models([tracker.experiment_id])
+    assert [str(model.status) for model in models] == ["READY"]
+
+
+def raising(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 class Unexportable(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.store import StoreAway, open_store, shown
+from kt_ray.tracking.store import StoreAway, open_store
 from kt_ray.tracking.tracker import Tracker
 from tests.tracking.servers import free_port
 
@@ -87,8 +87,3 @@ def test_a_locked_database_is_away_for_now(store_uri: str, monkeypatch: pytest.M
         holder.execute("begin exclusive")
         with pytest.raises(StoreAway, match="locked by another program"):
             open_store(store_uri)
-
-
-def test_passwords_are_not_shown() -> None:
-    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
-    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"

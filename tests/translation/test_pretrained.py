@@ -54,5 +54,5 @@ def test_a_search_may_start_from_what_ships(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_told() -> None:
-    with pytest.raises(CheckpointError, match="no translator 'other' ships with kt_ray; there are"):
+    with pytest.raises(CheckpointError, match="no translator 'other' is bundled with kt_ray; there are"):
         TRANSLATORS.path("pretrained:other")

@@ -9,8 +9,8 @@ from kt_ray.config import MemberCounts, MixerOptions, PairName, TranslatorConfig
 from kt_ray.networks import PAIRS, Architecture
 from kt_ray.translation.block_runner import Surroundings, stem_activations
 from kt_ray.translation.divergences import tempered_kl
-from kt_ray.translation.probe_images import strokes
-from kt_ray.translation.refinement import SHARPNESS, Adam
+from kt_ray.translation.probe_images import strokes, to_images
+from kt_ray.translation.refinement import Adam
 from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.translation.units import LAYOUTS, Units, read, to_units
 from kt_ray.zoo.members import Zoo
@@ -51,7 +51,7 @@ def test_untrained_steps_lower_the_error(pair: str) -> None:
 def divergence(translator: Translator, zoo: Zoo) -> torch.Tensor:
     """Of the translated blocks' tempered predictions on the translator's probes from the source's, a member each."""
     members = translator.read(zoo.parameters)
-    images = torch.sigmoid(SHARPNESS * translator.refiner.probes.detach())
+    images = to_images(translator.refiner.probes.detach())
     surroundings = Surroundings(members, stem_activations(members, images), zoo.architecture)
     with torch.no_grad():
         logits = surroundings.logits(surroundings.features(surroundings.outputs(translator.eval()(members))))
@@ -79,7 +79,7 @@ def test_probes_are_drawn_on_request_and_take_no_part_in_what_else_is_drawn(rand
     drawn = with_probes(
         build_translator(TranslatorConfig(refinement=settings | {"images": "strokes"}), random_zoo.architecture)
     )
-    images = torch.sigmoid(SHARPNESS * drawn.refiner.probes.detach())
+    images = to_images(drawn.refiner.probes.detach())
     assert float(images.std(0).mean()) > 0.05
 
 
@@ -117,7 +117,7 @@ def test_the_start_that_is_best_after_the_first_steps_goes_on(random_zoo: Zoo) -
     refiner = refined(random_zoo, steps=16).refiner.eval()
     source, members = read(random_zoo.part("source"), "folded"), refined(random_zoo).read(random_zoo.parameters)
     starts = refined(random_zoo, starts=4)._further_starts(source)
-    images = torch.sigmoid(SHARPNESS * refiner.probes.detach()).chunk(refiner.sets)
+    images = to_images(refiner.probes.detach()).chunk(refiner.sets)
     sets = [Surroundings(members, stem_activations(members, part), random_zoo.architecture) for part in images]
     screened = [refiner._steps(start, source, sets, range(2)) for start in starts]
     expected = refiner._steps(refiner._best(screened, sets), source, sets, range(2, 16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kt_ray.config import MemberCounts, TrialConfig, validate
@@ -316,3 +318,19 @@ def test_patience_ends_with_the_best_report_and_its_translator(
         assert ended.finished
         assert last | {"seconds": 0} == reports[1] | {"seconds": 0}
         assert all(torch.equal(value, best[name]) for name, value in ended.translator.state_dict().items())
+
+
+def test_a_checkpoint_without_later_options_is_continued(random_zoo: Zoo, dataset: Dataset, tmp_path: Path) -> None:
+    """A release that knew fewer options wrote it: they have their defaults."""
+    path = tmp_path / "training"
+    training = TranslatorTraining(config(), random_zoo, dataset)
+    training.run_epoch()
+    training.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    older = json.loads(metadata["config"])
+    del older["translator"]["projection"]
+    save_file(load_file(path), path, metadata | {"config": json.dumps(older)})
+    again = TranslatorTraining(config(), random_zoo, dataset)
+    again.load(path)
+    assert again.epoch == 1

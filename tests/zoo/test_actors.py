@@ -10,6 +10,7 @@ from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
 from kt_ray.networks import Architecture
 from kt_ray.zoo.actors import build_zoo
+from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
@@ -26,7 +27,7 @@ CONFIG = ZooConfig(
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset) -> None:
+def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     store, seen = ZooStore(str(tmp_path / "zoo")), list[BuildProgress]()
     zoo = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
     assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
@@ -35,12 +36,20 @@ def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset) -
     assert seen[-1].eta_seconds == 0
 
     seen.clear()
+    files, read = list[str](), Files.read
+    monkeypatch.setattr(
+        Files, "read", lambda self, name, missing=None: (files.append(name), read(self, name, missing))[1]
+    )
     again = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
     assert not seen
+    shards = [name for name in files if name.startswith("shard-")]
+    assert len(shards) == len(set(shards)) == store.info().shards  # each is read once
     assert all(torch.equal(zoo.parameters[name], again.parameters[name]) for name in zoo.parameters)
 
     shard = sorted(Path(store.uri).glob("shard-*"))[0]
     shard.write_bytes(shard.read_bytes()[:-1])
+    (Path(store.uri) / "index.parquet").write_bytes(b"damaged")
+    (Path(store.uri) / "zoo.json").write_bytes(b"damaged")
     mended = build_zoo(CONFIG, "basic_to_simple", dataset, store, seen.append)
     assert seen
     # Whatever implementation is fastest here; members of other seeds differ by tenths.

@@ -190,7 +190,7 @@ DRIVER = """
 import sys, warnings
 from kt_ray.config import RayConfig
 from kt_ray.data import load_dataset
-from kt_ray.ray_cluster import connected
+from kt_ray.jobs.connection import connected
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.store import ZooStore
 sys.path.insert(0, sys.argv[2])

@@ -56,9 +56,9 @@ def test_all_that_ships_is_tested_and_packed() -> None:
 
 
 def test_unknown_names_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ZooError, match="no zoo 'other' ships with kt_ray; there are: mnist5k"):
+    with pytest.raises(ZooError, match="no zoo 'other' is bundled with kt_ray; there are: mnist5k"):
         lookup.open_zoo("pretrained:other", tmp_path)
-    with pytest.raises(ZooError, match=r"no zoo '\.\./pretrained/mnist5k' ships"):
+    with pytest.raises(ZooError, match=r"no zoo '\.\./pretrained/mnist5k' is bundled"):
         lookup.open_zoo("pretrained:../pretrained/mnist5k", tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_a_truncated_index_is_named(store: ZooStore) -> None:
     index = Path(store.uri) / "index.parquet"
     index.write_bytes(index.read_bytes()[:-20])
     (line,) = store.verify()
-    assert line.startswith(f"{index} is damaged (")
+    assert line.startswith(f"{index} is damaged")
 
 
 def test_a_damaged_index_is_made_anew_from_the_shards(store: ZooStore, random_zoo: Zoo) -> None:

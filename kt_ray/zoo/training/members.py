@@ -150,17 +150,21 @@ def _train_chunk(
         targets = {name: value.cpu() for name, value in block.copy().items()}
         target_accuracy = target.accuracy(block.state, selection)
 
+    # One copy a tensor for all members.
+    kept = {epoch: {name: value.cpu() for name, value in state.items()} for epoch, state in kept.items()}
+    source_accuracies = {epoch: accuracy.tolist() for epoch, accuracy in accuracies.items()}
+    target_accuracies = target_accuracy.tolist()
     seconds = (time.perf_counter() - began) / len(jobs)
     results: dict[str, list[tuple[State, Row]]] = {}
     for i, (member, _, drawn) in enumerate(jobs):
         for epoch, state in kept.items():
             has_target = epoch == last and not member.brief
-            tensors = {name.replace("block.", "source."): value[i].cpu() for name, value in state.items()}
+            tensors = {name.replace("block.", "source."): value[i] for name, value in state.items()}
             tensors |= {f"target.{name}": (targets if has_target else blank)[name][i] for name in blank}
             entry: Row = {
                 "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch, "has_target": has_target,
-                "source_accuracy": float(accuracies[epoch][i]),
-                "target_accuracy": float(target_accuracy[i]) if epoch == last else math.nan,
+                "source_accuracy": source_accuracies[epoch][i],
+                "target_accuracy": target_accuracies[i] if epoch == last else math.nan,
                 "seconds": seconds if epoch == last else 0.0,
                 **drawn,
             }  # fmt: skip

@@ -6,9 +6,12 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from kt_ray.config import RecipeConfig
 from kt_ray.data import LabelledImages
@@ -24,6 +27,7 @@ from kt_ray.zoo.training.stacking import Implementation, can_group, fresh
 
 FILE = "probe.json"
 STEPS = 5
+_PLAN = TypeAdapter(Plan)
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,23 @@ def choose(seconds: dict[str, dict[Candidate, float]]) -> Plan:
     return min(plans, key=lambda plan: plans[plan])
 
 
-def device_name(device: str) -> str:
-    """What the device is, for the memory of the probe."""
-    if device == "cuda":
-        return str(torch.cuda.get_device_name())
+def runs(plan: Plan, architecture: Architecture, device: str, at_once: int) -> bool:
+    """Return whether `plan` is one of those that are measured on `device`."""
+    options = (plan.at_once, plan.bfloat16, plan.compile)
+    return all(
+        Candidate(implementation, *options) in candidates(architecture, device, phase, at_once)
+        for phase, implementation in (("source", plan.source), ("target", plan.target))
+    )
+
+
+def device_name(device: str, gpus: float = 1.0) -> str:
+    """Return the name of `device`; of a GPU, with the memory in GiB that its share `gpus` has.
+
+    Plans are remembered by it: one that was measured on a whole card does not serve a quarter of one.
+    """
+    if torch.device(device).type == "cuda":
+        memory = gpus * torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{torch.cuda.get_device_name(device)}, {memory:.1f} GiB"
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -137,21 +154,23 @@ class ProbeMemory:
         return f"{device} torch {torch.__version__} {architecture.pair} {architecture.network!r} {sizes}"
 
     def recall(self, key: str) -> Plan | None:
-        """The plan under `key`; None where there is none or the file cannot be read."""
+        """Return the plan under `key`; None if there is none, or what the file holds is no plan."""
+        content = self._content()
         try:
-            content = json.loads(self.files.read(FILE))
-            return Plan(**content[key])
-        except (OSError, ValueError, KeyError, TypeError):
+            plan: Plan = _PLAN.validate_json(json.dumps(content[key]), strict=True)
+            return plan if asdict(plan) == content[key] else None
+        except (ValueError, KeyError):
             return None
 
     def keep(self, key: str, plan: Plan) -> None:
-        """Remember `plan`; where that cannot be written, it is measured again next time."""
+        """Remember `plan`; if that cannot be written, it is measured again next time."""
+        with suppress(ZooError):
+            self.files.write(FILE, json.dumps(self._content() | {key: asdict(plan)}, indent=1).encode())
+
+    def _content(self) -> dict[str, Any]:
+        """Return the plans by their keys; a file that is no such mapping counts for nothing and is written anew."""
         try:
-            known = json.loads(self.files.read(FILE))
-        except (OSError, ValueError):
-            known = {}
-        known = known if isinstance(known, dict) else {}
-        try:
-            self.files.write(FILE, json.dumps(known | {key: asdict(plan)}, indent=1).encode())
-        except ZooError:
-            return
+            content = json.loads(self.files.read(FILE))
+        except (OSError, ValueError, RecursionError, ZooError):
+            return {}
+        return content if isinstance(content, dict) else {}

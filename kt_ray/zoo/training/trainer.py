@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +13,13 @@ import torch
 
 from kt_ray.config import RecipeConfig
 from kt_ray.data import Dataset
+from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
 from kt_ray.networks import Architecture
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.plan import Candidate, device_name, measure
 
+logger = logging.getLogger(__name__)
 PROBE_IMAGES = 512
 Trained = tuple[dict[str, npt.NDArray[np.float32]], pa.Table]
 
@@ -26,24 +30,42 @@ class Trainer:
     def __init__(self, recipe: RecipeConfig, architecture: Architecture, dataset: Dataset, gpus: float) -> None:
         torch.set_num_threads(1)
         self.recipe, self.architecture, self.dataset = recipe, architecture, dataset
-        self.device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-        if self.device == "cuda" and gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(gpus)
+        self.gpus, self.device = gpus, open_device(gpus)
 
     def ready(self) -> str:
-        """The device, once the actor has started."""
+        """Return the device, once the actor has started."""
         return self.device
 
     def device_name(self) -> str:
-        """What the device is."""
-        return device_name(self.device)
+        """Return the name of the device and of the share that this actor has of it."""
+        return device_name(self.device, self.gpus)
 
     def measure(self, candidate: Candidate, phase: str) -> float:
-        """Seconds of one member's step."""
+        """Return the seconds of one member's step."""
         images = self.dataset.train.take(slice(0, PROBE_IMAGES)).to(self.device)
-        return measure(candidate, phase, self.architecture, images, self.recipe)
+        try:
+            return measure(candidate, phase, self.architecture, images, self.recipe)
+        except Exception as error:
+            end_if_device_broken(error)
+            raise
 
     def train(self, members: Sequence[Member], plan: Plan) -> Trained:
-        """A stack of NumPy arrays (read by the driver without a copy) and its index."""
-        parameters, rows = train_members(members, self.recipe, self.architecture, self.dataset, self.device, plan)
-        return {name: value.numpy() for name, value in parameters.items()}, rows
+        """Return a stack of NumPy arrays (read by the driver without a copy) and its index.
+
+        If the device's memory does not hold as many members at once as `plan` says, half as many are trained at once.
+        """
+        while True:
+            try:
+                parameters, rows = train_members(
+                    members, self.recipe, self.architecture, self.dataset, self.device, plan
+                )
+                return {name: value.numpy() for name, value in parameters.items()}, rows
+            except torch.OutOfMemoryError:
+                if plan.at_once == 1:
+                    raise
+                plan = replace(plan, at_once=plan.at_once // 2)
+            except Exception as error:
+                end_if_device_broken(error)
+                raise
+            release_memory(self.device)
+            logger.warning("out of memory: %s members at once from here on", plan.at_once)

@@ -19,7 +19,9 @@ import hashlib, torch
 from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import load_dataset
 from kt_ray.networks import Architecture
-from kt_ray.zoo import compiling, members, training
+from kt_ray.zoo import members
+from kt_ray.zoo.training import compiling
+from kt_ray.zoo.training import members as training
 torch.set_num_threads(1)
 dataset = load_dataset(DatasetConfig(train_images=256, selection_images=20))
 phase = PhaseConfig(epochs=1, learning_rate=0.03, batch_size=64)
@@ -56,7 +58,9 @@ def test_the_lock_outlives_a_killed_parent_while_its_compiler_works(tmp_path: Pa
     compiler, began = tmp_path / "compiler.sh", tmp_path / "pid"
     compiler.write_text(f"#!/bin/sh\necho $$ > {began}.new\nmv {began}.new {began}\nexec sleep 300\n")
     compiler.chmod(0o755)
-    program = f"from kt_ray.zoo import compiling; compiling.sys.executable = {str(compiler)!r}; compiling.ensure()"
+    program = (
+        f"from kt_ray.zoo.training import compiling; compiling.sys.executable = {str(compiler)!r}; compiling.ensure()"
+    )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     parent = subprocess.Popen([sys.executable, "-c", program], env=environment)
     while not began.exists():
@@ -76,9 +80,9 @@ def test_a_member_is_the_same_whoever_compiled(tmp_path: Path) -> None:
     """With an empty cache, with a whole one, and with one that a process which died left half filled."""
     first, second = trained(tmp_path / "empty"), trained(tmp_path / "empty")
     half = tmp_path / "half"
-    subprocess.run(
-        [sys.executable, "-c", "import numpy as np; from kt_ray.zoo import kernels; x = np.zeros((2, 6, 6, 4), 'f'); "
-         "kernels.convolve(x, np.zeros((3, 2, 3, 3), 'f'), np.zeros((3, 4, 4, 4), 'f'))"],
-        check=True, env=os.environ | {"NUMBA_CACHE_DIR": str(half)},
-    )  # fmt: skip
+    program = (
+        "import numpy as np; from kt_ray.zoo.training import kernels; x = np.zeros((2, 6, 6, 4), 'f'); "
+        "kernels.convolve(x, np.zeros((3, 2, 3, 3), 'f'), np.zeros((3, 4, 4, 4), 'f'))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"NUMBA_CACHE_DIR": str(half)})
     assert first == second == trained(half)

@@ -1,0 +1,42 @@
+"""Files that carry a SHA-256 of all their bytes, so that a flipped bit anywhere is found before they are parsed.
+
+The digest is stored in the file itself, as the value of `kt_ray.sha256` in the metadata that its format has (an entry
+of a JSON mapping, of Parquet's or of safetensors' metadata), and is computed with `BLANK` in its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+KEY = "kt_ray.sha256"
+BLANK = "0" * 64
+_PLACE = re.compile(re.escape(KEY.encode()) + rb"[^0-9a-f]{1,5}([0-9a-f]{64})")  # separators of JSON or of Thrift
+
+
+def with_checksum(content: bytes) -> bytes:
+    """Return `content`, whose metadata map `KEY` to `BLANK`, with its SHA-256. Raises ValueError without `KEY`."""
+    place = _place(content)
+    if place is None:
+        raise ValueError(f"no {KEY} in the metadata")
+    return content[: place.start] + _digest(content, place) + content[place.stop :]
+
+
+def checksum_holds(content: bytes) -> bool | None:
+    """Return whether `content` has the SHA-256 that it carries; None if it carries none."""
+    place = _place(content)
+    return None if place is None else content[place] == _digest(content, place)
+
+
+def _place(content: bytes) -> slice | None:
+    """Return where the digest is: the last match, as text of users may come before it."""
+    matches = list(_PLACE.finditer(content))
+    return slice(*matches[-1].span(1)) if matches else None
+
+
+def _digest(content: bytes, place: slice) -> bytes:
+    view = memoryview(content)
+    digest = hashlib.sha256(view[: place.start])
+    digest.update(BLANK.encode())
+    digest.update(view[place.stop :])
+    return digest.hexdigest().encode()

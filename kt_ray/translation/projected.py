@@ -1,0 +1,194 @@
+"""Least squares for a block: some of its hidden units kept, what goes out of them fitted to wanted outputs.
+
+A block is a layer into hidden units, an activation, and a linear layer out of them, whose outputs are wanted to be
+something on given inputs. All choices of units are fitted from the same normal equations, as in channel pruning
+(arXiv 1707.06168). Nothing here knows a network: features and wanted outputs are matrices whose last dimension are
+samples, and leading dimensions are batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RIDGE = 1e-3  # of each feature's own power
+FEW = 100  # choices of units, up to which each is fitted
+INACTIVE = 0.03  # weight of a sample at which a unit is inactive, for the fit of its bias
+CHUNK = 16 << 20  # values of unfolded activations at once
+
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """Sums of products over samples: `gram` [..., F, F] of features, `cross` [..., F, O] of features and outputs,
+    `power` [..., O] of outputs. Those of other samples are added with `+`."""
+
+    gram: Tensor
+    cross: Tensor
+    power: Tensor
+
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(self.gram + other.gram, self.cross + other.cross, self.power + other.power)
+
+    def take(self, features: Tensor) -> NormalEquations:
+        """The equations of n choices of features, int64 [..., n, f], as [..., n, f, f] and [..., n, f, O]."""
+        count, outputs = self.cross.shape[-2:]
+        pairs = (features[..., :, None] * count + features[..., None, :]).flatten(-3, -2)
+        gram = self.gram.flatten(-2).gather(-1, pairs.flatten(-2)).reshape(*features.shape, features.shape[-1])
+        rows = features.flatten(-2)[..., None].expand(*features.shape[:-2], -1, outputs)
+        cross = self.cross.gather(-2, rows).reshape(*features.shape, outputs)
+        return NormalEquations(gram, cross, self.power[..., None, :])
+
+    def solve(self, ridge: float = RIDGE) -> Tensor:
+        """Weights [..., F, O] of the least squared error, a feature without power getting none.
+
+        Features are scaled to power 1 first, so that `ridge` means the same for each, and dead or collinear ones
+        leave the equations well conditioned. Solved in float64, which sums in float32 deserve.
+        """
+        scaled, scale = self._scaled(ridge)
+        factor = torch.linalg.cholesky(scaled)
+        solution = torch.cholesky_solve(self.cross.double() * scale[..., None], factor)
+        return (solution * scale[..., None]).to(self.cross.dtype)
+
+    def errors(self, solution: Tensor) -> Tensor:
+        """Summed squared errors of outputs with weights `solution` [..., F, O]: [..., O]."""
+        explained = (2 * self.cross - self.gram @ solution) * solution
+        return (self.power - explained.sum(-2)).clamp_min(0)
+
+    def _scaled(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The gram matrix with features of power 1 and `ridge` on its diagonal; the features' scales [..., F]."""
+        power = self.gram.diagonal(dim1=-2, dim2=-1).double()
+        dead = power <= 1e-10 * power.amax(-1, keepdim=True).clamp_min(1e-30)
+        scale = torch.where(dead, 0.0, power.clamp_min(1e-30).rsqrt())
+        scaled = self.gram.double() * scale[..., :, None] * scale[..., None, :]
+        return scaled + ridge * torch.eye(power.shape[-1], dtype=power.dtype, device=power.device), scale
+
+
+def normal_equations(features: Tensor, wanted: Tensor) -> NormalEquations:
+    """The equations of features [..., F, S] and wanted outputs [..., O, S] over S samples."""
+    transposed = features.transpose(-2, -1)
+    return NormalEquations(features @ transposed, features @ wanted.transpose(-2, -1), wanted.square().sum(-1))
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Last layers fitted to n choices of hidden units, least error first unless said.
+
+    `units` int64 [..., n, K] are kept, `weights` [..., n, O, K, V] are those of each unit's V features, `biases`
+    [..., n, O] are None unless a constant was fitted too, `errors` [..., n] are summed squares.
+    """
+
+    units: Tensor
+    weights: Tensor
+    biases: Tensor | None
+    errors: Tensor
+
+    def pick(self, choices: Tensor) -> Fits:
+        """The m choices at `choices`, int64 [..., m], in that order."""
+        biases = None if self.biases is None else _pick(self.biases, choices)
+        units, weights, errors = (_pick(part, choices) for part in (self.units, self.weights, self.errors))
+        return Fits(units, weights, biases, errors)
+
+
+def project(equations: NormalEquations, hidden: int, keep: int, *, shortlist: int = 1, ridge: float = RIDGE) -> Fits:
+    """Keep `keep` of `hidden` units and fit the last layer to them: the `shortlist` best of all choices if these are
+    few (up to `FEW`), else the one that greedy elimination leaves.
+
+    `equations` are those of hidden·V features, a unit's V beside each other; one more feature, the last, is a constant
+    that is always kept, and whose weights become biases.
+    """
+    if math.comb(hidden, keep) > FEW:
+        return fit(equations, hidden, eliminate(equations, hidden, keep, ridge)[..., None, :], ridge)
+    every = torch.tensor(list(itertools.combinations(range(hidden), keep)), device=equations.gram.device)
+    fits = fit(equations, hidden, every.expand(*equations.gram.shape[:-2], *every.shape), ridge)
+    return fits.pick(fits.errors.detach().topk(min(shortlist, len(every)), largest=False).indices)
+
+
+def fit(equations: NormalEquations, hidden: int, units: Tensor, ridge: float = RIDGE) -> Fits:
+    """The last layer fitted to each of n choices of hidden units, int64 [..., n, K], in their order."""
+    features, keep = equations.gram.shape[-1], units.shape[-1]
+    values, constant = divmod(features, hidden)
+    read = (units[..., None] * values + torch.arange(values, device=units.device)).flatten(-2)
+    if constant:
+        read = F.pad(read, (0, 1), value=features - 1)
+    chosen = equations.take(read)
+    solution = chosen.solve(ridge)
+    weights = solution[..., : keep * values, :].transpose(-2, -1)
+    weights = weights.reshape(*weights.shape[:-1], keep, values)
+    return Fits(units, weights, solution[..., -1, :] if constant else None, chosen.errors(solution).sum(-1))
+
+
+@torch.no_grad()
+def eliminate(equations: NormalEquations, hidden: int, keep: int, ridge: float = RIDGE) -> Tensor:
+    """The `keep` of `hidden` units that greedy backward elimination leaves, in ascending order: int64 [..., keep].
+
+    The error that leaving a unit out adds to the refitted rest is w' (A⁻¹)ᵤᵤ⁻¹ w for its weights w and its block of
+    the inverse; the inverse of the rest follows by one update of its rank.
+    """
+    scaled, scale = equations._scaled(ridge)
+    lead, count = scaled.shape[:-2], scaled.shape[-1]
+    values = count // hidden
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled)).reshape(-1, count, count)
+    cross = (equations.cross.double() * scale[..., None]).reshape(len(inverse), count, -1)
+    weights = inverse @ cross
+    places = torch.arange(hidden * values, device=inverse.device).reshape(hidden, values)
+    batch, left = torch.arange(len(inverse), device=inverse.device), torch.ones(len(inverse), hidden, dtype=torch.bool)
+    left = left.to(inverse.device)
+    for _ in range(hidden - keep):
+        blocks = inverse[:, places[:, :, None], places[:, None]]  # [B, hidden, V, V]
+        blocks = blocks + torch.eye(values, dtype=blocks.dtype, device=blocks.device) * ~left[..., None, None]
+        own = weights[:, places]  # [B, hidden, V, O]
+        cost = (own * torch.linalg.solve(blocks, own)).sum((-2, -1)).masked_fill(~left, torch.inf)
+        gone = cost.argmin(1)
+        left[batch, gone] = False
+        rows = inverse[batch[:, None], places[gone]]  # [B, V, F]
+        share = torch.linalg.solve(blocks[batch, gone], rows)
+        weights = weights - share.transpose(1, 2) @ own[batch, gone]
+        inverse = inverse - share.transpose(1, 2) @ rows
+    kept = left.nonzero()[:, 1].reshape(-1, keep)
+    return kept.reshape(*lead, keep)
+
+
+def absorb_biases(kernels: Tensor, biases: Tensor, inputs: Tensor, ridge: float = RIDGE) -> Tensor:
+    """Kernels [..., H, f] that do without `biases` [..., H]: the nearest to the rectified responses on `inputs`.
+
+    For each unit, the constant 1 is fitted by what the unit reads, inputs [..., f, S]; samples at which the unit is
+    inactive count `INACTIVE` as much. Its bias is replaced by that fit, times the bias.
+    """
+    active = torch.where(kernels @ inputs + biases[..., None] > 0, 1.0, INACTIVE)
+    transposed = inputs.transpose(-2, -1)
+    constants = []
+    for unit in range(kernels.shape[-2]):
+        seen = inputs * active[..., unit, None, :]
+        equations = NormalEquations(seen @ transposed, seen.sum(-1, keepdim=True), active[..., unit, None, :].sum(-1))
+        constants.append(equations.solve(ridge)[..., 0])
+    return kernels + biases[..., None] * torch.stack(constants, dim=-2)
+
+
+def convolution_equations(hidden: Tensor, wanted: Tensor, kernel: int, stride: int = 1) -> NormalEquations:
+    """The equations of a convolution that reads `hidden` [N, H, h, w] and should give `wanted` [N, O, h', w'].
+
+    Its kernels are `kernel` wide and padded by half of it; the constant of its biases is the last feature. Images are
+    unfolded a few at once.
+    """
+    size = hidden.shape[1] * kernel**2 * wanted.shape[2] * wanted.shape[3]
+    total: NormalEquations | None = None
+    for start in range(0, len(hidden), max(1, CHUNK // size)):
+        images = slice(start, start + max(1, CHUNK // size))
+        patches = F.unfold(hidden[images], kernel, padding=kernel // 2, stride=stride).movedim(1, 0).flatten(1)
+        features = torch.cat([patches, patches.new_ones(1, patches.shape[1])])
+        part = normal_equations(features, wanted[images].movedim(1, 0).flatten(1))
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError(f"at least one image is needed, got hidden activations {tuple(hidden.shape)}")
+    return total
+
+
+def _pick(values: Tensor, choices: Tensor) -> Tensor:
+    """Of `values` [..., n, …], the entries at `choices` [..., m] of each batch entry: [..., m, …]."""
+    axis = choices.dim() - 1
+    return values.take_along_dim(choices.reshape(*choices.shape, *[1] * (values.dim() - axis - 1)), axis)

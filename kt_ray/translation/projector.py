@@ -1,0 +1,163 @@
+"""The projected block: hidden units chosen and the last layer fitted by least squares, on images a translator carries.
+
+At translation the probes are run through the user's own stem, block and head, and no data is needed. The block's last
+layer is fitted to what the source adds to its input, at the positions that the head reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kt_ray.config import TranslatorConfig
+from kt_ray.networks import READ_STRIDE, Architecture, State
+from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.divergences import kl
+from kt_ray.translation.probe_images import mixture, strokes, to_images, to_parameters
+from kt_ray.translation.projected import Fits, absorb_biases, normal_equations, project
+from kt_ray.translation.units import LAYOUTS, Layout, Units, fold_batch_norm, target_hidden, write
+
+SHORTLIST = 8  # choices of units, those of the least squared error, whose predictions are compared
+SAMPLES = 1000  # of what hidden units read, on which kernels learn to do without biases
+
+
+class Projector(nn.Module):
+    """Source blocks to projected blocks. The probes are parameters if they are learned, else a buffer."""
+
+    probes: Tensor
+
+    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+        super().__init__()
+        self.options, self.architecture = config.projection, architecture
+        blank = torch.zeros(config.projection.probes, *architecture.image_shape)
+        if config.projection.learned:
+            self.probes = nn.Parameter(blank)
+        else:
+            self.register_buffer("probes", blank)
+
+    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
+        """Draw strokes, or with `images: mixture` what is like `images`, uint8 [N, C, H, W]."""
+        if self.options.images == "strokes":
+            drawn = strokes(len(self.probes), self.architecture.image_shape, generator)
+        else:
+            drawn = mixture(images, len(self.probes), generator)
+        self.probes.data = to_parameters(drawn).to(self.probes)
+
+    def forward(self, members: State, count: int = 1) -> list[Projected]:
+        """The best `count` blocks for each of `members` (the source block with `stem.` and `head.`), best first."""
+        activations = stem_activations(members, to_images(self.probes))
+        return projections(members, Surroundings(members, activations, self.architecture), self.architecture, count)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Projected blocks: their `units`, and the source units they are made of, int64 [B, K], None if these are all."""
+
+    units: Units
+    chosen: Tensor | None
+
+
+def projected_block(members: State, architecture: Architecture, images: Tensor) -> State:
+    """The projected target block of each member (source block, `stem.…` and `head.…`), on images [N, C, H, W]."""
+    surroundings = Surroundings(members, stem_activations(members, images), architecture)
+    return write(projections(members, surroundings, architecture)[0].units, LAYOUTS[architecture.pair])
+
+
+def projections(
+    members: State, surroundings: Surroundings, architecture: Architecture, count: int = 1
+) -> list[Projected]:
+    """The `count` best projected blocks of each member, or as many as there are choices, best first.
+
+    Of the choices of units, those of the least squared error are compared by the divergence of the network's
+    predictions from the source's.
+    """
+    layout, keep = LAYOUTS[architecture.pair], target_hidden(architecture)
+    candidates = _candidates(members, surroundings, layout, keep)
+    features = surroundings.last_inputs(write(candidates, layout))
+    if layout.channel:
+        features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+    wanted = surroundings.wanted_response if layout.rectified else surroundings.wanted - surroundings.skipped
+    equations, hidden = normal_equations(features, wanted), candidates.edges.shape[1]
+    fits = project(equations, hidden, keep, shortlist=max(SHORTLIST, count))
+    if fits.units.shape[1] > 1:
+        fits = fits.pick(_divergences(fits, features, hidden, surroundings).argsort(1)[:, :count])
+    return [_block(fits, number, candidates, layout) for number in range(fits.units.shape[1])]
+
+
+def _candidates(members: State, surroundings: Surroundings, layout: Layout, keep: int) -> Units:
+    """Hidden units that a target block may have, nothing going out of them yet.
+
+    Convolutions: the source's, their biases absorbed if the target has none. Layers over channels alone: for each of
+    the source's units what comes nearest to it from its position, and one unit a channel that passes it on. Attention,
+    whose units are channels: queries, keys and values are the identity.
+    """
+    folded = fold_batch_norm(members)
+    incoming, biases = folded["conv1.weight"].flatten(2), folded["conv1.bias"]
+    if layout.kernels == 4:
+        channels = incoming.shape[2] // 9
+        identity = torch.eye(channels, device=incoming.device).expand(len(incoming), -1, -1)
+        edges = torch.stack([*[identity] * 3, torch.zeros_like(identity)], dim=3)[..., None]
+        return Units(edges, edges.new_zeros(*edges.shape[:2], 0), edges.new_zeros(*edges.shape[:2], 0))
+    if layout.values == 1:
+        into, unit = _pointwise(incoming, biases, surroundings, keep)
+    elif layout.unit:
+        into, unit = incoming, biases[..., None]
+    else:
+        step = max(1, surroundings.patches.shape[2] // SAMPLES) | 1  # odd, so that it meets every image and position
+        into = absorb_biases(incoming, biases, surroundings.patches[:, :, ::step])
+        unit = biases.new_zeros(*biases.shape, 0)
+    into = into.reshape(*into.shape[:2], -1, layout.values)
+    edges = torch.stack([into, torch.zeros_like(into)], dim=3)
+    return Units(edges, unit, edges.new_zeros(len(edges), edges.shape[2], len(layout.channel)))
+
+
+def _pointwise(kernels: Tensor, biases: Tensor, surroundings: Surroundings, keep: int) -> tuple[Tensor, Tensor]:
+    """Weights [B, H', C] and biases [B, H', 1] of candidates that read one position, `keep` of them or more.
+
+    A source unit's pre-activation is fitted by the channels at its position, over the samples at which it is active.
+    """
+    patches = surroundings.patches.reshape(*surroundings.patches.shape[:2], *surroundings.activations.shape[2:])
+    patches = patches[:, :, ::READ_STRIDE, ::READ_STRIDE].flatten(2)
+    inputs = surroundings.skipped
+    channels = inputs.shape[1]
+    wanted = torch.baddbmm(biases[..., None], kernels, patches)
+    features = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+    fitted = []
+    for unit in wanted.unbind(1):
+        seen = features * (unit > 0)[:, None]
+        fitted.append(normal_equations(seen, unit[:, None]).solve()[..., 0])
+    units = torch.stack(fitted, dim=1)
+    passed = torch.eye(channels + 1, device=inputs.device)[:channels].expand(len(inputs), -1, -1)
+    units = torch.cat([units, passed], dim=1)
+    units = F.pad(units, (0, 0, 0, max(0, keep - units.shape[1])))
+    return units[..., :channels], units[..., channels:]
+
+
+@torch.no_grad()
+def _divergences(fits: Fits, features: Tensor, hidden: int, surroundings: Surroundings) -> Tensor:
+    """Of the predictions with each of n fits from the source's, [B, n]."""
+    batch, count, outputs, _, values = fits.weights.shape
+    whole = features.new_zeros(batch, count, outputs, hidden, values)
+    index = fits.units[:, :, None, :, None].expand_as(fits.weights)
+    whole = whole.scatter(3, index, fits.weights).flatten(3)
+    if fits.biases is not None:
+        whole = torch.cat([whole, fits.biases[..., None]], dim=3)
+    found = []
+    for weights in whole.unbind(1):
+        block = torch.relu(torch.baddbmm(surroundings.skipped, weights, features))
+        found.append(kl(surroundings.logits(surroundings.features(block)), surroundings.wanted_logits))
+    return torch.stack(found, dim=1).nan_to_num(nan=torch.inf)
+
+
+def _block(fits: Fits, number: int, candidates: Units, layout: Layout) -> Projected:
+    """The block of the fit `number` of each member."""
+    units = fits.units[:, number]
+    kept = candidates.take(units)
+    outgoing = fits.weights[:, number].transpose(1, 2)  # [B, K, C, V]
+    edges = torch.cat([kept.edges[:, :, :, :-1], outgoing[:, :, :, None]], dim=3)
+    channel = kept.channel if fits.biases is None else fits.biases[:, number, :, None]
+    chosen = units if layout.values > 1 else None
+    return Projected(Units(edges, kept.unit, channel), chosen)

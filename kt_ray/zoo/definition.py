@@ -1,0 +1,103 @@
+"""`zoo.json`: what a zoo is of. It carries its own SHA-256; zoos written before it did are read as well."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any, get_args
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from kt_ray._io.checksum import BLANK, KEY, checksum_holds, with_checksum
+from kt_ray._io.text import first_line
+from kt_ray.config import DatasetConfig, NetworkConfig, PairName, RecipeConfig
+from kt_ray.config.base import Frozen
+from kt_ray.errors import ZooError
+from kt_ray.networks import Architecture, stacked
+
+SCHEMA_VERSION = 1
+MENDS = "`kt-ray zoo build FILE` with the zoo's study file makes it anew"
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Damaged(ZooError):
+    """A file of a zoo is missing or is not what was written: `what` is wrong, and what mends it."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what = what
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+
+
+class _Definition(Frozen):
+    """The entries of `zoo.json`; `versions` is only for people."""
+
+    schema_version: int
+    pair: PairName
+    seed: NonNegativeInt
+    network: NetworkConfig
+    recipe: RecipeConfig
+    dataset: DatasetConfig
+    dataset_fingerprint: str
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    classes: PositiveInt
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def encode(definition: dict[str, Any]) -> bytes:
+    """Return the content of `zoo.json`, with its SHA-256."""
+    return with_checksum(json.dumps(definition | {KEY: BLANK}, indent=1).encode())
+
+
+def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:
+    """Return the definition in `content`, read from `path`, and whether it carries a SHA-256.
+
+    Raises Damaged if it is not what was written or describes no zoo, ZooError if another version wrote it.
+    """
+    if checksum_holds(content) is False:
+        raise Damaged(f"{path} is damaged: its SHA-256 is not the one that it carries", MENDS)
+    try:
+        definition = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({first_line(error)})", MENDS) from None
+    if not isinstance(definition, dict):
+        raise Damaged(f"{path} holds a {type(definition).__name__}, expected a mapping", MENDS)
+    carried = definition.pop(KEY, None) is not None
+    version = definition.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ZooError(
+            f"{path} has schema version {version}, expected {SCHEMA_VERSION}; "
+            "use the kt_ray version that built it, or build again under another name"
+        )
+    try:
+        _Definition.model_validate(definition)
+        shapes_of(architecture_of(definition))
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # sizes may be too large for any tensor
+        raise Damaged(f"{path} does not describe a zoo ({first_line(error)})", MENDS) from None
+    return definition, carried
+
+
+def architecture_of(definition: dict[str, Any]) -> Architecture:
+    """Return the architecture that `zoo.json` describes."""
+    channels, height, width = (int(size) for size in definition["image_shape"])
+    if definition["pair"] not in get_args(PairName):
+        raise ValueError(f"unknown block pair {definition['pair']!r}")
+    network = NetworkConfig.model_validate(definition["network"])
+    return Architecture(definition["pair"], network, (channels, height, width), int(definition["classes"]))
+
+
+def recipe_of(definition: dict[str, Any]) -> RecipeConfig:
+    """Return the recipe that `zoo.json` describes."""
+    return RecipeConfig.model_validate(definition["recipe"])
+
+
+@lru_cache(maxsize=16)
+def shapes_of(architecture: Architecture) -> Shapes:
+    """Return the shape of each tensor of one member, by its name in a shard. Nothing is allocated."""
+    with torch.device("meta"):
+        parts = {
+            "stem": architecture.stem(), "source": architecture.source_block(),
+            "target": architecture.target_block(), "head": architecture.head(),
+        }  # fmt: skip
+    states = stacked.join(**{name: part.state_dict() for name, part in parts.items()})
+    return {name: tuple(value.shape) for name, value in states.items() if "num_batches_tracked" not in name}

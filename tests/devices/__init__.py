@@ -1,0 +1,1 @@
+"""Device placement, tested on a pretended CUDA device."""

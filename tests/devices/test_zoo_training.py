@@ -1,0 +1,85 @@
+"""Members are trained on a device as on the CPU."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig
+from kt_ray.data import Dataset, load_dataset
+from kt_ray.networks import Architecture
+from kt_ray.zoo.members import members_of
+from kt_ray.zoo.training import trainer
+from kt_ray.zoo.training.members import Plan, train_members
+from kt_ray.zoo.training.plan import candidates
+from tests.devices.pretended import pretended_cuda
+
+PHASE = PhaseConfig(epochs=1, batch_size=64)
+TUNED = PhaseConfig(
+    epochs=1,
+    batch_size=64,
+    optimizer="adamw",
+    learning_rate=(0.001, 0.01),
+    weight_decay=(1e-4, 1e-2),
+    schedule="one_cycle",
+)
+RECIPES = {
+    "the paper's": RecipeConfig(source=PHASE, target=PHASE, brief=PHASE),
+    "drawn": RecipeConfig(source=TUNED, target=PHASE, brief=PHASE, shift=(0, 2), initial_scale=(0.5, 1.5)),
+}
+MEMBERS = members_of(0, MemberCounts(train=2, selection=1, test=1, brief=1))
+PAIRS = ("basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_to_attention")
+PLANS = ("grouped", "unfold", "vmap", "loop")
+CASES = [("the paper's", pair, "grouped") for pair in PAIRS] + [("drawn", PAIRS[0], plan) for plan in PLANS]
+
+
+@pytest.fixture(scope="module")
+def images() -> Dataset:
+    return load_dataset(DatasetConfig(name="mnist5k", train_images=128, selection_images=32))
+
+
+@pytest.mark.parametrize(("recipe", "pair", "implementation"), CASES)
+def test_members_are_those_of_the_cpu(images: Dataset, recipe: str, pair: str, implementation: str) -> None:
+    architecture, plan = Architecture(pair), Plan(implementation, implementation, 2)
+    expected, _ = train_members(MEMBERS, RECIPES[recipe], architecture, images, "cpu", plan)
+    with pretended_cuda():
+        found, _ = train_members(MEMBERS, RECIPES[recipe], architecture, images, "cuda", plan)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, equal_nan=True)
+
+
+def test_waits_do_not_grow_with_steps(images: Dataset) -> None:
+    """Only the images of an epoch are copied and its accuracy read: batches are chosen on the device."""
+    waits = []
+    for batch_size in (64, 16):
+        phase = PHASE.model_copy(update={"batch_size": batch_size})
+        recipe = RecipeConfig(source=phase, target=phase)
+        with pretended_cuda() as device:
+            train_members(MEMBERS[:2], recipe, Architecture(PAIRS[0]), images, "cuda", Plan("grouped", "grouped", 2))
+            waits.append(device.waits)
+    assert waits[0] == waits[1]
+
+
+def test_an_actor_measures_its_share_of_a_device(images: Dataset) -> None:
+    with pretended_cuda():
+        actor = trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, 0.25)
+        assert actor.ready() == "cuda"
+        assert actor.device_name() == "Pretended, 20.0 GiB"
+        fastest = candidates(actor.architecture, "cuda", "target", 2)[0]
+        assert actor.measure(fastest, "target") > 0
+
+
+def test_members_at_once_are_halved_until_they_fit(images: Dataset) -> None:
+    tried = []
+
+    def train(*arguments: object) -> tuple[dict[str, torch.Tensor], None]:
+        tried.append(arguments[-1].at_once)  # type: ignore[attr-defined]
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {}, None
+
+    with pretended_cuda(), mock.patch.object(trainer, "train_members", train):
+        actor = trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, 1)
+        actor.train(MEMBERS, Plan("grouped", "grouped", 8))
+    assert tried == [8, 4, 2]
