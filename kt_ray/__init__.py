@@ -1,3 +1,49 @@
-"""kt_ray: distributed hyperparameter search for Knowledge Translation (arXiv 2401.05772)."""
+"""Distributed hyperparameter search for Knowledge Translation (arXiv 2401.05772).
+
+Importing `kt_ray` imports neither torch, Ray nor MLflow: each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {  # each public name, and the module that it is in
+    "KTError": "kt_ray.errors",
+    "build_zoo": "kt_ray.studies.api",
+    "evaluate": "kt_ray.studies.api",
+    "load": "kt_ray.studies.api",
+    "load_dataset": "kt_ray.studies.api",
+    "open_zoo": "kt_ray.studies.api",
+    "train": "kt_ray.studies.api",
+    "translate": "kt_ray.studies.api",
+}
+__all__ = [
+    "KTError",
+    "__version__",
+    "build_zoo",
+    "evaluate",
+    "load",
+    "load_dataset",
+    "open_zoo",
+    "train",
+    "translate",
+]
+
+if TYPE_CHECKING:
+    from kt_ray.errors import KTError
+    from kt_ray.studies.api import build_zoo, evaluate, load, load_dataset, open_zoo, train, translate
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kt_ray' has no attribute {name!r}; public are: {', '.join(__all__)}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kt_ray._io.display import Displayed
 from kt_ray._io.text import first_line
-from kt_ray.config import DatasetConfig, DatasetName, Split
+from kt_ray.config import SPLITS, DatasetConfig, DatasetName, Split
 from kt_ray.errors import DataError
 
 VARIABLE = "KT_RAY_DATA"
@@ -25,12 +27,15 @@ MNIST_FILE = "train-images-idx3-ubyte"  # in the raw/ folder of MNIST and its li
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabelledImages:
     """`images` uint8 [N, C, H, W]; `labels` int64 [N]."""
 
     images: Tensor
     labels: Tensor
+
+    def __repr__(self) -> str:
+        return f"{len(self):,} images {tuple(self.images.shape[1:])} on {self.images.device}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,8 +54,8 @@ class LabelledImages:
             yield as_float(self.images[start : start + size]), self.labels[start : start + size]
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Displayed):
     """Images to train on, to select with, and to report on once. Compared by identity, so what is made of one can be
     kept."""
 
@@ -59,6 +64,15 @@ class Dataset:
     selection: LabelledImages
     test: LabelledImages
     fingerprint: str
+
+    def display_title(self) -> str:
+        """Return name, shape of the images and classes."""
+        shape = "×".join(map(str, self.image_shape))
+        return f"{self.name}: images {shape}, {self.classes} classes, fingerprint {self.fingerprint}"
+
+    def display_rows(self) -> list[dict[str, Any]]:
+        """Return the number of images by split."""
+        return [{"split": split, "images": len(self.images(split))} for split in SPLITS]
 
     @property
     def name(self) -> DatasetName:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from kt_ray._io.display import Displayed
 from kt_ray.config import NetworkConfig, TranslatorConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
@@ -20,14 +21,46 @@ from kt_ray.translation.translator import Translator, build_translator
 FORMAT = "kt_ray.translator/1"
 
 
-@dataclass(frozen=True)
-class LoadedTranslator:
+@dataclass(frozen=True, repr=False)
+class LoadedTranslator(Displayed):
     """A translator in evaluation mode and what was saved beside it."""
 
     translator: Translator
     config: TranslatorConfig
     architecture: Architecture
     extra: dict[str, Any]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the translator and what is kept beside it as one safetensors file.
+
+        Args:
+            path: Of the file; directories above it are made.
+
+        Returns:
+            The path.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        save_translator(Path(path), self.translator, self.config, self.architecture, self.extra)
+        return Path(path)
+
+    def display_title(self) -> str:
+        """Return pair and family."""
+        return f"translator for {self.architecture.pair}, {self.config.family}"
+
+    def display_rows(self) -> list[dict[str, Any]]:
+        """Return what it takes, how large it is, and what it reached."""
+        accuracy = self.extra.get("metrics", {}).get("accuracy_mean")
+        shown = {
+            "images": "×".join(map(str, self.architecture.image_shape)),
+            "network": str(self.architecture.network),
+            "learned parameters": sum(value.numel() for value in self.translator.parameters()),
+            "refinement steps": self.config.refinement.steps,
+            "mean accuracy on selection": None if accuracy is None else float(accuracy),
+            "zoo": self.extra.get("zoo"),
+        }
+        return [{"": name, "value": value} for name, value in shown.items() if value is not None]
 
 
 def save_translator(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kt_ray._io.display import Displayed
 from kt_ray.config import Split
 from kt_ray.data import Dataset, LabelledImages, as_float
 from kt_ray.errors import ZooError
@@ -46,8 +47,8 @@ class Row:
     seconds: float | None
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Displayed):
     """A table of transplants, a row for each kind of block."""
 
     rows: tuple[Row, ...]
@@ -62,6 +63,21 @@ class Evaluation:
     def row(self, name: str) -> Row:
         """The row called `name`."""
         return next(row for row in self.rows if row.name == name)
+
+    def display_title(self) -> str:
+        """Return which members and images the accuracies are of."""
+        images = f"{self.image_count:,} {self.images} images of {self.dataset}"
+        return f"{self.member_count} {self.members} members × {images}: accuracy by block"
+
+    def display_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each kind of block."""
+        shown = ("mean", "min", "max", "agreement", "parameters", "multiply_adds")
+        return [
+            {"block": row.name}
+            | {name.replace("_", "-"): getattr(row, name) for name in shown}
+            | {"ms a block": None if row.seconds is None else round(1000 * row.seconds, 2)}
+            for row in self.rows
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

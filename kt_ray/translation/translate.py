@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kt_ray._io.display import Displayed
 from kt_ray.config import NetworkConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
@@ -21,8 +22,8 @@ from kt_ray.translation.translator import Translator
 from kt_ray.zoo.training.objectives import accuracy
 
 
-@dataclass(frozen=True)
-class Translation:
+@dataclass(frozen=True, repr=False)
+class Translation(Displayed):
     """What a translation wrote. Accuracies are on the test images of the dataset that was named, if one was."""
 
     output: str
@@ -40,6 +41,14 @@ class Translation:
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
         return asdict(self)
+
+    def display_title(self) -> str:
+        """Return pair and time."""
+        return f"{self.pair}, translated in {1000 * self.seconds:.0f} ms"
+
+    def display_rows(self) -> list[dict[str, Any]]:
+        """Return `rows()`."""
+        return self.rows()
 
     def rows(self) -> list[dict[str, Any]]:
         """For a table: before and after, a row a quantity."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from kt_ray._io.display import Displayed
 from kt_ray.config import MemberCounts, Split
 from kt_ray.networks import Architecture, State, stacked
 
@@ -45,8 +46,8 @@ def members_of(zoo_seed: int, counts: MemberCounts) -> list[Member]:
     return [Member.of(zoo_seed, kind, number) for kind in kinds for number in range(getattr(counts, kind))]
 
 
-@dataclass(frozen=True, eq=False)
-class Zoo:
+@dataclass(frozen=True, eq=False, repr=False)
+class Zoo(Displayed):
     """Members stacked along axis 0. Compared by identity, so what is made of one can be kept.
 
     `parameters` maps `stem.…`, `source.…`, `target.…`, `head.…` to tensors [R, …], one row a member and snapshot;
@@ -60,6 +61,19 @@ class Zoo:
     index: pa.Table
     fingerprint: str
     dataset_fingerprint: str
+
+    def display_title(self) -> str:
+        """Return block pair and fingerprint."""
+        return f"zoo {self.fingerprint}: {self.architecture.pair}, {len(self):,} rows in memory"
+
+    def display_rows(self) -> list[dict[str, Any]]:
+        """Return rows and mean accuracies by split."""
+        means = [(f"{kind} accuracy", f"{kind}_accuracy", "mean") for kind in ("source", "target")]
+        columns = [("members", "id", "count_distinct"), *means]
+        grouped = self.index.group_by("split").aggregate([(column, how) for _, column, how in columns]).to_pylist()
+        return [
+            {"split": row["split"]} | {name: row[f"{column}_{how}"] for name, column, how in columns} for row in grouped
+        ]
 
     def __len__(self) -> int:
         return int(self.index.num_rows)

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from kt_ray import __version__
+from kt_ray._io.display import Displayed
 from kt_ray.config import PairName, Split, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
@@ -41,12 +42,20 @@ ZOO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 INDEX = "index.parquet"
 
 
-class ZooStore:
+class ZooStore(Displayed):
     """The zoo at `uri`: a directory or a `pyarrow.fs` URI such as `s3://bucket/zoos/digits`."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.files = Files(uri)
+
+    def display_title(self) -> str:
+        """Return where the zoo is stored."""
+        return f"zoo at {self.uri}"
+
+    def display_rows(self) -> list[dict[str, str]]:
+        """Return what is in it; no rows if none was created."""
+        return [row for row in self.info().facts() if row[""] != "uri"] if self.exists() else []
 
     def exists(self) -> bool:
         """Return whether there is a zoo here, whole or damaged."""

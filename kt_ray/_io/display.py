@@ -1,0 +1,91 @@
+"""Objects that print themselves: a table on a terminal, an HTML table in a notebook."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from html import escape
+from types import TracebackType
+
+from kt_ray._io.tables import Row, cell, render
+
+
+class Displayed:
+    """Base of objects that are shown as a table: `display_title` and `display_rows` say what is in it.
+
+    Rows with the columns "" and "value" are names and values, and are shown as such.
+    """
+
+    def display_title(self) -> str:
+        """Return a line about the object."""
+        raise NotImplementedError
+
+    def display_rows(self) -> Sequence[Row]:
+        """Return the rows of the table, mappings with the same keys."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        rows, width = self.display_rows(), shutil.get_terminal_size((120, 24)).columns
+        if rows and list(rows[0]) == ["", "value"]:
+            label = max(len(row[""]) for row in rows) + 2
+            table = "\n".join(f"{row['']:<{label}}{cell(row['value'])}" for row in rows)
+        else:
+            table = render(rows, width=width)
+        return f"{self.display_title()}\n\n{table}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.display_rows(), self.display_title())
+
+
+def html_table(rows: Sequence[Row], title: str | None = None) -> str:
+    """Return `rows`, mappings with the same keys, as an HTML table whose columns are those keys."""
+    columns = list(rows[0]) if rows else []
+    numeric = {name for name in columns if all(isinstance(row.get(name), int | float | None) for row in rows)}
+
+    def line(kind: str, texts: Sequence[str]) -> str:
+        cells = (
+            f'<{kind} style="text-align: {"right" if name in numeric else "left"}">{escape(text)}</{kind}>'
+            for name, text in zip(columns, texts, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    body = "".join(line("td", [cell(row.get(name)) for name in columns]) for row in rows)
+    return f"<table>{caption}<thead>{line('th', columns)}</thead><tbody>{body}</tbody></table>"
+
+
+class ProgressLine:
+    """One line on standard output that is overwritten as work goes on, on terminals and in notebooks alone."""
+
+    def __init__(self, shown: bool = True, every: float = 0.2) -> None:
+        self.shown, self.every = shown and (sys.stdout.isatty() or in_notebook()), every
+        self.last, self.width = 0.0, 0
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.width:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self.width = 0
+
+    def update(self, text: str, *, last: bool = False) -> None:
+        """Show `text` in place of what the line shows, unless that was shown less than `every` seconds ago."""
+        now = time.monotonic()
+        if not self.shown or (now - self.last < self.every and not last):
+            return
+        sys.stdout.write("\r" + text.ljust(self.width))
+        sys.stdout.flush()
+        self.last, self.width = now, len(text)
+
+
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
