@@ -9,11 +9,12 @@ moments may be gone: a search then runs those trials again. The log's shared mem
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +69,21 @@ def reader(path: Path) -> Callable[[], sqlite3.Connection] | None:
         mode = "immutable=1"
     uri = f"{path.absolute().as_uri()}?{mode}"
     return partial(sqlite3.connect, uri, uri=True, timeout=PATIENCE, check_same_thread=False)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock on `directory` that one process of this machine can have; no file is left behind.
+
+    A filesystem that cannot lock lets everybody in.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def writable(directory: Path) -> bool:

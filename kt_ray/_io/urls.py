@@ -31,3 +31,15 @@ def sqlite_path(url: str) -> Path | None:
     if database.startswith("file:") and dict(parse_qsl(query)).get("uri", "").lower() in ("true", "1"):
         database = unquote(urlsplit(database).path)
     return Path(database) if database not in ("", ":memory:") else None
+
+
+def in_memory(url: str) -> bool:
+    """Return whether `url` is a SQLite database that ends with its process."""
+    dialect, _, rest = url.partition("://")
+    path, _, options = rest.removeprefix("/").partition("?")
+    return dialect.split("+")[0] == "sqlite" and (path in ("", ":memory:", "file::memory:") or "mode=memory" in options)
+
+
+def has_password(url: str) -> bool:
+    """Return whether `url` holds a password or another secret."""
+    return redacted(url) != url

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
 
+from kt_ray._compat.ray import TimedJobClient
 from kt_ray._io.text import first_line
 from kt_ray.errors import ResourceError
 from kt_ray.jobs.connection import WANTS_TOKEN
@@ -44,30 +42,14 @@ def job_server(address: str | None = None) -> str:
     return url.rstrip("/")
 
 
-class Client(JobSubmissionClient):
-    """Ray's client with a time limit on every request; without one, a dead host holds a command for minutes."""
-
-    def __init__(self, address: str) -> None:
-        for name in (
-            "ray.dashboard.modules.job.sdk",
-            "ray.dashboard.modules.dashboard_sdk",
-            "ray._private.runtime_env",
-        ):  # tell of every upload
-            logging.getLogger(name).setLevel(logging.WARNING)
-        with _without(ADDRESS_VARIABLES):  # they would override the address that was asked for
-            super().__init__(address)
-        self._ssl_context: Any = True  # Ray's None means the same and is deprecated in aiohttp
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), **options)
-
-
 @contextmanager
-def connection(address: str | None = None) -> Iterator[Client]:
+def connection(address: str | None = None) -> Iterator[TimedJobClient]:
     """A client of the job server at `address`. Whatever goes wrong inside the `with` becomes a ResourceError."""
     url = job_server(address)
     try:
-        yield Client(url)
+        with _without(ADDRESS_VARIABLES):  # they would override the address that was asked for
+            client = TimedJobClient(url, (CONNECT_SECONDS, ANSWER_SECONDS))
+        yield client
     except AuthenticationError:
         raise ResourceError(f"the cluster at {url} refuses these requests: {WANTS_TOKEN}") from None
     except OSError as error:

@@ -8,13 +8,13 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 
 import ray
-from ray._private import ray_constants, services
 from ray.exceptions import AuthenticationError
 
+from kt_ray._compat.ray import TOKEN_LOGGER, few_connection_retries, on_loopback, running_cluster_address
 from kt_ray._io.text import first_line
 from kt_ray.config import RayConfig
 from kt_ray.errors import ResourceError
@@ -66,15 +66,11 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 
 def _start(config: RayConfig) -> None:
-    """Start a Ray that binds its servers to 127.0.0.1 and to nothing else.
-
-    Ray turns even `_node_ip_address="127.0.0.1"` into the machine's own address, then listens on every interface;
-    it stays on loopback only where this constant says that the machine is part of no cluster (macOS's default).
-    """
+    """Start a Ray that binds its servers to 127.0.0.1 and to nothing else."""
     # It says at every start that a token keeps others out, which is what is wanted.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
     try:
-        with _ray_constants(ENABLE_RAY_CLUSTER=False):
+        with on_loopback():
             ray.init(
                 address="local",  # unset, Ray would join whatever cluster runs on this machine
                 num_cpus=config.cpus,
@@ -92,7 +88,7 @@ def _start(config: RayConfig) -> None:
 def _join(address: str) -> None:
     """Join the cluster at `address`: `HOST:PORT`, `ray://HOST:PORT` or `auto`."""
     try:
-        with _ray_constants(NUM_REDIS_GET_RETRIES=3, **_as_it_listens(address)):
+        with few_connection_retries(), on_loopback() if _listens_on_loopback(address) else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         if isinstance(error, AuthenticationError) or "AuthenticationError" in str(error.__cause__):
@@ -103,26 +99,26 @@ def _join(address: str) -> None:
         ) from None
 
 
-def _as_it_listens(address: str) -> dict[str, bool]:
-    """Ray's constants with which to join: Ray goes to the machine's own address when told to go to loopback, where a
-    cluster that listens on loopback alone is not.
+def _listens_on_loopback(address: str) -> bool:
+    """Return whether the head at `address` listens on loopback alone.
 
-    Raises OSError within seconds where nothing speaks as a head does: `ray.init` would try for minutes.
+    Ray goes to the machine's own address when told to go to loopback, where such a head does not listen. Raises OSError
+    within seconds if nothing answers as a head does: `ray.init` would try for minutes.
     """
     if address == "auto":
-        address = services.get_ray_address_from_environment("auto", None)
+        address = running_cluster_address() or address
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     host = host.strip("[]")
     if not separator or not port.isdigit() or "/" in host:
         raise ValueError("expected HOST:PORT, ray://HOST:PORT or auto; a job server's http://… is for `kt-ray submit`")
     if host in LOOPBACK and not address.startswith("ray://"):
         with suppress(OSError):
-            _greet(services.get_node_ip_address(), int(port))  # type: ignore[no-untyped-call]
-            return {}
+            _greet(ray.util.get_node_ip_address(), int(port))  # type: ignore[no-untyped-call]
+            return False
         _greet(host, int(port))
-        return {"ENABLE_RAY_CLUSTER": False}
+        return True
     _greet(host, int(port))
-    return {}
+    return False
 
 
 def _greet(host: str, port: int) -> None:
@@ -134,19 +130,6 @@ def _greet(host: str, port: int) -> None:
         answer = connection.recv(len(SETTINGS))
     if answer[3:4] != SETTINGS[3:4]:
         raise ConnectionError("what listens there is no Ray head, whose port is 6379 unless set")
-
-
-@contextmanager
-def _ray_constants(**values: object) -> Iterator[None]:
-    """Constants of Ray's for the length of a `with`; no variable of the environment sets them once it is imported."""
-    before = {name: getattr(ray_constants, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(ray_constants, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(ray_constants, name, value)
 
 
 def fitting(demand: Mapping[str, float], labels: Mapping[str, str] | None = None) -> int:

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 from ray.job_submission import JobDetails, JobStatus
 
+from kt_ray._compat.ray import TimedJobClient
 from kt_ray.config import StudyConfig, read_source, validate_source
 from kt_ray.config.kinds import only_study
 from kt_ray.errors import ConfigError, ResourceError, StudyError
-from kt_ray.jobs.client import Client, connection, job_server
+from kt_ray.jobs.client import connection, job_server
 from kt_ray.jobs.packing import STUDY_FILE, packed
 
 STOP_SECONDS = 120  # Ray's own 3 s kill a search before it has told its study what to resume
@@ -170,7 +171,7 @@ class _Log:
             self._written += len(fresh)
 
 
-async def _tail(client: Client, job: str, log: _Log) -> None:
+async def _tail(client: TimedJobClient, job: str, log: _Log) -> None:
     """Hand the log to `log`, from its start, as it grows."""
     place = 0
     async for piece in client.tail_job_logs(job):
@@ -178,7 +179,7 @@ async def _tail(client: Client, job: str, log: _Log) -> None:
         place += len(piece)
 
 
-def _await_end(client: Client, job: str, seconds: float) -> Job | None:
+def _await_end(client: TimedJobClient, job: str, seconds: float) -> Job | None:
     """The job once it has ended; None if it has not within `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -237,7 +238,7 @@ def _public(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(environment)
 
 
-def _details(client: Client, job: str) -> JobDetails:
+def _details(client: TimedJobClient, job: str) -> JobDetails:
     """The job `job`. Raises StudyError where the cluster has none of kt_ray by that name."""
     listed = client.list_jobs()
     found = {str(details.submission_id): details for details in listed if "kt_ray" in (details.metadata or {})}

@@ -1,8 +1,8 @@
-"""What the trials of a study are: lineages, the attributes they carry, and the champion among them.
+"""Retries of trials, the attributes of a study and its trials, and the champion of a study.
 
-A trial that an infrastructure failure or a dead driver cuts short is told FAIL, and a WAITING trial with the same
-parameters takes its place; both belong to one *lineage*, named by the number of its first trial (Optuna's
-`failed_trial` and `retry_history` attributes). A search counts lineages.
+A trial that an infrastructure failure or a dead driver interrupts is marked as failed, and a WAITING trial with its
+parameters is added as its retry. A trial and its retries are one *lineage*, named by the number of the first trial
+(Optuna's `failed_trial` and `retry_history` attributes). A search counts lineages.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from kt_ray._compat.optuna import EARLIER_TRIES, FIRST_TRY
 from kt_ray.config.study import Constraint
 from kt_ray.errors import StudyError
 from kt_ray.search.samplers import ORDINAL
@@ -34,20 +35,20 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def lineage_of(trial: FrozenTrial) -> int:
-    """Number of the first trial of the lineage that `trial` belongs to. Raises StudyError where the storage lies."""
-    first = trial.system_attrs.get("failed_trial", trial.number)
+    """Return the number of the first trial in the lineage of `trial`. Raises StudyError if the storage holds none."""
+    first = trial.system_attrs.get(FIRST_TRY, trial.number)
     if not isinstance(first, int) or not 0 <= first <= trial.number:  # it names a directory of checkpoints
         raise StudyError(f"trial {trial.number} says that it tries trial {str(first)[:40]!r} again; expected a number")
     return first
 
 
 def retries_of(trial: FrozenTrial) -> list[int]:
-    """Numbers of the trials of its lineage before it."""
-    return list(trial.system_attrs.get("retry_history", []))
+    """Return the numbers of the trials that were retried before `trial`."""
+    return list(trial.system_attrs.get(EARLIER_TRIES, []))
 
 
 def lineages(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """The last trial of each lineage, by lineage. Trials that died before their values were drawn are left out."""
+    """Return the last trial of each lineage, by lineage; without trials that ended before their values were drawn."""
     last: dict[int, FrozenTrial] = {}
     for trial in trials:
         if trial.state.is_finished() and ORDINAL not in trial.user_attrs and not trial.values:
@@ -57,16 +58,16 @@ def lineages(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
 
 
 def violated_constraints(trial: FrozenTrial, constraints: Iterable[Constraint]) -> list[Constraint]:
-    """The constraints that a finished trial breaks."""
+    """Return the constraints that a finished trial violates."""
     metrics = trial.user_attrs.get(METRICS, {})
     return [constraint for constraint in constraints if constraint.excess(metrics) > 0]
 
 
 def select_champion(study: optuna.Study, trials: Iterable[FrozenTrial] | None = None) -> FrozenTrial | None:
-    """The champion of a study: of its complete trials within the constraints, the best by the first objective.
+    """Return the champion of a study: the best complete trial by the first objective that violates no constraint.
 
-    Of several objectives, the next one decides among those within `tolerance` of the best, and so on; of equals, the
-    earlier one wins.
+    With several objectives, the next one decides among trials within `tolerance` of the best, and so on. Of equal
+    trials, the earlier wins. None if no trial qualifies.
     """
     search = study.user_attrs.get(SEARCH, {})
     constraints = [Constraint.model_validate(text) for text in search.get("constraints", [])]

@@ -1,27 +1,32 @@
-"""Where Optuna keeps studies: SQLite, PostgreSQL and other databases, or a journal file.
+"""Optuna storages of studies: SQLite, PostgreSQL and other databases, or a journal file.
 
-SQLite has a write-ahead log where its filesystem bears one; see `kt_ray._io.sqlite` for what then survives what.
+A SQLite database has a write-ahead log if its filesystem supports one; `kt_ray._io.sqlite` says what survives what.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
+from kt_ray._compat.optuna import with_cache
 from kt_ray._io import sqlite
 from kt_ray._io.text import first_line
-from kt_ray._io.urls import redacted
+from kt_ray._io.urls import in_memory, redacted, sqlite_path
 from kt_ray.errors import StudyError
 
 logger = logging.getLogger(__name__)
@@ -29,57 +34,69 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JOURNAL = "journal://"
-PATIENCE = 600.0  # seconds that a search waits for a database that is away
+PATIENCE = 600.0  # seconds that a search waits for a database that does not answer
 TRIES = 10  # at making the tables, which another process may be making too
+DAMAGED = ("malformed", "not a database", "file is encrypted", "disk image")  # SQLite about a database it cannot read
 
 
-def open_storage(url: str, *, create: bool = True) -> BaseStorage:
-    """The Optuna storage at `url`: `sqlite:///PATH`, `postgresql://…`, `journal:///PATH`.
+def open_storage(url: str, *, create: bool = True) -> RetryingStorage:
+    """Return the Optuna storage at `url`: `sqlite:///PATH`, `postgresql://…`, `journal:///PATH`.
 
-    With `create` false, one that lies where nothing can be written is opened to be read alone. Raises StudyError in
-    one line where it cannot be reached; with `create` false, also where there is none yet.
+    With `create` false, a database in a directory that cannot be written is opened to be read. Raises StudyError in one
+    line if the storage cannot be reached or is damaged, now or at any later call; with `create` false, also if there is
+    none yet.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = _file(url)
     if path is not None and not create and not path.exists():
         raise StudyError(f"no studies yet: {path} does not exist; `kt-ray search` or `kt-ray run` makes it")
     for attempt in range(TRIES):
         try:
-            return _open(url, path, create)
+            return RetryingStorage(_open(url, path, create), url, patience=0.0)
         except Exception as error:  # SQLAlchemy, database drivers and the operating system each raise their own
             reason = first_line(error)
             if attempt + 1 == TRIES or not any(
                 word in reason for word in ("already exists", "locked", "UNIQUE", "unique")
             ):
-                raise StudyError(f"the study storage {shown(url)} cannot be opened: {reason}") from None
+                raise StudyError(f"the study storage {redacted(url)} cannot be opened: {redacted(reason)}") from None
             time.sleep(0.2)
     raise AssertionError
 
 
-def open_retrying_storage(url: str) -> BaseStorage:
-    """The storage at `url` for a search: once it is open, calls wait for a database that is away for a while."""
-    return cast(BaseStorage, RetryingStorage(open_storage(url), url))
+def open_retrying_storage(url: str) -> RetryingStorage:
+    """Return the storage at `url` for a search: its calls wait up to `PATIENCE` for a database that does not answer.
+
+    Raises StudyError as `open_storage` does, and for a database in memory, which would end with this process.
+    """
+    if in_memory(url):
+        raise StudyError(f"the study storage {url} ends with this process; a search needs one that stays: name a file")
+    return RetryingStorage(open_storage(url).inner, url, PATIENCE)
 
 
 def study_names(url: str) -> list[str]:
-    """The studies in the storage at `url`, none where there is no storage. Raises StudyError if it does not answer."""
+    """Return the names of the studies in the storage at `url`; none if there is no storage.
+
+    Raises StudyError if it does not answer.
+    """
     path = _file(url)
     if path is not None and not path.exists():
         return []
     return sorted(optuna.get_all_study_names(open_storage(url, create=False)))
 
 
-def shown(url: str) -> str:
-    """A storage URL without its password."""
-    return redacted(url)
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from logging each study and trial in a `with`, and leave the level that the user set as it was."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 def _file(url: str) -> Path | None:
-    """The file behind a storage of one file."""
-    for scheme in ("sqlite:///", JOURNAL):
-        if url.startswith(scheme) and url != "sqlite:///:memory:":
-            return Path(url.removeprefix(scheme))
-    return None
+    """Return the file of a storage that is one file."""
+    return Path(url.removeprefix(JOURNAL)) if url.startswith(JOURNAL) else sqlite_path(url)
 
 
 def _open(url: str, path: Path | None, create: bool) -> BaseStorage:
@@ -89,90 +106,187 @@ def _open(url: str, path: Path | None, create: bool) -> BaseStorage:
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         return JournalStorage(JournalFileBackend(str(path)))
-    if path is None:
-        storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    elif not create and (reader := sqlite.reader(path)):
-        storage = RDBStorage(url, engine_kwargs={"creator": reader})
-    else:
-        logged = sqlite.prepare(path)
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": sqlite.PATIENCE}})
-        if logged:
-            event.listen(storage.engine, "connect", _commit_without_waiting)
-            storage.engine.dispose()  # connections made before
-    # `get_storage` puts the cache in front that keeps asking fast with thousands of trials.
-    return optuna.storages.get_storage(storage)
+    with quiet_optuna():
+        if path is None:
+            storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        elif not create and (reader := sqlite.reader(path)):
+            storage = RDBStorage(url, engine_kwargs={"creator": reader})
+        else:
+            storage = _open_sqlite(url, path)
+    return with_cache(storage)
+
+
+def _open_sqlite(url: str, path: Path) -> RDBStorage:
+    if not path.exists() or not path.stat().st_size:
+        _make_database(path)
+    logged = sqlite.prepare(path)
+    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": sqlite.PATIENCE}})
+    if logged:
+        event.listen(storage.engine, "connect", _commit_without_waiting)
+        storage.engine.dispose()  # connections made before
+    return storage
+
+
+def _make_database(path: Path) -> None:
+    """Make the tables in a file beside `path`, then move it there: a process that dies leaves no half of a database."""
+    with sqlite.locked(path.parent):
+        if path.exists() and path.stat().st_size:  # another process was first
+            return
+        pattern = f".{path.name}.partial"
+        for left_over in path.parent.glob(f"{pattern}*"):
+            left_over.unlink(missing_ok=True)
+        half = path.with_name(pattern)
+        RDBStorage("sqlite://", engine_kwargs={"creator": partial(sqlite3.connect, half), "poolclass": NullPool})
+        half.replace(path)
 
 
 def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> None:
-    """With a write-ahead log, a commit need not wait for the disk for the database to stay whole."""
+    """Let commits not wait for the disk: with a write-ahead log, the database stays whole all the same."""
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-class RetryingStorage:
-    """A storage whose calls outlast an absence of the database: tried again with growing pauses for `PATIENCE`.
+class RetryingStorage(BaseStorage):
+    """An Optuna storage whose calls are retried with growing pauses for `patience` seconds, and raise StudyError then.
 
-    An Optuna study takes it for the storage itself. A write may be done though its answer got lost: most can be
-    repeated, and those that cannot look first whether they are done, which one driver a study (`search/lock.py`) can
-    tell. Raises StudyError where the database stays away.
+    A write may be done though its answer got lost: most can be repeated, and those that cannot check first whether they
+    are done, which is possible with one driver per study (`kt_ray.search.lease`). A damaged database raises at once.
     """
 
-    def __init__(self, storage: BaseStorage, url: str) -> None:
-        self._storage = storage
+    def __init__(self, inner: BaseStorage, url: str, patience: float | None = None) -> None:
+        self.inner = inner
         self._url = url
+        self._patience = PATIENCE if patience is None else patience
 
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._storage, name)
-        if not callable(attribute):
-            return attribute
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        return self._call(self.inner.create_new_study, directions, study_name)
 
-        @functools.wraps(attribute)
-        def enduring(*args: Any, **kwargs: Any) -> Any:
-            call = functools.partial(attribute, *args, **kwargs)
-            return self._endure(call, call)
+    def delete_study(self, study_id: int) -> None:
+        self._call(self.inner.delete_study, study_id)
 
-        return enduring
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._call(self.inner.set_study_user_attr, study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._call(self.inner.set_study_system_attr, study_id, key, value)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self._call(self.inner.get_study_id_from_name, study_name)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._call(self.inner.get_study_name_from_id, study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self._call(self.inner.get_study_directions, study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._call(self.inner.get_study_user_attrs, study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._call(self.inner.get_study_system_attrs, study_id)
+
+    def get_all_studies(self) -> list[Any]:
+        return self._call(self.inner.get_all_studies)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """One trial more; what lost answers left beside it is told FAIL."""
+        """Create one trial; mark those that lost answers left beside it as failed."""
         before = self.get_n_trials(study_id)
 
         def create() -> None:
-            self._storage.create_new_trial(study_id, template_trial)
+            self.inner.create_new_trial(study_id, template_trial)
 
         def create_if_missing() -> None:
-            if self._storage.get_n_trials(study_id) == before:
+            if self.inner.get_n_trials(study_id) == before:
                 create()
 
-        self._endure(create, create_if_missing)
-        # Optuna tries again within its RDBStorage, without looking: there may be several.
+        self._retry(create, create_if_missing)
+        # Optuna retries within its RDBStorage without checking: there may be several.
         *lost, made = self.get_all_trials(study_id, deepcopy=False)[before:]
         for trial in lost:
-            self.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        return int(made._trial_id)
+            self.set_trial_state_values(self._trial_id(study_id, trial), TrialState.FAIL)
+        return self._trial_id(study_id, made)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self._call(self.inner.set_trial_param, trial_id, param_name, param_value_internal, distribution)
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return self._call(self.inner.get_trial_id_from_study_id_trial_number, study_id, trial_number)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As Optuna's, where a trial that an earlier try has brought into `state` is done."""
+        """Set the state of a trial. A trial that an earlier try has brought into `state` is done."""
 
         def change() -> bool:
-            return self._storage.set_trial_state_values(trial_id, state, values)
+            return self.inner.set_trial_state_values(trial_id, state, values)
 
         def change_if_other() -> bool:
-            return self._storage.get_trial(trial_id).state is state or change()
+            return self.inner.get_trial(trial_id).state is state or change()
 
-        return self._endure(change, change_if_other)
+        return self._retry(change, change_if_other)
 
-    def _endure(self, call: Callable[[], T], again: Callable[[], T]) -> T:
-        """What `call` returns, or where the database did not answer it, `again`."""
-        deadline = time.monotonic() + PATIENCE
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._call(self.inner.set_trial_intermediate_value, trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._call(self.inner.set_trial_user_attr, trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._call(self.inner.set_trial_system_attr, trial_id, key, value)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self._call(self.inner.get_trial, trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self._call(self.inner.get_all_trials, study_id, deepcopy, states)
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        return self._call(self.inner.get_best_trial, study_id)
+
+    def remove_session(self) -> None:
+        self.inner.remove_session()
+
+    def _trial_id(self, study_id: int, trial: FrozenTrial) -> int:
+        return self.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+
+    def _call(self, method: Callable[..., T], *args: Any) -> T:
+        call = partial(method, *args)
+        return self._retry(call, call)
+
+    def _retry(self, call: Callable[[], T], again: Callable[[], T]) -> T:
+        """Return what `call` returns or, if the database did not answer it, `again`."""
+        deadline = time.monotonic() + self._patience
         pause = 0.5
         while True:
             try:
                 return call()
-            except (optuna.exceptions.StorageInternalError, DBAPIError, OSError) as error:
-                reason = first_line(error.__cause__ or error)
-                if time.monotonic() > deadline:
-                    raise StudyError(f"the study storage {shown(self._url)} stays away: {reason}") from None
-                logger.warning("the study storage does not answer (%s); trying again in %.0f s", reason, pause)
-                time.sleep(pause)
-                pause = min(2 * pause, 30)
-                call = again
+            except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error, OSError) as error:
+                reason = redacted(first_line(error.__cause__ or error))
+            except (UnicodeDecodeError, LookupError, ValueError) as error:
+                if not _unreadable(error):
+                    raise
+                reason = f"not readable: {first_line(error)}"
+                raise self._damaged(reason) from None
+            if any(words in reason for words in DAMAGED):
+                raise self._damaged(reason)
+            if time.monotonic() >= deadline:
+                raise StudyError(f"the study storage {redacted(self._url)} does not answer: {reason}")
+            logger.warning("the study storage does not answer (%s); trying again in %.0f s", reason, pause)
+            time.sleep(pause)
+            pause = min(2 * pause, 30)
+            call = again
+
+    def _damaged(self, reason: str) -> StudyError:
+        return StudyError(
+            f"the study storage {redacted(self._url)} is damaged ({reason}); restore a backup, or move it "
+            "away and start anew"
+        )
+
+
+def _unreadable(error: Exception) -> bool:
+    """Whether `error` is of contents that nothing can have written, rather than of how the storage is used."""
+    module = type(error).__module__
+    if isinstance(error, UnicodeDecodeError) or module.startswith("json"):
+        return True
+    return isinstance(error, LookupError) and "enum" in str(error)  # SQLAlchemy about a state or direction

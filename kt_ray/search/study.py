@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from kt_ray._compat.optuna import EARLIER_TRIES, ENQUEUED, FIRST_TRY, without_last_rungs
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import StudyError
 from kt_ray.search.retries import (
@@ -31,8 +32,9 @@ from kt_ray.search.retries import (
     retries_of,
     select_champion,
 )
-from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler, without_last_rungs
+from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler
 from kt_ray.search.space import to_optuna
+from kt_ray.search.storage import quiet_optuna
 
 
 @dataclass
@@ -60,20 +62,23 @@ class SearchStudy:
         self.config = config
         self.objectives = config.search.objectives
         directions = [objective.direction for objective in self.objectives]
-        self.optuna = optuna.create_study(
-            study_name=config.name,
-            storage=storage,
-            directions=directions,
-            load_if_exists=True,
-            pruner=build_pruner(config.search.pruner),
-            sampler=build_sampler(config.search.sampler, config.search.seed),
-        )
+        with quiet_optuna():
+            self.optuna = optuna.create_study(
+                study_name=config.name,
+                storage=storage,
+                directions=directions,
+                load_if_exists=True,
+                pruner=build_pruner(config.search.pruner),
+                sampler=build_sampler(config.search.sampler, config.search.seed),
+            )
         have = [direction.name.lower() for direction in self.optuna.directions]
         if have != directions:
             raise StudyError(
                 f"study {config.name} has the directions {have}, the study file {directions}; "
                 "an objective cannot change: give the study another `name`"
             )
+        self._storage = storage
+        self._study_id = storage.get_study_id_from_name(config.name)
         self.space = to_optuna(config.space, config.trial)
         self._grid = self._grid_points() if config.search.sampler.name == "grid" else None
 
@@ -218,7 +223,7 @@ class SearchStudy:
         candidate.trial.set_user_attr(METRICS, dict(metrics))
         candidate.trial.set_user_attr(SECONDS, seconds)
         for constraint in self.config.search.constraints:
-            if f"constraints:{constraint}" not in self._frozen(candidate.number).system_attrs:
+            if str(constraint) not in self._frozen(candidate.number).constraints:
                 candidate.trial.set_constraint(str(constraint), min(constraint.excess(metrics), 1e30))
         if pruned:
             self.optuna.tell(candidate.trial.number, state=TrialState.PRUNED)
@@ -239,19 +244,20 @@ class SearchStudy:
             attributes[SECONDS] = seconds
         if died:
             attributes[DEATHS] = attributes.get(DEATHS, 0) + 1
-        drawn = ORDINAL in attributes or "fixed_params" in frozen.system_attrs
+        drawn = ORDINAL in attributes or ENQUEUED in frozen.system_attrs
         if retry and drawn and not any(number in retries_of(trial) for trial in self.trials()):
             self._ask_again(frozen, attributes)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
         for name, value in ((SECONDS, seconds), (REASON, reason)):
             if value is not None:
-                optuna.trial.Trial(self.optuna, frozen._trial_id).set_user_attr(name, value)
+                self._storage.set_trial_user_attr(trial_id, name, value)
         self.optuna.tell(number, state=TrialState.FAIL)
 
     def _ask_again(self, trial: FrozenTrial, attributes: dict[str, Any]) -> None:
         """A WAITING trial with everything that `trial` had, its intermediate values too."""
         system = without_last_rungs(trial)
-        system["failed_trial"] = lineage_of(trial)
-        system["retry_history"] = [*retries_of(trial), trial.number]
+        system[FIRST_TRY] = lineage_of(trial)
+        system[EARLIER_TRIES] = [*retries_of(trial), trial.number]
         self.optuna.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,43 +12,41 @@ from optuna.trial import FrozenTrial
 import kt_ray
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import StudyError
+from kt_ray.search.code_fingerprint import differences, fingerprint, function_hashes
 from kt_ray.search.space import to_distribution
 from kt_ray.search.task import Task
 
 ATTRIBUTE = "searched_with"  # user attribute of the study
+FUNCTIONS = "functions"  # in it: the hash of each function that decides numbers
 
 
 def study_identity(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
-    """Everything besides the sampled values that a trial's numbers follow from."""
+    """Return everything besides the sampled values that decides a trial's numbers."""
     base = {
         path: value for path, value in flat(config.trial.model_dump(mode="json")).items() if path not in config.space
     }
     shared = {task.shares: task.fingerprint, "dataset": task.dataset_fingerprint}
-    return {"code": code_fingerprint(task.code), **shared, "trial": base}
-
-
-def code_fingerprint(code: Iterable[str]) -> str:
-    """SHA-256 over the files and folders `code` of the package, 12 hexadecimal digits."""
     root = Path(kt_ray.__file__).parent
-    digest = hashlib.sha256()
-    for name in code:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(root).as_posix().encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
+    functions = function_hashes(root, type(task).__module__.removeprefix(f"{root.name}."), task.code)
+    return {"code": fingerprint(functions), FUNCTIONS: functions, **shared, "trial": base}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
-    """What differs, one line each; the code first.
+    """Return what differs, one line each; the code first.
 
     A path of the trial that `before` has no value for, as a release before it was there, is no change if its value now
     is its default in `defaults`.
     """
-    found = [
+    found = []
+    if before.get("code") != now.get("code"):
+        if isinstance(before.get(FUNCTIONS), dict):
+            found.append(f"code: {differences(before[FUNCTIONS], now.get(FUNCTIONS, {})) or 'another version'}")
+        else:
+            found.append("code: an earlier release recorded no functions, so whether they changed cannot be told")
+    found += [
         f"{name}: {before.get(name)} before, {now[name]} now"
         for name in now
-        if name != "trial" and before.get(name) != now[name]
+        if name not in ("trial", "code", FUNCTIONS) and before.get(name) != now[name]
     ]
     old, new = before.get("trial", {}), now["trial"]
     for path in sorted(old.keys() | new.keys()):

@@ -14,10 +14,11 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from kt_ray._io.urls import redacted
 from kt_ray.errors import StudyError
 from kt_ray.search.lease import holder_of
 from kt_ray.search.retries import REASON, SEARCH, SECONDS, STEP, lineage_of, lineages, retries_of, select_champion
-from kt_ray.search.storage import open_storage, shown, study_names
+from kt_ray.search.storage import open_storage, study_names
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def load_study(url: str, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
-        raise StudyError(f"no study {name!r} in {shown(url)}; there are: {known}") from None
+        raise StudyError(f"no study {name!r} in {redacted(url)}; there are: {known}") from None
 
 
 def summarise(study: optuna.Study) -> StudySummary:

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from kt_ray import jobs
+from kt_ray._compat.ray import TimedJobClient
 from kt_ray.errors import ConfigError, ResourceError, StudyError
-from kt_ray.jobs.client import ADDRESS_VARIABLES, Client
+from kt_ray.jobs.client import ADDRESS_VARIABLES
 from kt_ray.jobs.job import entrypoint
 from kt_ray.jobs.packing import packed
 from kt_ray.studies.cluster_check import check_cluster
@@ -174,14 +175,14 @@ def test_the_exit_status_and_log_of_a_job_come_back(head: str, study: Path, tmp_
 def test_a_log_is_whole_and_told_once_though_its_tail_breaks(
     head: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tail = Client.tail_job_logs
+    tail = TimedJobClient.tail_job_logs
 
-    async def breaking(client: Client, job: str) -> AsyncIterator[str]:
+    async def breaking(client: TimedJobClient, job: str) -> AsyncIterator[str]:
         async for piece in tail(client, job):
             yield piece  # of ten lines at most
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
-    monkeypatch.setattr(Client, "tail_job_logs", breaking)
+    monkeypatch.setattr(TimedJobClient, "tail_job_logs", breaking)
     job = jobs.submit(study, head, workspace="/w", python=stand_in(tmp_path, "seq 1 30; sleep 3; seq 31 60"))
     printed: list[str] = []
     assert jobs.follow(job, head, printed.append).exit_status == 0

@@ -19,6 +19,7 @@ import llvmlite.binding
 import numba
 import torch
 
+from kt_ray._compat.numba import cache_directory
 from kt_ray.config import PairName
 from kt_ray.zoo.training import gather_kernels, head_kernels, kernels
 
@@ -37,7 +38,7 @@ def ensure() -> None:
     """
     if VARIABLE in os.environ:
         return
-    directory = Path(kernels.convolve.stats.cache_path)  # type: ignore[attr-defined]
+    directory = cache_directory(kernels.convolve)
     mark = directory / f"kt_ray-{_fingerprint()}.compiled"
     if mark.exists():
         return
