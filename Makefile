@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export OMP_NUM_THREADS ?= 1
+# Modules with public functions: their docstrings name every argument, return value and error.
+PUBLIC := kt_ray/studies/api.py
 
-.PHONY: run install test test-slow check lint types test-gpu test-cluster clean
+.PHONY: run install test test-slow test-oldest check lint types docs test-gpu test-cluster clean
 
 run: $(VENV)/installed
 	$(BIN)/kt-ray run search_spaces/quickstart.yaml
@@ -22,7 +24,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --durations=10 $(PYTEST)
+
+# The oldest versions that setup.cfg admits, as far as they install, in an environment of their own.
+test-oldest:
+	$(PYTHON) tests/oldest.py
 
 # Servers, browsers, faults that take minutes.
 test-slow: $(VENV)/installed-dev
@@ -33,6 +39,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/make_results.py --check
+	$(BIN)/pydoclint $(PUBLIC)
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
@@ -47,5 +54,13 @@ test-gpu: $(VENV)/installed-dev
 test-cluster: $(VENV)/installed-dev
 	$(BIN)/python tests/cluster/rig.py --results tests/cluster/results.json
 
+# The site in docs/_build/html; a warning is an error.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) --editable .[docs]
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf docs/_build docs/reference $(VENV) build dist *.egg-info

@@ -46,7 +46,9 @@ def render(rows: Sequence[Row], title: str | None = None, width: int | None = No
     for entry in cells:
         table.add_row(*entry.values())
     text = io.StringIO()
-    Console(file=text, width=UNLIMITED, markup=False, highlight=False, color_system=None).print(table)
+    Console(file=text, force_jupyter=False, width=UNLIMITED, markup=False, highlight=False, color_system=None).print(
+        table
+    )
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
