@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from kt_ray.config.base import Frozen, GPUShare
 
@@ -14,12 +24,55 @@ Split = Literal["train", "selection", "test"]
 SPLITS: tuple[Split, ...] = ("train", "selection", "test")
 
 
+TORCHVISION = "torchvision:"  # before the name of one of torchvision's datasets
+
+
+class FolderOptions(Frozen):
+    """Images in directories of classes: `PATH/train/CLASS/…` and `PATH/test/CLASS/…`, or `PATH/CLASS/…`."""
+
+    path: str = Field(min_length=1)
+    channels: Literal[1, 3] | None = Field(None, description="images are made grey or RGB; as stored if unset")
+    test_share: float = Field(0.2, gt=0, lt=1, description="of each class, if there are no train and test directories")
+
+
+class NpzOptions(Frozen):
+    """One file with the arrays `train_images`, `train_labels`, `test_images`, `test_labels`."""
+
+    path: str = Field(min_length=1)
+
+
+DATASET_OPTIONS: dict[str, type[Frozen]] = {"folder": FolderOptions, "npz": NpzOptions}
+
+
 class DatasetConfig(Frozen):
     """Which images, and how many of the training images are kept apart for selection."""
 
-    name: DatasetName = "mnist5k"
+    name: str = Field("mnist5k", description="a published dataset, folder, npz, or torchvision:NAME")
+    options: dict[str, Any] = Field(default_factory=dict, description="of a dataset that takes any")
     selection_images: int = Field(500, ge=0, description="images split off the training set, by a fixed seed")
     train_images: PositiveInt | None = Field(None, description="use only so many training images; all if unset")
+
+    @model_validator(mode="after")
+    def _known_dataset(self) -> DatasetConfig:
+        if self.name not in (*get_args(DatasetName), *DATASET_OPTIONS) and not self.name.startswith(TORCHVISION):
+            known = ", ".join((*get_args(DatasetName), *DATASET_OPTIONS))
+            raise ValueError(f"no dataset is called {self.name!r}; there are {known}, {TORCHVISION}NAME")
+        model = DATASET_OPTIONS.get(self.name)
+        if model is None and self.options:
+            raise ValueError(f"{self.name} takes no options, got {', '.join(self.options)}")
+        if model is not None:
+            model.model_validate(self.options)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not self.options:  # as studies and zoos from before there were options have it
+            del content["options"]
+        return content
+
+    def __hash__(self) -> int:
+        return hash((self.name, json.dumps(self.options, sort_keys=True), self.selection_images, self.train_images))
 
 
 class NetworkConfig(Frozen):

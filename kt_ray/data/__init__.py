@@ -1,5 +1,6 @@
 """Datasets as tensors, with training, selection and test images split by fixed seeds."""
 
-from kt_ray.data.datasets import Dataset, LabelledImages, as_float, load_dataset
+from kt_ray.data.datasets import Dataset, load_dataset
+from kt_ray.data.images import LabelledImages, as_float
 
 __all__ = ["Dataset", "LabelledImages", "as_float", "load_dataset"]

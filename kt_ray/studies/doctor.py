@@ -100,7 +100,7 @@ def _tracking(workspace: Workspace) -> str:
 
 def _dataset(name: Any) -> Check:
     from kt_ray.data import load_dataset
-    from kt_ray.data.datasets import present
+    from kt_ray.data.standard import present
 
     if not present(name):
         return Check(f"dataset {name}", "absent", "not on this machine; the first use downloads it")

@@ -91,6 +91,16 @@ def recipe_of(definition: dict[str, Any]) -> RecipeConfig:
     return RecipeConfig.model_validate(definition["recipe"])
 
 
+def same_entry(key: str, value: Any, other: Any) -> bool:
+    """Return whether two values of the entry `key` describe the same zoo.
+
+    Where images are stored (`dataset.options`) does not matter: the fingerprint says which they are.
+    """
+    if key == "dataset" and isinstance(value, dict) and isinstance(other, dict):
+        value, other = value | {"options": None}, other | {"options": None}
+    return bool(value == other)
+
+
 @lru_cache(maxsize=16)
 def shapes_of(architecture: Architecture) -> Shapes:
     """Return the shape of each tensor of one member, by its name in a shard. Nothing is allocated."""

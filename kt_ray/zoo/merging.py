@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from kt_ray.errors import ZooError
+from kt_ray.zoo.definition import same_entry
 from kt_ray.zoo.store import ZooStore
 
 MAY_DIFFER = ("seed", "versions")
@@ -27,7 +28,7 @@ def merge_zoos(sources: Sequence[ZooStore], into: ZooStore) -> int:
     for source in sources:
         theirs = source.definition()
         for key, value in wanted.items():
-            if key not in MAY_DIFFER and theirs.get(key) != value:
+            if key not in MAY_DIFFER and not same_entry(key, theirs.get(key), value):
                 raise ZooError(f"{source.uri} has another {key} than {into.uri}; only zoos of one recipe can be merged")
     before = len(into.present())
     for source in sources:

@@ -87,7 +87,7 @@ class ZooStore(Displayed):
         present = self.definition()
         present["recipe"] = recipe_of(present).model_dump(mode="json")  # a zoo may be older than a field of the recipe
         for key, value in wanted.items():
-            if present.get(key) != value:
+            if not definitions.same_entry(key, present.get(key), value):
                 raise ZooError(
                     f"the zoo at {self.uri} has {key}={_short(present.get(key), value)}, but "
                     f"{_short(value, present.get(key))} was asked for; choose another zoo.name"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kt_ray.config import DatasetConfig
-from kt_ray.data import datasets as data
 from kt_ray.data import load_dataset
+from kt_ray.data import standard as data
 from kt_ray.errors import DataError
 
 
