@@ -142,9 +142,12 @@ def _read(path: Path) -> list[Entry]:
                 f"{path} holds lines that are no entries and cannot be moved ({error.strerror}); remove it"
             ) from None
         logger.warning(
-            "%s holds %d lines that are no entries (the first is line %d); they are not sent, and the file is kept as %s",
-            path, len(bad), bad[0], aside,
-        )  # fmt: skip
+            "%s holds lines that are no entries (%d, the first is line %d); they are not sent, the file is kept as %s",
+            path,
+            len(bad),
+            bad[0],
+            aside,
+        )
     return entries
 
 
