@@ -98,7 +98,7 @@ def find_network(path: Path, names: Collection[str], key: str | None = None) -> 
     if not chosen:
         raise CheckpointError(f"{path} has no state_dict {key!r} of this network; it has: {_keys(found) or 'none'}")
     most = max(len(one.state.keys() & set(wanted)) for one in chosen)
-    best = [one for one in chosen if len(one.state.keys() & set(wanted)) == most]
+    best = _distinct([one for one in chosen if len(one.state.keys() & set(wanted)) == most])
     if wanted and most == len(wanted) and len(best) > 1:
         raise CheckpointError(f"{path} holds several networks: {_keys(best)}; choose one with --state-dict")
     for name, value in best[0].state.items():
@@ -203,6 +203,30 @@ def _candidates(path: Path, part: str, state: State, wanted: list[str]) -> Itera
             yield Checkpoint(path, under, key, prefix, paper, total - len(under))
     if not found:
         yield Checkpoint(path, {name: value for name, value in state.items() if not name.endswith(STEPS)}, part or TOP)
+
+
+def _distinct(found: list[Checkpoint]) -> list[Checkpoint]:
+    """Return `found` without those that hold the tensors of an earlier one, under whatever key."""
+    distinct: list[Checkpoint] = []
+    for one in found:
+        if not any(_same(one.state, other.state) for other in distinct):
+            distinct.append(one)
+    return distinct
+
+
+def _same(some: State, other: State) -> bool:
+    """Return whether two states have the same names and values; tensors that are one object are not compared."""
+    return some.keys() == other.keys() and all(
+        value is other[name]
+        or (value.dtype == other[name].dtype and value.shape == other[name].shape and _equal(value, other[name]))
+        for name, value in some.items()
+    )
+
+
+def _equal(value: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape hold the same numbers; False for kinds that cannot be compared."""
+    dense = all(one.layout is torch.strided and not (one.is_meta or one.is_nested) for one in (value, other))
+    return dense and value.is_floating_point() and bool(torch.equal(value, other))
 
 
 def _prefixes(state: State, wanted: Mapping[str, str]) -> set[str]:

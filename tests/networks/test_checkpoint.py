@@ -153,9 +153,19 @@ class TestCheckpointsAsPeopleHaveThem:
         with pytest.raises(CheckpointError, match=r"no state_dict 'other' .* it has: model, model_ema.module"):
             read_network(path, self.NETWORK, "other")
 
+    def test_the_same_network_twice_is_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "network.ckpt"
+        torch.save({"model": self.STATE, "best": self.STATE, "copy": self.under("")}, path)
+        assert find_network(path, self.STATE.keys()).key == "model"
+
+    def test_names_of_which_the_paper_has_others_for_some_only(self, tmp_path: Path) -> None:
+        network = torch.nn.Sequential(OrderedDict(stem=torch.nn.Linear(2, 2), middle=torch.nn.Linear(2, 2)))
+        write_state(tmp_path / "network.safetensors", network.state_dict())
+        assert find_network(tmp_path / "network.safetensors", network.state_dict().keys()).paper is False
+
     def test_an_average_beside_the_network_in_one_mapping(self, tmp_path: Path) -> None:
         path = tmp_path / "network.safetensors"
-        write_state(path, self.under("") | self.under("ema."))
+        write_state(path, self.under("") | self.under("ema.", 2.0))
         with pytest.raises(CheckpointError, match=r"several networks: \., ema;"):
             read_network(path, self.NETWORK)
         assert torch.equal(read_network(path, self.NETWORK, ".")["stem.bn.bias"], self.STATE["stem.bn.bias"])
