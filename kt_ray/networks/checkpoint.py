@@ -214,6 +214,9 @@ def _candidates(path: Path, part: str, state: State, wanted: list[str]) -> Itera
         if paper and ours.keys() == set(wanted):
             continue
         prefixes = _prefixes(state, ours)
+        if paper:  # names that the paper has in common with us do not tell that a file has the paper's
+            renamed = [name for name, our in ours.items() if name != our]
+            prefixes = {prefix for prefix in prefixes if any(prefix + name in state for name in renamed)}
         for prefix in sorted(prefixes):
             under = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
             under = {ours.get(name, name): value for name, value in under.items() if not name.endswith(STEPS)}

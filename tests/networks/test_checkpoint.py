@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
@@ -310,3 +311,14 @@ def test_rubbish_is_one_line(tmp_path: Path, suffix: str, content: bytes) -> Non
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_network(tmp_path / "none.pth", Architecture("basic_to_simple").source_network())
+
+
+def test_a_network_with_a_stem_of_its_own_is_not_taken_for_the_papers(tmp_path: Path) -> None:
+    """Names that the paper has in common with ours do not tell that a file has the paper's."""
+    network = nn.Sequential(
+        OrderedDict(stem=nn.Sequential(nn.Linear(2, 3)), stage=nn.Linear(3, 2), last=nn.Linear(2, 2))
+    )
+    write_state(tmp_path / "own.safetensors", network.state_dict())
+    checkpoint = find_network(tmp_path / "own.safetensors", network.state_dict().keys())
+    assert checkpoint.state.keys() == network.state_dict().keys()
+    assert not checkpoint.paper
