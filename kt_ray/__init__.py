@@ -20,7 +20,6 @@ _HOMES = {  # each public name, and the module that it is in
     "open_zoo": "kt_ray.studies.api",
     "resume": "kt_ray.studies.study",
     "run": "kt_ray.studies.study",
-    "search": "kt_ray.studies.study",
     "train": "kt_ray.studies.api",
     "translate": "kt_ray.studies.api",
 }
@@ -35,7 +34,6 @@ __all__ = [
     "open_zoo",
     "resume",
     "run",
-    "search",
     "train",
     "translate",
 ]
@@ -43,7 +41,7 @@ __all__ = [
 if TYPE_CHECKING:
     from kt_ray.errors import KTError
     from kt_ray.studies.api import build_zoo, evaluate, load, load_dataset, open_zoo, train, translate
-    from kt_ray.studies.study import open_study, resume, run, search
+    from kt_ray.studies.study import open_study, resume, run
 
 
 def __getattr__(name: str) -> Any:

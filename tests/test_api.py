@@ -14,7 +14,7 @@ import kt_ray as kt
 
 PUBLIC = (
     "KTError", "__version__", "build_zoo", "evaluate", "load", "load_dataset", "open_study", "open_zoo", "resume",
-    "run", "search", "train", "translate",
+    "run", "train", "translate",
 )  # fmt: skip
 HEAVY = ("torch", "ray", "mlflow", "optuna", "numpy", "pandas", "pyarrow", "pydantic")
 FUNCTIONS = tuple(name for name in PUBLIC if name[0].islower() and name.isidentifier() and not name.startswith("_"))

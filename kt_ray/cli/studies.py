@@ -87,7 +87,15 @@ def search(
     """Search the space of a study file over a zoo that is already built."""
     from kt_ray.studies import study
 
-    study.search(file, workspace, overrides=overrides or (), start_from=start_from or (), accept_changes=accept_changes)
+    study.run(
+        file,
+        workspace,
+        kind="translation",
+        search_only=True,
+        overrides=overrides or (),
+        start_from=start_from or (),
+        accept_changes=accept_changes,
+    )
 
 
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials the study shall have in all.")]

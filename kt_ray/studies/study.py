@@ -1,4 +1,4 @@
-"""The public functions of `kt_ray` on studies: run, search, resume, open."""
+"""The public functions of `kt_ray` on studies: run, resume, open."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def run(
     overrides: Sequence[str] = (),
     start_from: Sequence[str] = (),
     kind: Kind | None = None,
+    search_only: bool = False,
     accept_changes: bool = False,
     accept_weak: bool = False,
     progress: bool = True,
@@ -100,6 +101,7 @@ def run(
         overrides: Values in place of the file's, such as `search.trials=20`.
         start_from: Studies or models whose parameters are tried first.
         kind: Refuse a file of another kind: `translation` or `distillation`.
+        search_only: Only run the trials that are missing, over a zoo that is built.
         accept_changes: Go on although zoo, dataset or base trial are not those of the study's trials.
         accept_weak: Make the model champion though a block that costs nothing is better.
         progress: Whether to print how far it is.
@@ -109,6 +111,7 @@ def run(
 
     Raises:
         ConfigError: If the file has faults.
+        ZooError: If `search_only` and the zoo is missing members.
         StudyError: If another process runs the study, or it was begun with something else.
 
     Example:
@@ -123,48 +126,10 @@ def run(
     """
     config, place = _opened(study, workspace, overrides, start_from, kind)
     with Narrator(quiet=not progress) as narrator:
-        run_study(config, place, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
-    return Study(config.name, place)
-
-
-def search(
-    study: File,
-    workspace: str | Path | None = None,
-    *,
-    overrides: Sequence[str] = (),
-    start_from: Sequence[str] = (),
-    accept_changes: bool = False,
-    progress: bool = True,
-) -> Study:
-    """Run the trials that a study is missing, over a zoo that is built, and nothing after them.
-
-    Args:
-        study: A study file, the name of one that is bundled, or its content as a mapping.
-        workspace: Directory of the workspace; `KT_RAY_WORKSPACE`, else `./kt-workspace`, if None.
-        overrides: Values in place of the file's, such as `search.trials=20`.
-        start_from: Studies or models whose parameters are tried first.
-        accept_changes: Go on although zoo, dataset or base trial are not those of the study's trials.
-        progress: Whether to print how far it is.
-
-    Returns:
-        The study.
-
-    Raises:
-        ConfigError: If the file has faults.
-        ZooError: If the zoo is missing members.
-        StudyError: If another process runs the study, or it was begun with something else.
-
-    Example:
-        >>> import kt_ray as kt
-        >>> try:
-        ...     kt.search("quickstart", progress=False)
-        ... except kt.KTError as error:
-        ...     print(str(error)[-44:])
-        `kt-ray zoo build` or `kt-ray run` trains them
-    """
-    config, place = _opened(study, workspace, overrides, start_from, "translation")
-    with Narrator(quiet=not progress) as narrator:
-        search_study(config, place, narrator, accept_changes=accept_changes)
+        if search_only:
+            search_study(config, place, narrator, accept_changes=accept_changes)
+        else:
+            run_study(config, place, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
     return Study(config.name, place)
 
 
