@@ -64,9 +64,9 @@ class Fitting:
     images: int = 512
     ridge: float = 1e-2  # of each feature's own power
     block_steps: int = 60
-    network_steps: int = 60
+    network_steps: int = 100
     divergence: float = 0.3
-    learning_rate: float = 0.01
+    learning_rate: float = 0.008
     batch: int = 64
     seed: int = 0
 
