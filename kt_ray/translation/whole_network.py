@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from kt_ray.errors import CheckpointError
 from kt_ray.translation.projected import convolution_equations, eliminate, fit
 
+ROUNDS = 32  # of elimination: several units at once where more are to go
 OFFSET, LARGEST_OFFSET = 64.0, 1e7  # added to a branch so that a block's last ReLU passes everything
 
 
@@ -227,7 +228,7 @@ def write_block(
     equations = convolution_equations(hidden["units"], wanted - skipped, last.kernel_size[0])
     width = _convolution(small, site.target.conv1).out_channels
     if width < first.out_channels:
-        units = eliminate(equations, first.out_channels, width, ridge)
+        units = eliminate(equations, first.out_channels, width, ridge, ROUNDS)
     else:
         units = torch.arange(width, device=inputs.device)
     fits = fit(equations, first.out_channels, units[None], ridge)
