@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 
 KEY = "kt_ray.sha256"
 BLANK = "0" * 64
@@ -26,6 +27,11 @@ def checksum_holds(content: bytes) -> bool | None:
     """Return whether `content` has the SHA-256 that it carries; None if it carries none."""
     place = _place(content)
     return None if place is None else content[place] == _digest(content, place)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of the file at `path`."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _place(content: bytes) -> slice | None:
