@@ -125,7 +125,7 @@ def _read(path: Path) -> list[Entry]:
     known = set[str]()  # references to runs that an earlier entry opens
     for number, line in enumerate(lines, 1):
         try:
-            entry = _Line.validate_python(_checked(json.loads(line))).model_dump(by_alias=True)
+            entry = _Line.validate_json(json.dumps(_checked(json.loads(line)))).model_dump(by_alias=True)
             if entry["do"] != "run" and entry["run"].startswith(PENDING) and entry["run"] not in known:
                 raise ValueError(entry["run"])
         except (ValueError, TypeError, RecursionError):

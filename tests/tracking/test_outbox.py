@@ -170,7 +170,8 @@ NO_ENTRIES = [
     b"nonsense", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b"{}", b'{"do": "remove", "run": "a", "time": 5}',
     json.dumps(LOG | {"step": -1}).encode(), json.dumps(LOG | {"step": 10**40}).encode(),
     json.dumps(LOG | {"metrics": {"loss": "low"}}).encode(), json.dumps(LOG | {"more": 1}).encode(),
-    json.dumps(LOG | {"sha256": "0"}).encode(), json.dumps(LOG | {"run": "pending-0"}).encode(), json.dumps({"do": "finish", "run": "a"}).encode(),
+    json.dumps(LOG | {"sha256": "0"}).encode(), json.dumps(LOG | {"run": "pending-0"}).encode(),
+    json.dumps({"do": "finish", "run": "a"}).encode(),
 ]  # fmt: skip
 
 
