@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kt_ray._io.checksum import checked_json, json_with_checksum
 from kt_ray._io.files import write_whole
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
@@ -57,7 +57,7 @@ def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
     if not path.is_file():
         return None
     with reading(path):
-        return Conclusion(**json.loads(path.read_text(encoding="utf-8")))
+        return Conclusion(**checked_json(path.read_bytes()))
 
 
 def conclude(
@@ -206,4 +206,4 @@ def _log(tracker: Tracker, result: SearchResult, evaluation: Evaluation) -> None
 
 def _write(workspace: Workspace, conclusion: Conclusion) -> None:
     path = workspace.study_directory(conclusion.study) / CONCLUSION
-    write_whole(path, json.dumps(asdict(conclusion), indent=1).encode())
+    write_whole(path, json_with_checksum(asdict(conclusion)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kt_ray._io.checksum import checked_json, json_with_checksum
 from kt_ray._io.files import write_whole
 from kt_ray.config import DistillConfig, read_source, validate, validate_source
 from kt_ray.data import Dataset, load_dataset
@@ -107,7 +107,7 @@ def resume(
         )
     path = Workspace.existing(root).study_directory(study) / FILE
     with reading(path):
-        content = json.loads(path.read_text("utf-8"))
+        content = checked_json(path.read_bytes())
     config = validate(DistillConfig, content, study)
     config = config.model_copy(update={"search": extension.extended(config.search)})
     return run(config, Workspace.open(root, config.storage), narrator, accept_changes=accept_changes)
@@ -156,7 +156,7 @@ def run(
     tracker.log_text(run_id, distillation.to_markdown(), "evaluation.md")
     tracker.log(run_id, {"test_accuracy": distillation.rows[-1].accuracy}, 1)
     tracker.finish(run_id, "FINISHED")
-    write_whole(directory / CONCLUSION, json.dumps(distillation.to_dict(), indent=1).encode())
+    write_whole(directory / CONCLUSION, json_with_checksum(distillation.to_dict()))
     narrator.say(distillation.to_markdown())
     narrator.say(f"student:  {distillation.student}")
     narrator.say(f"registry: {comparison}")

@@ -9,6 +9,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from kt_ray._io.bundled import PREFIX
+from kt_ray._io.checksum import checked_json
 from kt_ray.config import DatasetConfig, Split, StudyConfig, validate
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError, StudyError, ZooError
@@ -170,5 +171,5 @@ def study_config(study: str, root: Path | None) -> StudyConfig:
         known = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         raise StudyError(f"no study {study!r} in {workspace.root}; there are: {', '.join(known) or 'none'}")
     with reading(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = checked_json(path.read_bytes())
     return validate(StudyConfig, content, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kt_ray._io.checksum import json_with_checksum
 from kt_ray._io.files import write_whole
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.data import Dataset, load_dataset
@@ -171,7 +172,7 @@ def _search(
 ) -> SearchResult:
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / FILE, config.model_dump_json(indent=1).encode())
+    write_whole(directory / FILE, json_with_checksum(config.model_dump(mode="json")))
     narrator.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
     result = run_search(
         config, workspace, TranslatorTask(zoo, dataset), tracker, narrator.searching, accept_changes=accept_changes

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kt_ray._io.text import first_line
 from kt_ray.config import StorageConfig, validate
 from kt_ray.errors import ConfigError, StudyError
 
@@ -109,8 +110,8 @@ def reading(path: Path) -> Iterator[None]:
     """For reading the JSON file at `path` of a study. Raises StudyError where that is damaged."""
     try:
         yield
-    except ValueError as error:
-        raise StudyError(f"{path} is not JSON ({error}); remove it and run the study file again") from None
+    except (ValueError, TypeError) as error:
+        raise StudyError(f"{path} is damaged ({first_line(error)}); remove it and run the study file again") from None
 
 
 def from_environment(storage: StorageConfig) -> StorageConfig:
