@@ -3,8 +3,8 @@
 ResNets of 8 and 20 layers on Fashion-MNIST (stem of stride 2, 16 to 64 channels, two epochs), every block translated,
 transitions included, to ¾, ½ and ¼ of its hidden width. "kt_ray" reads no image of the user's: it carries probes, drawn
 from a mixture that was fitted to the zoo's images (which are of the same dataset), or random shapes (no data at all).
-Peers narrow the same networks to the same widths; neuron merging and LBYL's restoration are written anew here. Ratios are of test accuracy to the original's; seconds are of one
-core's processor.
+Peers narrow the same networks to the same widths; neuron merging and LBYL's restoration are written anew here. Ratios
+are of test accuracy to the original's; seconds are of one core's processor.
 
     python benchmarks/resnet_zoo.py DIRECTORY                # the networks, trained once
     python benchmarks/whole_networks.py DIRECTORY            # goes on where it stopped
@@ -233,7 +233,7 @@ def draw(found: list[Row]) -> None:
     """Draw accuracy against multiply-adds, one line a method."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4))
+    figure = Figure(figsize=(9, 4))
     axes = figure.subplots()
     for method in dict.fromkeys(row["method"] for row in found):
         rows = sorted((row for row in found if row["method"] == method), key=lambda row: row["multiply_adds"])
@@ -244,7 +244,7 @@ def draw(found: list[Row]) -> None:
     axes.set(xlabel="multiply-adds of the network, over the original's", ylabel="accuracy over the original's")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
 
