@@ -139,10 +139,16 @@ def status(
     format_: Format = "table",
 ) -> None:
     """Show how far studies are, from their storage alone: also while one runs."""
+    from kt_ray._io.urls import redacted
+    from kt_ray.errors import StudyError
     from kt_ray.search.summary import summaries
     from kt_ray.studies.workspace import Workspace
 
-    found = summaries(Workspace.existing(workspace).study_storage, study)
+    place = Workspace.existing(workspace)
+    found = summaries(place.study_storage, study)
+    begun = sorted({path.parts[-3] for path in (place.root / "studies").glob("*/checkpoints/*")})
+    if begun and not found:
+        raise StudyError(f"{redacted(place.study_storage)} is missing or empty, but trials of {begun[0]} have run")
     show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
 
 

@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray._io.urls import redacted
 from kt_ray.errors import StudyError
+from kt_ray.search.integrity import check_trials, search_of
 from kt_ray.search.lease import holder_of
-from kt_ray.search.retries import REASON, SEARCH, SECONDS, STEP, lineage_of, lineages, retries_of, select_champion
+from kt_ray.search.retries import REASON, SECONDS, STEP, lineage_of, lineages, retries_of, select_champion
 from kt_ray.search.storage import open_storage, study_names
 
 
@@ -57,10 +58,16 @@ class StudySummary:
 
 
 def load_study(url: str, name: str) -> optuna.Study:
-    """The study `name` in the storage at `url`. Raises StudyError, naming what there is, where it is missing."""
+    """Return the study `name` in the storage at `url`.
+
+    Raises StudyError if it is missing, naming what there is, or if it does not hold what was written.
+    """
     storage = open_storage(url, create=False)
     try:
-        return optuna.load_study(study_name=name, storage=storage)
+        study = optuna.load_study(study_name=name, storage=storage)
+        search_of(study)
+        check_trials(study.get_trials(deepcopy=False))
+        return study
     except KeyError:
         known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
         raise StudyError(f"no study {name!r} in {redacted(url)}; there are: {known}") from None
@@ -71,7 +78,7 @@ def summarise(study: optuna.Study) -> StudySummary:
     last = lineages(study.get_trials(deepcopy=False))
     counts = {state: sum(trial.state is state for trial in last.values()) for state in TrialState}
     best = select_champion(study)
-    search = study.user_attrs.get(SEARCH, {})
+    search = search_of(study)
     holder = holder_of(study)
     seconds = sum(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in last.values())
     changes = [trial.datetime_complete or trial.datetime_start for trial in last.values()]
@@ -108,7 +115,7 @@ def trial_rows(url: str, name: str) -> list[dict[str, Any]]:
 
 def row(study: optuna.Study, lineage: int, trial: FrozenTrial, paths: Sequence[str]) -> dict[str, Any]:
     """A trial as a row of a table; `paths` are the parameters it shows."""
-    search = study.user_attrs.get(SEARCH, {})
+    search = search_of(study)
     names = search.get("metrics", [])
     values = _values(trial)
     objectives = dict(zip(names[1:], values[1:], strict=False)) if values else {}

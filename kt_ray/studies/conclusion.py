@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from kt_ray._io.checksum import json_with_checksum
 from kt_ray._io.display import Displayed
 from kt_ray._io.files import write_whole
 from kt_ray._io.text import number
@@ -223,4 +223,4 @@ def tell(config: Config, workspace: Workspace, conclusion: Conclusion, narrator:
 
 def _write(workspace: Workspace, conclusion: Conclusion) -> None:
     path = workspace.study_directory(conclusion.study) / CONCLUSION
-    write_whole(path, json.dumps(conclusion.model_dump(mode="json"), indent=1).encode())
+    write_whole(path, json_with_checksum(conclusion.model_dump(mode="json")))

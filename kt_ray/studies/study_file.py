@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from kt_ray._io.checksum import json_with_checksum
 from kt_ray._io.files import write_whole
 from kt_ray.config import (
     DistillConfig,
@@ -73,7 +74,7 @@ def store_config(config: Config, workspace: Workspace) -> None:
     """Keep the study file as resolved in the study's directory, for `resume`."""
     directory = workspace.study_directory(config.name)
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / FILE, config.model_dump_json(indent=1).encode())
+    write_whole(directory / FILE, json_with_checksum(config.model_dump(mode="json")))
 
 
 def stored_config(study: str, workspace: Workspace) -> Config:

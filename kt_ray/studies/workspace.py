@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from kt_ray._io.checksum import checked_json
 from kt_ray._io.text import first_line
 from kt_ray.config import DistillConfig, StorageConfig, StudyConfig, validate
 from kt_ray.config.base import explain
@@ -21,7 +21,6 @@ from kt_ray.tracking.tracker import Tracker
 VARIABLE = "KT_RAY_WORKSPACE"
 DEFAULT = "kt-workspace"
 OUTBOX = "mlflow-outbox.jsonl"
-MEND = "remove it and run the study file again"
 Made = TypeVar("Made")
 STORAGE_VARIABLES = {field: f"KT_RAY_STORAGE_{field.upper()}" for field in StorageConfig.model_fields}
 
@@ -117,16 +116,12 @@ def _under(place: str, name: str) -> str:
 def read_json(path: Path, make: Callable[[Any], Made]) -> Made:
     """Return what `make` makes of the JSON file at `path` of a study. Raises StudyError where that is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise StudyError(f"{path} is not JSON ({first_line(error)}); {MEND}") from None
+        return make(checked_json(path.read_bytes()))
     except OSError as error:
         raise StudyError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        return make(content)
-    except (ConfigError, ValidationError, TypeError, KeyError, AttributeError) as error:
-        fault = explain(error)[0] if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        raise StudyError(f"{path} does not hold what it should ({fault}); {MEND}") from None
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        fault = explain(error)[0] if isinstance(error, ValidationError) else first_line(error)
+        raise StudyError(f"{path} is damaged ({fault}); remove it and run the study file again") from None
 
 
 def open_tracker(config: StudyConfig | DistillConfig, workspace: Workspace) -> Tracker:

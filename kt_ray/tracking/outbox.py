@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from kt_ray.tracking.runs import Input, Status
 logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
+SHA256 = "sha256"  # of an entry, in its line
 PENDING = "pending-"  # begins a reference to a run that is not made yet
 Texts = dict[str, str]
 Integer = Annotated[int, Field(ge=0, lt=2**63)]
@@ -89,7 +91,7 @@ class Outbox:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(_line(entry))
         except OSError as error:
             raise TrackingError(
                 f"MLflow does not answer, and what it lacks cannot be written to {self.path} ({error.strerror})"
@@ -103,7 +105,7 @@ class Outbox:
             self.path.unlink(missing_ok=True)
             return
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
+        temporary.write_text("".join(_line(entry) for entry in self.entries), encoding="utf-8")
         temporary.replace(self.path)
 
 
@@ -123,10 +125,10 @@ def _read(path: Path) -> list[Entry]:
     known = set[str]()  # references to runs that an earlier entry opens
     for number, line in enumerate(lines, 1):
         try:
-            entry = _Line.validate_json(line).model_dump(by_alias=True)
+            entry = _Line.validate_json(json.dumps(_checked(json.loads(line)))).model_dump(by_alias=True)
             if entry["do"] != "run" and entry["run"].startswith(PENDING) and entry["run"] not in known:
                 raise ValueError(entry["run"])
-        except (ValueError, RecursionError):
+        except (ValueError, TypeError, RecursionError):
             if number < len(lines):
                 bad.append(number)
             continue
@@ -136,7 +138,7 @@ def _read(path: Path) -> list[Entry]:
         aside = _free_name(path)
         try:
             path.rename(aside)
-            aside.with_name(path.name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+            aside.with_name(path.name).write_text("".join(_line(entry) for entry in entries))
         except OSError as error:
             raise TrackingError(
                 f"{path} holds lines that are no entries and cannot be moved ({error.strerror}); remove it"
@@ -149,6 +151,23 @@ def _read(path: Path) -> list[Entry]:
             aside,
         )
     return entries
+
+
+def _line(entry: Entry) -> str:
+    """Return the line of an entry: JSON with its SHA-256."""
+    return json.dumps({**entry, SHA256: _digest(entry)}) + "\n"
+
+
+def _checked(entry: Entry) -> Entry:
+    """Return an entry without its SHA-256. Raises ValueError if it has another; older ones have none."""
+    known = entry.pop(SHA256, None) if isinstance(entry, dict) else None
+    if known is not None and known != _digest(entry):
+        raise ValueError(known)
+    return entry
+
+
+def _digest(entry: Entry) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 def _free_name(path: Path) -> Path:

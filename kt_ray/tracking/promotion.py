@@ -18,6 +18,7 @@ from kt_ray.networks import State
 from kt_ray.tracking.model import write_model
 from kt_ray.tracking.registry import (
     CHAMPION,
+    TAGS_SHA256,
     MeasuredOn,
     RegisteredTranslator,
     accuracies,
@@ -26,6 +27,7 @@ from kt_ray.tracking.registry import (
     fingerprint_tag,
     measured_on,
     reader,
+    tags_digest,
     utc,
     versions_of,
 )
@@ -104,7 +106,8 @@ class Candidate:
     def tags(self) -> dict[str, str]:
         """What the registry keeps of a candidate."""
         made = {"kt_ray.sha256": self.sha256, "kt_ray.study": self.study, "kt_ray.trial": str(self.trial)}
-        return made | self.measured.tags()
+        tags = made | self.measured.tags()
+        return tags | {TAGS_SHA256: tags_digest(tags)}
 
 
 @dataclass(frozen=True)

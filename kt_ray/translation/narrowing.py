@@ -63,3 +63,37 @@ def narrow_block(block: nn.Module, width: int) -> None:
 def _like(old: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
     geometry: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
     return nn.Conv2d(inputs, outputs, **geometry).to(old.weight.device, old.weight.dtype)
+
+
+def builder_text(kind: str, file: str, hidden: Mapping[str, int]) -> str:
+    """Return the text of a Python file, with torch alone, that narrows a fresh network as `narrowed` does."""
+    widths = "".join(f"    {path!r}: {width},\n" for path, width in hidden.items())
+    return f'''"""Narrows a {kind} to what {file} holds. Written by `kt-ray translate`.
+
+    from safetensors.torch import load_file
+
+    network = narrow({kind}(...))  # as it was built for training
+    network.load_state_dict(load_file({file!r}))
+"""
+
+from torch import nn
+
+HIDDEN = {{  # hidden units of the block at each module path
+{widths}}}
+
+
+def narrow(network: nn.Module) -> nn.Module:
+    """Give each block its hidden units; batch norms within blocks are biases now."""
+    for path, width in HIDDEN.items():
+        block = network.get_submodule(path)
+        block.conv1 = like(block.conv1, block.conv1.in_channels, width)
+        block.conv2 = like(block.conv2, width, block.conv2.out_channels)
+        block.bn1 = nn.Identity()
+        block.bn2 = nn.Identity()
+    return network
+
+
+def like(old: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
+    """Return a convolution of the same geometry with other channels, and biases."""
+    return nn.Conv2d(inputs, outputs, old.kernel_size, old.stride, old.padding)
+'''

@@ -1,4 +1,5 @@
-"""Images that a translator carries to run networks on: random strokes, or draws from a mixture fitted to images."""
+"""Images that a translator carries to run networks on: random strokes or shapes, or draws from a mixture fitted to
+images."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -50,6 +52,30 @@ def drawn_curves(curves: Curves, shape: tuple[int, int, int]) -> Tensor:
     radius = 0.03 * min(height, width)
     light = 1.3 * torch.exp(-distance / (2 * radius**2)) * drawn.repeat_interleave(len(along), 2)[..., None]
     return light.amax(2).clamp(0, 1).reshape(count, channels, height, width)
+
+
+def shapes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
+    """Images [count, C, H, W] in [0, 1] of one filled, textured shape each, light on dark: networks for photographs or
+    clothes, which strokes leave all but silent, answer to them.
+
+    A shape is a superellipse whose outline is bent by a smooth random field; its light varies at several scales.
+    """
+    channels, height, width = shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+
+    def field(planes: int, cells: int) -> Tensor:
+        drawn = torch.randn(count, planes, cells, cells, generator=generator)
+        return F.interpolate(drawn, (height, width), mode="bicubic", align_corners=True)
+
+    y = (torch.linspace(-1, 1, height)[:, None] - uniform(-0.2, 0.2)) / uniform(0.3, 1.0)
+    x = (torch.linspace(-1, 1, width) - uniform(-0.2, 0.2)) / uniform(0.3, 1.0)
+    power = uniform(2, 6)
+    inside = torch.sigmoid(12 * (1 - x.abs() ** power - y.abs() ** power + 0.5 * field(1, 4)))
+    grain = torch.randn(count, channels, height, width, generator=generator) * uniform(0, 0.16)
+    light = uniform(0, 1) + 0.25 * field(channels, 3) + 0.15 * field(channels, 8) + grain
+    return (inside * light.clamp(0.05, 1)).clamp(0, 1)
 
 
 def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from kt_ray.errors import CheckpointError
 from kt_ray.translation.projected import convolution_equations, eliminate, fit
 
+ROUNDS = 32  # of elimination: several units at once where more are to go
 OFFSET, LARGEST_OFFSET = 64.0, 1e7  # added to a branch so that a block's last ReLU passes everything
 
 
@@ -64,9 +65,9 @@ class Fitting:
     images: int = 512
     ridge: float = 1e-2  # of each feature's own power
     block_steps: int = 60
-    network_steps: int = 60
+    network_steps: int = 100
     divergence: float = 0.3
-    learning_rate: float = 0.01
+    learning_rate: float = 0.008
     batch: int = 64
     seed: int = 0
 
@@ -227,7 +228,7 @@ def write_block(
     equations = convolution_equations(hidden["units"], wanted - skipped, last.kernel_size[0])
     width = _convolution(small, site.target.conv1).out_channels
     if width < first.out_channels:
-        units = eliminate(equations, first.out_channels, width, ridge)
+        units = eliminate(equations, first.out_channels, width, ridge, ROUNDS)
     else:
         units = torch.arange(width, device=inputs.device)
     fits = fit(equations, first.out_channels, units[None], ridge)

@@ -60,7 +60,7 @@ def test_a_conclusion_is_read_back(tmp_path: Path) -> None:
     (directory / CONCLUSION).write_text(CAME_TO.model_dump_json())
     assert read_conclusion(workspace, "s") == CAME_TO
     (directory / CONCLUSION).write_text("")
-    with pytest.raises(StudyError, match=r"conclusion\.json is not JSON \(.*\); remove it and run"):
+    with pytest.raises(StudyError, match=r"conclusion\.json is damaged \(.*\); remove it and run"):
         read_conclusion(workspace, "s")
 
 

@@ -170,7 +170,8 @@ NO_ENTRIES = [
     b"nonsense", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b"{}", b'{"do": "remove", "run": "a", "time": 5}',
     json.dumps(LOG | {"step": -1}).encode(), json.dumps(LOG | {"step": 10**40}).encode(),
     json.dumps(LOG | {"metrics": {"loss": "low"}}).encode(), json.dumps(LOG | {"more": 1}).encode(),
-    json.dumps(LOG | {"run": "pending-0"}).encode(), json.dumps({"do": "finish", "run": "a"}).encode(),
+    json.dumps(LOG | {"sha256": "0"}).encode(), json.dumps(LOG | {"run": "pending-0"}).encode(),
+    json.dumps({"do": "finish", "run": "a"}).encode(),
 ]  # fmt: skip
 
 
@@ -195,6 +196,6 @@ def test_every_kind_of_entry_is_one(tracker: Tracker, gate: Gate, outbox: Path, 
     tracker.log(study, {"loss": float("nan"), "other": float("inf")}, 1)
     one_trial(tracker, study, 0)
     copy = shutil.copyfile(outbox, tmp_path / "copy.jsonl")
-    sent = [json.dumps(json.loads(line), sort_keys=True) for line in outbox.read_text().splitlines()]
+    sent = [json.dumps(entry, sort_keys=True) for entry in tracker._outbox.entries]
     assert [json.dumps(entry, sort_keys=True) for entry in Outbox(copy).entries] == sent
     assert not list(tmp_path.glob("*damaged*"))
