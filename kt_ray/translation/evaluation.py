@@ -163,7 +163,9 @@ def evaluate(
 ) -> Evaluation:
     """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
 
-    Everything runs on the device of `translator`. With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
+    Everything runs on the device of `translator`.
+
+    With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
     `others` are further stacks of target blocks, a row each. Members without a target, as imported ones may be, are
     evaluated where the split has no others, without the trained target's row; a zoo without training members has
     none of what is made of their targets. Raises ZooError where the split has no members at all.

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from kt_ray.config import (
-    ClassifierConfig, DatasetConfig, DistillTrialConfig, FitConfig, MethodConfig, ParaphraserConfig, ResNetOptions, TeacherConfig,
-)  # fmt: skip
+    ClassifierConfig,
+    DatasetConfig,
+    DistillTrialConfig,
+    FitConfig,
+    MethodConfig,
+    ParaphraserConfig,
+    ResNetOptions,
+    TeacherConfig,
+)
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.distillation import stages
 from kt_ray.distillation.cache import Cache
