@@ -110,6 +110,16 @@ def test_what_is_missing_is_named(url: str) -> None:
         storage.delete_study(storage.get_study_id_from_name("empty"))
 
 
+def test_constraints_that_no_trial_keeps_are_told_with_the_nearest(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    constraints = ["accuracy_mean >= 2", "unreported <= 1"]
+    config = study_config("tight", trials=3, sampler={"name": "random"}, constraints=constraints)
+    searched(config, open_storage(url))
+    for read in (best_trial, pareto_rows):
+        with pytest.raises(StudyError, match=r"keeps the constraints; the nearest of 3 .*no such metric"):
+            read(url, "tight")
+
+
 def test_another_studys_best_points_that_lie_in_the_space(url: str) -> None:
     space = {"training.learning_rate": study_config().space["training.learning_rate"]}
     points = points_of_study(url, "s", space, best=3)
