@@ -102,7 +102,7 @@ def test_what_is_missing_is_named(url: str) -> None:
     SearchStudy(study_config("empty"), storage)
     try:
         for function in (best_trial, pareto_rows):
-            with pytest.raises(StudyError, match="no trial of empty is complete yet; `kt-ray status empty`"):
+            with pytest.raises(StudyError, match="no trial of empty is complete; `kt-ray trials empty`"):
                 function(url, "empty")
         with pytest.raises(StudyError, match="importance needs two complete trials or more; empty has 0"):
             importance_rows(url, "empty")

@@ -63,7 +63,7 @@ def test_faults_of_space_and_sampler_are_refused_before_anything_is_sent(
 def test_the_file_of_a_study_is_kept_for_resume(config: StudyConfig | DistillConfig, tmp_path: Path) -> None:
     store_config(config, Workspace(tmp_path))
     assert stored_config("s", Workspace(tmp_path)) == config
-    with pytest.raises(StudyError, match="no study 't' in .*; there are: s"):
+    with pytest.raises(StudyError, match=r"no study 't' in .*; there are: s"):
         stored_config("t", Workspace(tmp_path))
 
 
