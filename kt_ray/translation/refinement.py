@@ -17,7 +17,7 @@ from kt_ray.translation.block_runner import Surroundings, stem_activations
 from kt_ray.translation.divergences import relative_error, tempered_kl
 from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
 from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves, to_images, to_parameters
-from kt_ray.translation.units import LAYOUTS, Units, feature_widths, write
+from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, write
 
 FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
@@ -160,7 +160,7 @@ class Change(nn.Module):
         super().__init__()
         width, layout = config.refinement.width, LAYOUTS[architecture.pair]
         values = layout.kernels * layout.values + len(layout.unit) + len(layout.channel)
-        self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
+        self.source = nn.Linear(edge_width(config, architecture) + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)
         self.seen = nn.Linear(2 * values + 3 + RANK_CODE, width)
         self.layer = AxialLayer(width, config.refinement.heads, 0.0)
