@@ -93,7 +93,7 @@ def projections(
     fits = project(equations, hidden, keep, shortlist=max(SHORTLIST, count))
     if fits.units.shape[1] > 1:
         fits = fits.pick(_divergences(fits, features, hidden, surroundings).argsort(1)[:, :count])
-    activity = _moments(features[:, : hidden * layout.values].unflatten(1, (hidden, layout.values)).flatten(2))
+    activity = _moments(features[:, : hidden * layout.values].reshape(len(features), hidden, -1))
     return [
         _block(fits, number, candidates, layout, activity, _moments(wanted - _response(fits, number, features, hidden)))
         for number in range(fits.units.shape[1])
