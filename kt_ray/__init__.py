@@ -17,6 +17,7 @@ _HOMES = {  # each public name, and the module that it is in
     "load": "kt_ray.studies.api",
     "load_dataset": "kt_ray.studies.api",
     "open_zoo": "kt_ray.studies.api",
+    "register": "kt_ray.registry",
     "train": "kt_ray.studies.api",
     "translate": "kt_ray.studies.api",
 }
@@ -28,12 +29,14 @@ __all__ = [
     "load",
     "load_dataset",
     "open_zoo",
+    "register",
     "train",
     "translate",
 ]
 
 if TYPE_CHECKING:
     from kt_ray.errors import KTError
+    from kt_ray.registry import register
     from kt_ray.studies.api import build_zoo, evaluate, load, load_dataset, open_zoo, train, translate
 
 
