@@ -16,8 +16,11 @@ _HOMES = {  # each public name, and the module that it is in
     "evaluate": "kt_ray.studies.api",
     "load": "kt_ray.studies.api",
     "load_dataset": "kt_ray.studies.api",
+    "open_study": "kt_ray.studies.study",
     "open_zoo": "kt_ray.studies.api",
     "register": "kt_ray.registry",
+    "resume": "kt_ray.studies.study",
+    "run": "kt_ray.studies.study",
     "train": "kt_ray.studies.api",
     "translate": "kt_ray.studies.api",
 }
@@ -28,8 +31,11 @@ __all__ = [
     "evaluate",
     "load",
     "load_dataset",
+    "open_study",
     "open_zoo",
     "register",
+    "resume",
+    "run",
     "train",
     "translate",
 ]
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     from kt_ray.errors import KTError
     from kt_ray.registry import register
     from kt_ray.studies.api import build_zoo, evaluate, load, load_dataset, open_zoo, train, translate
+    from kt_ray.studies.study import open_study, resume, run
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,6 @@ import optuna
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from kt_ray.config import (
     MemberCounts,
@@ -35,7 +34,7 @@ from kt_ray.config import (
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, KTError, StudyError, ZooError
 from kt_ray.networks import Architecture
-from kt_ray.networks.checkpoint import read_state
+from kt_ray.networks.checkpoint import read_state, read_written, write_state
 from kt_ray.search.samplers import build_sampler
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
@@ -142,19 +141,30 @@ def test_a_hostile_torch_checkpoint(make: Callable[[Path], bytes], tmp_path: Pat
         ("architecture", json.dumps({"pair": "__import__", "network": {}, "image_shape": [1, 28, 28], "classes": 10})),
         ("architecture", json.dumps({"pair": "basic_to_simple", "network": {"channels": -1}, "image_shape": [1, 28, 28],
                                      "classes": 10})),
+        ("architecture", {"image_shape": [1, 10**6, 10**9]}),
+        ("architecture", {"image_shape": [1, 28]}),
+        ("architecture", {"image_shape": [0, 28, 28]}),
+        ("architecture", {"image_shape": None}),
+        ("architecture", {"classes": 10**30}),
+        ("architecture", {"classes": "ten"}),
+        ("architecture", {"network": {"channels": 10**6}}),
+        ("config", json.dumps({"family": "neuron_transformer", "neuron_transformer": {"depth": 10**9}})),
+        ("config", json.dumps({"family": "neuron_transformer", "neuron_transformer": {"width": 10**6}})),
         ("extra", "{"),
+        ("extra", "[]"),
+        ("extra", "null"),
+        ("extra", '{"metrics": 3}'),
         ("format", "pickle"),
     ],
 )  # fmt: skip
-def test_a_translator_whose_description_lies(entry: str, value: str, tmp_path: Path) -> None:
+def test_a_translator_whose_description_lies(entry: str, value: str | dict[str, Any], tmp_path: Path) -> None:
     config, architecture = TranslatorConfig(family="neuron_transformer"), Architecture("basic_to_simple")
     file = tmp_path / "translator.safetensors"
     save_translator(file, build_translator(config, architecture), config, architecture, {})
-    import safetensors
-
-    with safetensors.safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-    save_file(load_file(file), file, metadata | {entry: value})
+    tensors, metadata = read_written(file)
+    if isinstance(value, dict):
+        value = json.dumps(json.loads(metadata[entry]) | value)
+    write_state(file, tensors, metadata | {entry: value})  # with a checksum that holds
     with pytest.raises(CheckpointError):
         load_translator(file)
 

@@ -7,7 +7,11 @@ of a JSON mapping, of Parquet's or of safetensors' metadata), and is computed wi
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 KEY = "kt_ray.sha256"
 BLANK = "0" * 64
@@ -26,6 +30,33 @@ def checksum_holds(content: bytes) -> bool | None:
     """Return whether `content` has the SHA-256 that it carries; None if it carries none."""
     place = _place(content)
     return None if place is None else content[place] == _digest(content, place)
+
+
+def json_with_checksum(content: Mapping[str, Any]) -> bytes:
+    """Return `content` as JSON that carries its SHA-256."""
+    return with_checksum(json.dumps({**content, KEY: BLANK}, indent=1).encode())
+
+
+def checked_json(content: bytes) -> dict[str, Any]:
+    """Return the mapping in `content`, JSON; files from before they carried a SHA-256 are read too.
+
+    Raises ValueError if it is none, or does not have the SHA-256 that it carries.
+    """
+    if checksum_holds(content) is False:
+        raise ValueError("its SHA-256 is not the one that it carries")
+    try:
+        found = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, expected a mapping")
+    found.pop(KEY, None)
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of the file at `path`."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _place(content: bytes) -> slice | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -38,8 +39,8 @@ def submit(
     detach: Detach = False,
 ) -> None:
     """Run a study as a job of a Ray cluster and follow it; exit status is the job's. Ctrl-C only stops following."""
-    from kt_ray.jobs import submit as submit_job
     from kt_ray.studies.spaces import locate
+    from kt_ray.studies.submission import submit as submit_job
 
     job = submit_job(
         locate(file), address, workspace=workspace, overrides=overrides or (), code=not installed, python=python
@@ -77,7 +78,7 @@ def stop(job: JobId, address: Address = None) -> None:
     from kt_ray.jobs import stop as stop_job
 
     ended = stop_job(job, address)
-    say(f"{job}: {ended.status}\nnext: kt-ray jobs resume {job}")
+    say(f"{job}: {ended.status}\nnext: kt-ray jobs resume {shlex.quote(job)}")
 
 
 @jobs.command()

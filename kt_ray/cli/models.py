@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from kt_ray.cli.options import Format, WorkspaceRoot, Zoo
-from kt_ray.cli.output import say, show, show_json
+from kt_ray.cli.output import say, show, show_json, show_table
 
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="models:/NAME@champion, models:/NAME/3, a translator file, or pretrained:basic_to_simple, which ships.",
+        help="models:/NAME@champion, models:/NAME/3, a translator file, or pretrained:basic_to_simple, which is "
+        "bundled. `translate --network` takes probes: shapes, strokes, or mixture:DATASET.",
     ),
 ]
 
@@ -35,17 +36,65 @@ def translate(
     state_dict: Annotated[
         str | None, typer.Option(metavar="KEY", help="Which network of a checkpoint that holds several.")
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Translate all residual blocks of a whole network: resnet (CIFAR's), torchvision:resnet18, …"
+        ),
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of --network (resnet: depth, width); repeatable."),
+    ] = None,
+    hidden: Annotated[float, typer.Option(help="With --network: the share of hidden units that blocks keep.")] = 0.5,
+    image_shape: Annotated[
+        str | None, typer.Option(metavar="CxHxW", help="With --network: what it takes, if no --dataset says so.")
+    ] = None,
+    classes: Annotated[int, typer.Option(help="With --network: its classes, if no --dataset says so.")] = 10,
+    imagenet: Annotated[
+        bool, typer.Option("--imagenet", help="With --network: images are normalised as torchvision's weights expect.")
+    ] = False,
+    steps: Annotated[
+        int,
+        typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
+    ] = 100,
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
-    """Write the small network that a translator makes of a large one."""
+    """Write the small network that a translator makes of a large one.
+
+    With --network, every residual block is translated in forward order on the probes in MODEL, with no image of yours:
+
+    kt-ray translate shapes resnet20.pth -o small.safetensors --network resnet --image-shape 3x32x32
+    """
     from kt_ray.config import DatasetConfig
     from kt_ray.config import validate as checked
     from kt_ray.data import load_dataset
-    from kt_ray.studies.lookup import translator_file
+    from kt_ray.studies.models import translator_file
     from kt_ray.translation.translate import translate as run
 
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
+    if network is not None:
+        from kt_ray.errors import ConfigError
+        from kt_ray.studies.whole_networks import NetworkRequest, parse_options, parse_shape, translate_named
+
+        if images is None and image_shape is None:
+            raise ConfigError("--network needs --dataset, or --image-shape such as 3x32x32")
+        shape = parse_shape(image_shape) if image_shape else images.image_shape  # type: ignore[union-attr]
+        request = NetworkRequest(
+            network, parse_options(options), shape, images.classes if images else classes, imagenet
+        )
+        report = translate_named(
+            request, model, checkpoint, output, hidden, steps=steps, dataset=images, state_dict=state_dict
+        )
+        if format_ == "json":
+            show_json(report.to_dict())
+            return
+        show_table(report.site_rows())
+        show_table(report.rows(), report.display_title())
+        say(f"read {checkpoint}: {report.checkpoint}")
+        say(f"wrote {output}, and {report.builder}, which builds the network that loads it")
+        return
     translation = run(translator_file(model, workspace), checkpoint, output, images, state_dict)
     show(translation.to_dict(), translation.rows(), format_, f"translated in {1000 * translation.seconds:.0f} ms")
     if format_ == "table":
@@ -69,12 +118,14 @@ def evaluate(
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
+    from kt_ray.studies import api
     from kt_ray.studies.console import Narrator
-    from kt_ray.studies.lookup import evaluate_model, make_output, write_evaluation
+    from kt_ray.studies.models import make_output, write_evaluation
 
     if output is not None:
         make_output(output)
-    evaluation = evaluate_model(model, zoo, workspace, final=final, fit_steps=fit_steps)
+    loaded, store = api.load(model, workspace), api.open_zoo(zoo, workspace)
+    evaluation = api.evaluate(loaded, store, split="test" if final else "selection", fit_steps=fit_steps)
     written = write_evaluation(evaluation, output) if output is not None else []
     if format_ == "json":
         show_json(evaluation.to_dict())
@@ -93,9 +144,10 @@ def champions(
     format_: Format = "table",
 ) -> None:
     """List the registered versions of a translator; the champion is chosen by accuracy on selection, never on test."""
-    from kt_ray.studies.lookup import registered
+    from kt_ray.studies.workspace import Workspace
+    from kt_ray.tracking.registry import champions as registered
 
-    rows = [entry.to_dict() for entry in registered(workspace, name)]
+    rows = [entry.to_dict() for entry in registered(Workspace.existing(workspace).tracking_uri, name)]
     brief = ("version", "champion", "selection_accuracy", "test_accuracy", "study", "trial", "registered")
     show(rows, [{key.replace("_", " "): row[key] for key in brief} for row in rows], format_, name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from kt_ray.distillation.fitting import read_checkpoint, save_checkpoint
+from kt_ray.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1  # raised whenever the same configuration would be made into something else
 
@@ -40,15 +44,20 @@ class Cache:
         if key in self.memory:
             return self.memory[key]
         path = self.directory / f"{key}.safetensors"
-        if not path.exists():
+        found = _whole(path)
+        if found is None:
             with self._held(key):
-                if not path.exists():
+                found = _whole(path)
+                if found is None:
                     partial = self.directory / f"{key}.partial.safetensors"
+                    if _whole(partial) is None:
+                        partial.unlink(missing_ok=True)
                     state, facts = make(partial)
                     save_checkpoint(path, {"state": state}, facts)
                     partial.unlink(missing_ok=True)
-        parts, facts = read_checkpoint(path)
-        return parts["state"], facts
+                    found = read_checkpoint(path)
+        parts, facts = found
+        return parts.get("state", {}), facts
 
     @contextmanager
     def _held(self, key: str) -> Iterator[None]:
@@ -56,3 +65,14 @@ class Cache:
         with (self.directory / f"{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _whole(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Return the checkpoint at `path`; None if there is none or it is damaged, and then it is made anew."""
+    if not path.exists():
+        return None
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        logger.warning("%s; it is made anew", error)
+        return None

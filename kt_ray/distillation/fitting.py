@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kt_ray.config import FitConfig
 from kt_ray.errors import CheckpointError, ConfigError
-from kt_ray.networks.checkpoint import write_state
+from kt_ray.networks.checkpoint import read_written, write_state
 
 Groups = Sequence[tuple[Sequence[nn.Parameter], float]]
 
@@ -91,17 +90,15 @@ def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts
 
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """What `save_checkpoint` wrote. Raises CheckpointError where `path` is something else."""
-    parts: dict[str, dict[str, Tensor]] = {}
+    tensors, metadata = read_written(path)
     try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["kt_ray"])
-            for key in file.keys():  # noqa: SIM118 (a file, not a mapping)
-                part, _, name = key.partition("/")
-                parts.setdefault(part, {})[name] = file.get_tensor(key)
-    except FileNotFoundError:
-        raise CheckpointError(f"no such checkpoint: {path}") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint of a distillation ({error}); remove it") from None
+        facts = dict(json.loads(metadata["kt_ray"]))
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise CheckpointError(f"{path} is not a checkpoint of a distillation; remove it") from None
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
     return parts, facts
 
 

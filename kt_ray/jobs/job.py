@@ -11,14 +11,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ray.job_submission import JobDetails, JobStatus
 
 from kt_ray._compat.ray import TimedJobClient
-from kt_ray.config import StudyConfig, read_source, validate_source
-from kt_ray.config.kinds import only_study
 from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs.client import connection, job_server
 from kt_ray.jobs.packing import STUDY_FILE, packed
@@ -28,6 +25,7 @@ HOME_WORKSPACE = "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"  # the job's working 
 EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
 SECRET = re.compile(r"PASSW|TOKEN|SECRET|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
 RECONNECTIONS = 5
+JOB_VARIABLE = "KT_RAY_JOB"  # in a job: its id
 ENTRYPOINT = ("command", "workspace", "overrides", "python")
 Command = Literal["run", "check"]
 
@@ -56,36 +54,24 @@ class Job:
         return asdict(self)
 
 
-def submit(
-    file: Path,
-    address: str | None = None,
+def submit_study(
+    study: str,
+    name: str,
+    address: str | None,
     *,
-    workspace: str | None = None,
-    overrides: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-    code: bool = True,
-    python: str = "python",
-    command: Command = "run",
+    workspace: str | None,
+    overrides: Sequence[str],
+    environment: Mapping[str, str],
+    code: bool,
+    python: str,
+    command: Command,
 ) -> str:
-    """Submit `kt-ray run FILE` as a job of the cluster whose job server is at `address`; its id.
-
-    `workspace` is a path on the cluster (unset: there `KT_RAY_WORKSPACE`, else `~/kt-workspace`). `overrides` are
-    those of `kt-ray run`. `environment` is set for the job and shown to whoever can list jobs, so secrets are refused.
-    With `code`, this kt_ray travels with the job; without, the cluster's own is used. `python` is the cluster's.
-    The `command` `check` asks the cluster's nodes instead of running the study (see `check_cluster`).
-    Raises ConfigError for a wrong study file, StudyError where a job runs this study in this workspace already,
-    ResourceError where the cluster does not answer.
-    """
-    only_study(file)
-    source = read_source(file, overrides)
-    config = validate_source(StudyConfig, source)
-    if config.ray.address not in (None, "auto"):
-        raise ConfigError("ray.address must be unset in a job, which runs on the cluster it is submitted to", str(file))
-    return _submit(
-        {"study": source.text(), "overrides": list(overrides), "workspace": workspace,
-         "environment": _public(environment or {}), "code": code, "python": python, "command": command},
-        config.name, address,
-    )  # fmt: skip
+    """Submit the text `study` of the study `name`, which is checked; return the job's id. See `studies.submission`."""
+    request = {
+        "study": study, "overrides": list(overrides), "workspace": workspace, "environment": _public(environment),
+        "code": code, "python": python, "command": command,
+    }  # fmt: skip
+    return _submit(request, name, address)
 
 
 def resume(job: str, address: str | None = None) -> str:
@@ -147,7 +133,7 @@ def follow(job: str, address: str | None = None, write: Callable[[str], object] 
 
 def hint(job: str, address: str | None = None) -> str:
     """How to follow, stop and resume a job that nobody follows any more."""
-    at = f" --address {job_server(address)}"
+    at, job = f" --address {shlex.quote(job_server(address))}", shlex.quote(job)
     return (
         f"job {job} goes on without this terminal\n"
         f"  follow it   kt-ray jobs logs {job} --follow{at}\n"
@@ -202,14 +188,16 @@ def _submit(request: Mapping[str, Any], study: str, address: str | None) -> str:
                     f"study {study!r} is already run by job {job.id}; follow it with `kt-ray jobs logs {job.id} "
                     f"--follow`, or end it with `kt-ray jobs stop {job.id}`"
                 )
+        job_id = f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         with packed(request["study"], code=request["code"]) as directory:
             return str(
                 client.submit_job(
                     entrypoint=entrypoint(**{key: request[key] for key in ENTRYPOINT}),
-                    submission_id=f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
+                    submission_id=job_id,
                     runtime_env={
                         "working_dir": str(directory),
-                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | request["environment"],
+                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), JOB_VARIABLE: job_id}
+                        | request["environment"],
                     },
                     metadata={"kt_ray": json.dumps(request), "study": study},
                 )

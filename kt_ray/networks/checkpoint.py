@@ -8,6 +8,7 @@ become the names of our modules, and the user's again.
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
 import warnings
 import zipfile
@@ -19,10 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
+from kt_ray._io.checksum import BLANK, KEY, checksum_holds, with_checksum
 from kt_ray._io.files import write_whole
+from kt_ray._io.text import first_line
 from kt_ray.errors import CheckpointError
 from kt_ray.networks.paper_names import network_name
 from kt_ray.networks.stacked import State
@@ -98,7 +101,7 @@ def find_network(path: Path, names: Collection[str], key: str | None = None) -> 
     if not chosen:
         raise CheckpointError(f"{path} has no state_dict {key!r} of this network; it has: {_keys(found) or 'none'}")
     most = max(len(one.state.keys() & set(wanted)) for one in chosen)
-    best = [one for one in chosen if len(one.state.keys() & set(wanted)) == most]
+    best = _distinct([one for one in chosen if len(one.state.keys() & set(wanted)) == most])
     if wanted and most == len(wanted) and len(best) > 1:
         raise CheckpointError(f"{path} holds several networks: {_keys(best)}; choose one with --state-dict")
     for name, value in best[0].state.items():
@@ -152,13 +155,16 @@ def network_state(checkpoint: Checkpoint, network: nn.Module) -> State:
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write `state` as a safetensors file with `metadata` in its header, whole or not at all.
+    """Write `state` as a safetensors file with `metadata` and its own SHA-256 in the header, whole or not at all.
 
-    Directories above `path` are made. Raises CheckpointError if it cannot be written.
+    A file without metadata is in someone else's format and carries no SHA-256. Directories above `path` are made.
+    Raises CheckpointError if it cannot be written.
     """
     # Copies: names of a state_dict may share a tensor, which safetensors does not write.
     copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
-    content = save(copies, dict(metadata or {}))
+    content = (
+        save(copies) if metadata is None else with_checksum(_sorted_metadata(save(copies, {**metadata, KEY: BLANK})))
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
@@ -166,6 +172,37 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror}); check rights and space, or name another file"
         ) from error
+
+
+def _sorted_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: safetensors orders it at random, and a file has one hash."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def read_written(path: Path) -> tuple[State, dict[str, str]]:
+    """Return the tensors and the metadata that `write_state` wrote to `path`.
+
+    Raises CheckpointError if the file is missing, is no whole safetensors file, or does not have the SHA-256 that it
+    carries; files from before they carried one are read too.
+    """
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        if checksum_holds(content) is False:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that it carries")
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = dict(header.get("__metadata__", {}))
+    except FileNotFoundError:
+        raise CheckpointError(f"no such file: {path}") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {first_line(error)}") from None
+    metadata.pop(KEY, None)
+    return tensors, metadata
 
 
 def _states(content: Any, part: str, depth: int = 0) -> Iterator[tuple[str, State]]:
@@ -189,6 +226,9 @@ def _candidates(path: Path, part: str, state: State, wanted: list[str]) -> Itera
         if paper and ours.keys() == set(wanted):
             continue
         prefixes = _prefixes(state, ours)
+        if paper:  # names that the paper has in common with us do not tell that a file has the paper's
+            renamed = [name for name, our in ours.items() if name != our]
+            prefixes = {prefix for prefix in prefixes if any(prefix + name in state for name in renamed)}
         for prefix in sorted(prefixes):
             under = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
             under = {ours.get(name, name): value for name, value in under.items() if not name.endswith(STEPS)}
@@ -200,6 +240,30 @@ def _candidates(path: Path, part: str, state: State, wanted: list[str]) -> Itera
             yield Checkpoint(path, under, key, prefix, paper, total - len(under))
     if not found:
         yield Checkpoint(path, {name: value for name, value in state.items() if not name.endswith(STEPS)}, part or TOP)
+
+
+def _distinct(found: list[Checkpoint]) -> list[Checkpoint]:
+    """Return `found` without those that hold the tensors of an earlier one, under whatever key."""
+    distinct: list[Checkpoint] = []
+    for one in found:
+        if not any(_same(one.state, other.state) for other in distinct):
+            distinct.append(one)
+    return distinct
+
+
+def _same(some: State, other: State) -> bool:
+    """Return whether two states have the same names and values; tensors that are one object are not compared."""
+    return some.keys() == other.keys() and all(
+        value is other[name]
+        or (value.dtype == other[name].dtype and value.shape == other[name].shape and _equal(value, other[name]))
+        for name, value in some.items()
+    )
+
+
+def _equal(value: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape hold the same numbers; False for kinds that cannot be compared."""
+    dense = all(one.layout is torch.strided and not (one.is_meta or one.is_nested) for one in (value, other))
+    return dense and value.is_floating_point() and bool(torch.equal(value, other))
 
 
 def _prefixes(state: State, wanted: Mapping[str, str]) -> set[str]:

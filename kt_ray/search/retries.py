@@ -16,10 +16,10 @@ from optuna.trial import FrozenTrial, TrialState
 from kt_ray._compat.optuna import EARLIER_TRIES, FIRST_TRY
 from kt_ray.config.study import Constraint
 from kt_ray.errors import StudyError
+from kt_ray.search.integrity import search_of
 from kt_ray.search.samplers import ORDINAL
 
 # User attributes of the study.
-SEARCH = "search"  # what reading it needs to know of its configuration
 IDENTITY = "identity"  # tells it from another study that had its name before, or has it elsewhere
 
 # User attributes of a trial.
@@ -69,7 +69,7 @@ def select_champion(study: optuna.Study, trials: Iterable[FrozenTrial] | None = 
     With several objectives, the next one decides among trials within `tolerance` of the best, and so on. Of equal
     trials, the earlier wins. None if no trial qualifies.
     """
-    search = study.user_attrs.get(SEARCH, {})
+    search = search_of(study)
     constraints = [Constraint.model_validate(text) for text in search.get("constraints", [])]
     last = lineages(study.get_trials(deepcopy=False) if trials is None else trials)
     left = [trial for _, trial in sorted(last.items()) if trial.state is TrialState.COMPLETE]

@@ -176,16 +176,16 @@ class RetryingStorage(BaseStorage):
         return self._call(self.inner.get_study_name_from_id, study_id)
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._call(self.inner.get_study_directions, study_id)
+        return self._read(self.inner.get_study_directions, study_id)
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._call(self.inner.get_study_user_attrs, study_id)
+        return self._read(self.inner.get_study_user_attrs, study_id)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._call(self.inner.get_study_system_attrs, study_id)
+        return self._read(self.inner.get_study_system_attrs, study_id)
 
     def get_all_studies(self) -> list[Any]:
-        return self._call(self.inner.get_all_studies)
+        return self._read(self.inner.get_all_studies)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create one trial; mark those that lost answers left beside it as failed."""
@@ -239,7 +239,7 @@ class RetryingStorage(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return self._call(self.inner.get_all_trials, study_id, deepcopy, states)
+        return self._read(self.inner.get_all_trials, study_id, deepcopy, states)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         return self._call(self.inner.get_best_trial, study_id)
@@ -253,6 +253,13 @@ class RetryingStorage(BaseStorage):
     def _call(self, method: Callable[..., T], *args: Any) -> T:
         call = partial(method, *args)
         return self._retry(call, call)
+
+    def _read(self, method: Callable[..., T], *args: Any) -> T:
+        """Return what a method that only reads finds of a study that is there: any other error is of its contents."""
+        try:
+            return self._call(method, *args)
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise self._damaged(f"not readable: {type(error).__name__}: {first_line(error)}") from None
 
     def _retry(self, call: Callable[[], T], again: Callable[[], T]) -> T:
         """Return what `call` returns or, if the database did not answer it, `again`."""

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kt_ray._compat.optuna import EARLIER_TRIES, ENQUEUED, FIRST_TRY, without_last_rungs
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import StudyError
+from kt_ray.search.integrity import SEARCH, SHA256, check_trials, digest, search_of, trial_digest
 from kt_ray.search.retries import (
     DEATHS,
     FINISHED,
@@ -23,7 +24,6 @@ from kt_ray.search.retries import (
     IDENTITY,
     METRICS,
     REASON,
-    SEARCH,
     SECONDS,
     STEP,
     TRAINED,
@@ -77,6 +77,8 @@ class SearchStudy:
                 f"study {config.name} has the directions {have}, the study file {directions}; "
                 "an objective cannot change: give the study another `name`"
             )
+        search_of(self.optuna)
+        check_trials(self.trials())
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(config.name)
         self.space = to_optuna(config.space, config.trial)
@@ -99,7 +101,9 @@ class SearchStudy:
             "trials": search.trials,
             "devices": search.resources.devices,
             "device": "GPU" if search.resources.gpus else "CPU",
+            "directions": [objective.direction for objective in self.objectives],
         }
+        content[SHA256] = digest(content)
         if self.optuna.user_attrs.get(SEARCH) != content:
             self.optuna.set_user_attr(SEARCH, content)
         if self.optuna.metric_names is None:
@@ -225,10 +229,10 @@ class SearchStudy:
         for constraint in self.config.search.constraints:
             if str(constraint) not in self._frozen(candidate.number).constraints:
                 candidate.trial.set_constraint(str(constraint), min(constraint.excess(metrics), 1e30))
-        if pruned:
-            self.optuna.tell(candidate.trial.number, state=TrialState.PRUNED)
-        else:
-            self.optuna.tell(candidate.trial.number, self.values(metrics))
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+        values = None if pruned else self.values(metrics)
+        candidate.trial.set_user_attr(SHA256, trial_digest(self._frozen(candidate.number), state, values))
+        self.optuna.tell(candidate.trial.number, values, state)
 
     def fail(self, number: int, reason: str, *, retry: bool, died: bool = False, seconds: float | None = None) -> None:
         """Tell the study that trial `number` failed; with `retry`, ask for its parameters again. `died` counts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import secrets
 import shutil
 import time
@@ -12,6 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from kt_ray._io.checksum import BLANK, KEY, checksum_holds, file_digest, with_checksum
+from kt_ray._io.text import first_line
+from kt_ray.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 STATE = "training.safetensors"
 HISTORY = "history.json"
@@ -54,7 +61,8 @@ class Report:
 class TrialSession:
     """Train one trial in its own directory, where `<epoch>/` holds its last checkpoint and history.
 
-    The driver knows the first `reported` epochs. Later epochs that the checkpoint already holds are reported again,
+    A damaged checkpoint is removed, and the trial trained anew, to the same numbers. The driver knows the first
+    `reported` epochs. Later epochs that the checkpoint already holds are reported again,
     not trained again.
     """
 
@@ -64,9 +72,15 @@ class TrialSession:
         self._reported = reported
         self._history: list[Report] = []
         last = last_checkpoint(directory)
-        if last is not None:
-            self._history = [Report(**entry) for entry in json.loads((last / HISTORY).read_text())]
-            self.training.load(last / STATE)
+        if last is None:
+            return
+        try:
+            self._history = _read_history(last)
+        except CheckpointError as error:
+            logger.warning("%s; its trial is trained from its first epoch", error)
+            shutil.rmtree(last, ignore_errors=True)
+            return
+        self.training.load(last / STATE)
 
     def advance(self) -> Report:
         """Train one epoch and save it, or repeat an epoch that the driver does not know. Return its report."""
@@ -96,7 +110,9 @@ class TrialSession:
         unfinished.mkdir(parents=True)
         try:
             self.training.save(unfinished / STATE)
-            (unfinished / HISTORY).write_text(json.dumps([report.to_dict() for report in history]))
+            reports = [report.to_dict() for report in history]
+            content = {KEY: BLANK, "state": file_digest(unfinished / STATE), "reports": reports}
+            (unfinished / HISTORY).write_bytes(with_checksum(json.dumps(content).encode()))
             unfinished.rename(target)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -106,6 +122,22 @@ class TrialSession:
         for older in self._directory.glob("[0-9]*"):
             if older.name < target.name:
                 shutil.rmtree(older, ignore_errors=True)
+
+
+def _read_history(checkpoint: Path) -> list[Report]:
+    """Return the reports of a trial's epochs. Raises CheckpointError if they or the state are not what was written."""
+    try:
+        content = (checkpoint / HISTORY).read_bytes()
+        if checksum_holds(content) is False:
+            raise ValueError(f"{HISTORY} does not have the SHA-256 that it carries")
+        found = json.loads(content)
+        if isinstance(found, list):  # from before it carried one
+            found = {"reports": found}
+        elif found["state"] != file_digest(checkpoint / STATE):
+            raise ValueError(f"{STATE} does not have the SHA-256 that {HISTORY} says")
+        return [Report(**entry) for entry in found["reports"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint} is damaged ({first_line(error)})") from None
 
 
 def last_checkpoint(directory: Path) -> Path | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray._compat.mlflow import EXPORTED_GRAPH
+from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import first_line
 from kt_ray.networks import State
 from kt_ray.tracking import pyfunc
@@ -74,7 +74,8 @@ def write_model(
     example = {name: value.detach().cpu().float() for name, value in example.items()}
     if len(next(iter(example.values()))) < 2:  # torch.export would fix a batch of one for ever
         example = {name: torch.cat([value, value]) for name, value in example.items()}
-    with quiet(), _evaluating(module), torch.no_grad():
+    module = copy.deepcopy(module).cpu().eval()
+    with quiet(), torch.no_grad():
         target = layout(module(example))
         translator = FlatTranslator(module, layout(example), target).eval()
         reason = _not_exportable(module)
@@ -151,8 +152,8 @@ def _with_code(directory: Path, module: FlatTranslator, rows: Tensor, translator
     outputs = module(rows)
     names = {"source": module.source, "target": module.target}
     model.metadata = (model.metadata or {}) | names | {"kt_ray": package_version()}
-    with tempfile.TemporaryDirectory(prefix="kt-ray-") as scratch:
-        data, code = Path(scratch) / "translator", Path(scratch) / PACKAGE.name
+    with scratch_directory() as scratch:
+        data, code = scratch / "translator", scratch / PACKAGE.name
         data.mkdir()
         shutil.copyfile(translator_file, data / pyfunc.FILE)
         (data / pyfunc.LAYOUT).write_text(json.dumps(names), encoding="utf-8")
@@ -179,14 +180,3 @@ def _all_but_modules(directory: str, names: list[str]) -> list[str]:
 def _requirements(*packages: str) -> list[str]:
     """The installed versions of `packages`, as pip takes them."""
     return [f"{package}=={metadata.version(package).split('+')[0]}" for package in packages]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in evaluation mode."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

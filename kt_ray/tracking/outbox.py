@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections import deque
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from kt_ray.config.base import Frozen
 from kt_ray.errors import TrackingError
+from kt_ray.tracking.runs import Input, Status
+
+logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
+SHA256 = "sha256"  # of an entry, in its line
+PENDING = "pending-"  # begins a reference to a run that is not made yet
+Texts = dict[str, str]
+Integer = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Entry(Frozen):
+    """A line of the file, in strict types."""
+
+    model_config = ConfigDict(strict=True)
+
+    time: Integer
+
+
+class _Run(_Entry):
+    do: Literal["run"]
+    as_: str = Field(alias="as")
+    name: str
+    identity: Texts
+    params: Texts
+    tags: Texts
+
+
+class _Log(_Entry):
+    do: Literal["log"]
+    run: str
+    metrics: dict[str, float]
+    step: Integer
+
+
+class _Finish(_Entry):
+    do: Literal["finish"]
+    run: str
+    status: Status
+    tags: Texts
+
+
+class _Inputs(_Entry):
+    do: Literal["inputs"]
+    run: str
+    inputs: list[Input]
+
+
+_Line: TypeAdapter[_Run | _Log | _Finish | _Inputs] = TypeAdapter(
+    Annotated[_Run | _Log | _Finish | _Inputs, Field(discriminator="do")]
+)
 
 
 class Outbox:
@@ -36,7 +91,7 @@ class Outbox:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(_line(entry))
         except OSError as error:
             raise TrackingError(
                 f"MLflow does not answer, and what it lacks cannot be written to {self.path} ({error.strerror})"
@@ -50,21 +105,71 @@ class Outbox:
             self.path.unlink(missing_ok=True)
             return
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries), encoding="utf-8")
+        temporary.write_text("".join(_line(entry) for entry in self.entries), encoding="utf-8")
         temporary.replace(self.path)
 
 
 def _read(path: Path) -> list[Entry]:
-    """The entries in `path`; a last line cut off by a crash is left out."""
+    """Return the entries in `path`.
+
+    A last line that a crash cut off is left out. A file with other lines that are no entries is kept aside, and those
+    lines are left out.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return []
-    entries = []
+    except OSError as error:
+        raise TrackingError(f"{path} cannot be read ({error.strerror}); mend that, or remove the file") from None
+    entries, bad = list[Entry](), list[int]()
+    known = set[str]()  # references to runs that an earlier entry opens
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = _Line.validate_json(json.dumps(_checked(json.loads(line)))).model_dump(by_alias=True)
+            if entry["do"] != "run" and entry["run"].startswith(PENDING) and entry["run"] not in known:
+                raise ValueError(entry["run"])
+        except (ValueError, TypeError, RecursionError):
             if number < len(lines):
-                raise TrackingError(f"{path}, line {number} is not JSON; mend or remove it") from None
+                bad.append(number)
+            continue
+        known |= {entry["as"]} if entry["do"] == "run" else set()
+        entries.append(entry)
+    if bad:
+        aside = _free_name(path)
+        try:
+            path.rename(aside)
+            aside.with_name(path.name).write_text("".join(_line(entry) for entry in entries))
+        except OSError as error:
+            raise TrackingError(
+                f"{path} holds lines that are no entries and cannot be moved ({error.strerror}); remove it"
+            ) from None
+        logger.warning(
+            "%s holds lines that are no entries (%d, the first is line %d); they are not sent, the file is kept as %s",
+            path,
+            len(bad),
+            bad[0],
+            aside,
+        )
     return entries
+
+
+def _line(entry: Entry) -> str:
+    """Return the line of an entry: JSON with its SHA-256."""
+    return json.dumps({**entry, SHA256: _digest(entry)}) + "\n"
+
+
+def _checked(entry: Entry) -> Entry:
+    """Return an entry without its SHA-256. Raises ValueError if it has another; older ones have none."""
+    known = entry.pop(SHA256, None) if isinstance(entry, dict) else None
+    if known is not None and known != _digest(entry):
+        raise ValueError(known)
+    return entry
+
+
+def _digest(entry: Entry) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
+def _free_name(path: Path) -> Path:
+    """Return a name beside `path` that no file has."""
+    return next(name for number in count(1) if not (name := path.with_name(f"{path.name}.damaged-{number}")).exists())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from kt_ray._io.scratch import scratch_directory
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
 from kt_ray.tracking.model import write_model
 from kt_ray.tracking.registry import (
     CHAMPION,
+    TAGS_SHA256,
     MeasuredOn,
     RegisteredTranslator,
     accuracies,
@@ -26,6 +27,7 @@ from kt_ray.tracking.registry import (
     fingerprint_tag,
     measured_on,
     reader,
+    tags_digest,
     utc,
     versions_of,
 )
@@ -104,7 +106,8 @@ class Candidate:
     def tags(self) -> dict[str, str]:
         """What the registry keeps of a candidate."""
         made = {"kt_ray.sha256": self.sha256, "kt_ray.study": self.study, "kt_ray.trial": str(self.trial)}
-        return made | self.measured.tags()
+        tags = made | self.measured.tags()
+        return tags | {TAGS_SHA256: tags_digest(tags)}
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,8 @@ def _log_model(tracker: Tracker, candidate: Candidate, run_id: str, tags: Mappin
     )
     if str(logged.status) == "READY":
         return logged.model_id, None
-    with tempfile.TemporaryDirectory(prefix="kt-ray-") as scratch:
-        directory = Path(scratch) / "model"
+    with scratch_directory() as scratch:
+        directory = scratch / "model"
         reason = write_model(
             directory,
             candidate.module,

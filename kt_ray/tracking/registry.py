@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from kt_ray._io.scratch import make_scratch
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.model import TRANSLATOR_FILE
 from kt_ray.tracking.store import filter_text, open_store, reaching, shown
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 PAGE = 1000  # versions a request
+TAGS_SHA256 = "kt_ray.tags_sha256"  # tag of a version: the hash of its other ones of kt_ray's
 MeasuredOn = Literal["zoo", "dataset"]  # what the champions that are compared with each other were measured on
 
 
@@ -110,9 +112,9 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
             if not local.is_file():
                 raise TrackingError(f"{model_uri} is missing: its file should be {local}; bring its folder back")
             return _checked(local, digest, model_uri)
-        target = tempfile.mkdtemp(prefix="kt-ray-")
+        target = make_scratch()
         uri = f"{location.rstrip('/')}/{TRANSLATOR_FILE}"
-        downloaded = Path(download_artifacts(uri, dst_path=target, tracking_uri=tracking_uri))
+        downloaded = Path(download_artifacts(uri, dst_path=str(target), tracking_uri=tracking_uri))
         return _checked(downloaded, digest, model_uri)
 
 
@@ -144,8 +146,8 @@ def _resolve(client: MlflowClient, tracking_uri: str, model_uri: str) -> ModelVe
         raise TrackingError(f"{model_uri!r} names no version; expected models:/NAME@champion or models:/NAME/3")
     try:
         if alias:
-            return client.get_model_version_by_alias(name, alias)
-        return client.get_model_version(name, version)
+            return _check_tags(client.get_model_version_by_alias(name, alias))
+        return _check_tags(client.get_model_version(name, version))
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
@@ -167,7 +169,7 @@ def champion_of(client: MlflowClient, model_name: str) -> ModelVersion | None:
             raise
         return None
     number = model.aliases.get(CHAMPION)
-    return client.get_model_version(model_name, number) if number is not None else None
+    return _check_tags(client.get_model_version(model_name, number)) if number is not None else None
 
 
 def versions_of(client: MlflowClient, model_name: str) -> list[ModelVersion]:
@@ -177,7 +179,7 @@ def versions_of(client: MlflowClient, model_name: str) -> list[ModelVersion]:
     found, token = [], None
     while token != "":
         page = client.search_model_versions(condition, max_results=PAGE, page_token=token)
-        found += [version for version in page if version.name == model_name]
+        found += [_check_tags(version) for version in page if version.name == model_name]
         token = page.token or ""
     return found
 
@@ -190,6 +192,23 @@ def accuracies(tags: Mapping[str, str]) -> tuple[float | None, float | None]:
     selected = tags.get("kt_ray.selection_accuracy")
     tested = tags.get("kt_ray.test_accuracy", tags.get("kt_ray.accuracy"))
     return None if selected is None else float(selected), None if tested is None else float(tested)
+
+
+def tags_digest(tags: Mapping[str, str]) -> str:
+    """Return the SHA-256 of what a version's tags say of its translator."""
+    told = {key: value for key, value in tags.items() if key.startswith("kt_ray.") and key != TAGS_SHA256}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _check_tags(version: ModelVersion) -> ModelVersion:
+    """Return `version`. Raises TrackingError if its tags are not those that were registered."""
+    known = version.tags.get(TAGS_SHA256)
+    if known is not None and known != tags_digest(version.tags):
+        raise TrackingError(
+            f"version {version.version} of {version.name} is damaged in the registry: its kt_ray. tags are not those "
+            "that were registered; restore a backup of MLflow's database, or delete the version"
+        )
+    return version
 
 
 def fingerprint_tag(on: MeasuredOn) -> str:

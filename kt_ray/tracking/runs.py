@@ -129,6 +129,31 @@ class Runs:
         for batch in _batches([RunTag(key, value) for key, value in tags.items()], PARAMS_A_BATCH):
             self.client.log_batch(run_id, tags=batch)
 
+    def lifecycle_stage(self, run_id: str) -> str | None:
+        """Return "active" or "deleted"; None if there is no such run any more."""
+        from mlflow.exceptions import MlflowException
+
+        with reaching(self.uri):
+            try:
+                return str(self.client.get_run(run_id).info.lifecycle_stage)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+
+    def restore(self, run_id: str) -> None:
+        """Bring a deleted run back."""
+        with reaching(self.uri):
+            self.client.restore_run(run_id)
+
+    def restore_experiment(self) -> bool:
+        """Bring the experiment back if it was deleted; return whether it was."""
+        with reaching(self.uri):
+            deleted = self.client.get_experiment(self.experiment_id).lifecycle_stage == "deleted"
+            if deleted:
+                self.client.restore_experiment(self.experiment_id)
+            return deleted
+
     def log(self, run_id: str, metrics: Mapping[str, float], step: int, time: int) -> None:
         """One batch of metrics. What the run already has for a metric at `step` stays."""
         from mlflow.entities import Metric

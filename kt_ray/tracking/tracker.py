@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.outbox import Entry, Outbox
+from kt_ray.tracking.outbox import PENDING, Entry, Outbox
 from kt_ray.tracking.runs import STUDY_ID, Input, Runs, Status
 from kt_ray.tracking.store import StoreAway, check_tracking, probe, reaching, shown
 
@@ -25,7 +26,6 @@ __all__ = ["Input", "Tracker", "check_tracking"]
 logger = logging.getLogger(__name__)
 
 BACK_OFF = (5.0, 60.0)  # seconds until a store that is away is asked again: first, at most; doubled each time
-PENDING = "pending-"
 
 
 class Tracker:
@@ -35,9 +35,10 @@ class Tracker:
     experiment keeps its files (None: the server's or MLflow's default). Runs are found by tags, so a command that is
     run again goes on in the same runs.
 
-    The store must answer when a command begins: TrackingError, in seconds, where it does not. When it goes away
-    later, runs, metrics, ends and inputs wait in the file `outbox` and are sent in order, once, when it answers again:
-    in this process or in the next one with the same file. Files, figures and the registry need a store that answers.
+    The store must answer when a command begins: TrackingError, in seconds, if it does not. If it goes away later, or
+    refuses, runs, metrics, ends and inputs wait in the file `outbox` and are sent in order, once, when it takes them
+    again: in this process or in the next one with the same file. A run that is deleted meanwhile is restored, or made
+    anew if nothing of it is left. Files, figures and the registry need a store that answers.
     """
 
     def __init__(self, uri: str, experiment: str, artifact_root: str | None = None, outbox: Path | None = None) -> None:
@@ -45,10 +46,11 @@ class Tracker:
         self.experiment = experiment
         self._runs = Runs(uri, experiment, artifact_root)
         self._outbox = Outbox(outbox)
-        self._ids: dict[str, str] = {}  # pending references to run ids
+        self._ids: dict[str, str] = {}  # pending references and ids of runs that are gone, to run ids
+        self._opened: dict[str, Entry] = {}  # what opened a run, by its id
         self._failures = 0
         self._try_again = 0.0
-        self.deliver()
+        self.deliver(now=True)
 
     @property
     def client(self) -> MlflowClient:
@@ -114,6 +116,16 @@ class Tracker:
         """End the run. KILLED is a pruned or cancelled trial, FAILED one that died; `tags` say why."""
         self._send({"do": "finish", "run": run_id, "status": status, "tags": texts(tags)})
 
+    @contextmanager
+    def ending(self, run_id: str | None) -> Iterator[None]:
+        """End the run, if there is one, where the `with` ends by an error: KILLED if a person or signal did it."""
+        try:
+            yield
+        except BaseException as error:
+            if run_id is not None:
+                self.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            raise
+
     def log_inputs(self, run_id: str, inputs: Sequence[Input]) -> None:
         """Name the dataset and the zoo that a run reads; the same one twice is one."""
         self._send({"do": "inputs", "run": run_id, "inputs": [asdict(entry) for entry in inputs]})
@@ -124,16 +136,28 @@ class Tracker:
         if self.deliver():
             try:
                 return self._do(entry)
-            except StoreAway as away:
-                self._wait(away)
+            except TrackingError as error:  # a search goes on without MLflow
+                self._wait(error)
         self._outbox.put(entry)
         return str(entry["as"] if entry["do"] == "run" else entry["run"])
 
     def _do(self, entry: Entry) -> str:
+        """Do `entry`; once more if its run had been deleted."""
+        try:
+            return self._write(entry)
+        except StoreAway:
+            raise
+        except TrackingError:
+            if not self._bring_back(entry.get("run")):
+                raise
+            return self._write(entry)
+
+    def _write(self, entry: Entry) -> str:
         if entry["do"] == "run":
             identity = {key: self._ids.get(value, value) for key, value in entry["identity"].items()}
             run = self._runs.open(entry["name"], identity, entry["params"], entry["tags"], entry["time"])
-            self._ids[entry["as"]] = run
+            self._refer(entry["as"], run)
+            self._opened[run] = entry
             return run
         run = self.run_id(entry["run"])
         if entry["do"] == "log":
@@ -144,10 +168,36 @@ class Tracker:
             self._runs.inputs(run, [Input(**fields) for fields in entry["inputs"]])
         return run
 
+    def _refer(self, reference: str, run: str) -> None:
+        """Let `reference`, and whatever stands for the same run, stand for `run`."""
+        before = self._ids.get(reference)
+        self._ids |= {other: run for other, known in self._ids.items() if known in (before, reference)}
+        self._ids[reference] = run
+
+    def _bring_back(self, reference: str | None) -> bool:
+        """Restore the experiment or the run that was deleted, make a run anew that is gone; return whether one was."""
+        if self._runs.restore_experiment():
+            logger.warning("the MLflow experiment %s had been deleted; it is restored", self.experiment)
+            return True
+        if reference is None:
+            return False
+        run = self.run_id(reference)
+        stage = self._runs.lifecycle_stage(run)
+        if stage == "deleted":
+            self._runs.restore(run)
+            logger.warning("the MLflow run %s had been deleted; it is restored", run)
+            return True
+        entry = self._opened.get(run)
+        if stage is not None or entry is None:
+            return False
+        self._refer(run, self._write(entry))
+        logger.warning("the MLflow run %s is gone; what comes next is in a new one, %s", run, self.run_id(run))
+        return True
+
     def deliver(self, *, now: bool = False) -> bool:
         """Send what waits, if anything does, unless it was tried just before (with `now`, then too).
 
-        Returns whether nothing waits any more.
+        Returns whether nothing waits any more. Raises TrackingError if the store refuses what waits, with `now` alone.
         """
         if not self._outbox:
             return True
@@ -164,6 +214,9 @@ class Tracker:
             self._wait(away)
             return False
         except TrackingError as error:
+            if not now:
+                self._wait(error)
+                return False
             raise TrackingError(
                 f"what waits in {self._outbox.path} cannot be sent ({error}); mend this, or remove the file"
             ) from None
@@ -183,12 +236,12 @@ class Tracker:
             else:
                 entry["identity"] = {key: self._ids.get(value, value) for key, value in entry["identity"].items()}
 
-    def _wait(self, away: StoreAway) -> None:
+    def _wait(self, error: TrackingError) -> None:
         first, most = BACK_OFF
         self._try_again = time.monotonic() + min(first * 2**self._failures, most)
         if self._failures == 0:
             where = f" in {self._outbox.path}" if self._outbox.path else ""
-            logger.warning("%s; what it lacks waits%s and is sent later", away, where)
+            logger.warning("%s; what it lacks waits%s and is sent later", error, where)
         self._failures += 1
 
     def arrived(self) -> None:
@@ -206,21 +259,29 @@ class Tracker:
 
     def log_artifact(self, run_id: str, path: Path, directory: str | None = None) -> None:
         """Copy the file at `path` to the run's artifacts, into `directory` there."""
-        self.arrived()
-        with reaching(self.uri):
-            self.client.log_artifact(self.run_id(run_id), str(path), directory)
+        self._keep(run_id, lambda run: self.client.log_artifact(run, str(path), directory))
 
     def log_figure(self, run_id: str, figure: Figure, name: str) -> None:
         """A matplotlib figure as the artifact `name`, such as `figures/accuracy.png`."""
-        self.arrived()
-        with reaching(self.uri):
-            self.client.log_figure(self.run_id(run_id), figure, name)
+        self._keep(run_id, lambda run: self.client.log_figure(run, figure, name))
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """`text` as the artifact `name`, such as `evaluation.md` or `figures/search.html`."""
+        self._keep(run_id, lambda run: self.client.log_text(run, text, name))
+
+    def _keep(self, reference: str, write: Callable[[str], None]) -> None:
+        """Write a file of the run, once more if it had been deleted."""
         self.arrived()
-        with reaching(self.uri):
-            self.client.log_text(self.run_id(run_id), text, name)
+        for last in (False, True):
+            try:
+                with reaching(self.uri):
+                    write(self.run_id(reference))
+                return
+            except StoreAway:
+                raise
+            except TrackingError:
+                if last or not self._bring_back(reference):
+                    raise
 
     def run_url(self, run_id: str) -> str:
         """The run's page: on the tracking server, or on the one that `kt-ray ui` starts."""

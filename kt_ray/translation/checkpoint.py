@@ -5,20 +5,34 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+import torch
+from pydantic import Field, ValidationError
 
 from kt_ray._io.display import Displayed
-from kt_ray.config import NetworkConfig, TranslatorConfig
+from kt_ray.config import NetworkConfig, PairName, TranslatorConfig
+from kt_ray.config.base import Frozen
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture
-from kt_ray.networks.checkpoint import write_state
+from kt_ray.networks import Architecture, State
+from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation.translator import Translator, build_translator
 
 FORMAT = "kt_ray.translator/1"
+Size = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class _Architecture(Frozen):
+    """The architecture as a translator's file has it."""
+
+    pair: PairName
+    network: NetworkConfig
+    image_shape: tuple[Size, Size, Size]
+    classes: Size
+
+    def architecture(self) -> Architecture:
+        """Return what is described."""
+        return Architecture(self.pair, self.network, self.image_shape, self.classes)
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,14 +92,7 @@ def save_translator(
 
 def load_translator(path: Path) -> LoadedTranslator:
     """The translator at `path`. Raises CheckpointError where it is missing, damaged or of another format."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"no such file: {path}; expected a translator written by kt-ray") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+    tensors, metadata = read_written(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a translator: its format is {metadata.get('format')!r}, expected {FORMAT!r}; "
@@ -93,15 +100,30 @@ def load_translator(path: Path) -> LoadedTranslator:
         )
     try:
         config = TranslatorConfig.model_validate_json(metadata["config"])
-        fields = json.loads(metadata["architecture"])
-        architecture = Architecture(
-            fields["pair"], NetworkConfig(**fields["network"]), tuple(fields["image_shape"]), fields["classes"]
-        )
+        architecture = _Architecture.model_validate_json(metadata["architecture"]).architecture()
+        extra = json.loads(metadata["extra"])
+        if not isinstance(extra, dict) or not isinstance(extra.get("metrics", {}), dict):
+            raise ValueError("extra is no mapping, or its metrics are none")
+        _check_sizes(config, architecture, tensors)
         translator = build_translator(config, architecture)
         translator.load_state_dict(tensors)
-        extra = json.loads(metadata["extra"])
-    except (ValidationError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValidationError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path} does not fit this version of kt_ray: {' '.join(str(error).split())[:300]}; train it again"
         ) from None
     return LoadedTranslator(translator.eval().requires_grad_(False), config, architecture, extra)
+
+
+def _check_sizes(config: TranslatorConfig, architecture: Architecture, tensors: State) -> None:
+    """Raise ValueError unless the translator described has the tensors of the file, before any is allocated."""
+    depth = getattr(config, config.family).depth or 0
+    if depth > len(tensors):
+        raise ValueError(f"the file has {len(tensors)} tensors, expected at least one for each of {depth} layers")
+    with torch.device("meta"):
+        expected = build_translator(config, architecture).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    differing = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {shapes.get(name, 'none')}")

@@ -1,4 +1,5 @@
-"""Images that a translator carries to run networks on: random strokes, or draws from a mixture fitted to images."""
+"""Images that a translator carries to run networks on: random strokes or shapes, or draws from a mixture fitted to
+images."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -31,25 +33,50 @@ def random_curves(count: int, shape: tuple[int, int, int], generator: torch.Gene
 
     They hold all that is random in `strokes`, and cost next to nothing beside drawing them.
     """
-    channels, height, width = shape
-    size = torch.tensor([height, width], dtype=torch.float32)
-    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size
-    return points, torch.randint(1, 4, (count, channels, 1), generator=generator)
+    channels, *size = shape
+    device = None if generator is None else generator.device
+    places = torch.rand(count, channels, 3, 3, 2, generator=generator, device=device)
+    points = torch.stack([(0.18 + 0.64 * places[..., axis]) * size[axis] for axis in (0, 1)], dim=-1)
+    return points, torch.randint(1, 4, (count, channels, 1), generator=generator, device=device)
 
 
 def drawn_curves(curves: Curves, shape: tuple[int, int, int]) -> Tensor:
     """The images of `strokes` that have these curves."""
     points, number = curves
-    count, (channels, height, width) = len(points), shape
-    along = torch.linspace(0, 1, max(height, width))[:, None]
+    count, (channels, height, width), device = len(points), shape, points.device
+    along = torch.linspace(0, 1, max(height, width), device=device)[:, None]
     start, middle, end = (points[..., None, control, :] for control in range(3))
     path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
-    drawn = torch.arange(3) < number
-    pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
+    drawn = torch.arange(3, device=device) < number
+    pixels = torch.cartesian_prod(torch.arange(height, device=device), torch.arange(width, device=device)).float()
     distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
     radius = 0.03 * min(height, width)
     light = 1.3 * torch.exp(-distance / (2 * radius**2)) * drawn.repeat_interleave(len(along), 2)[..., None]
     return light.amax(2).clamp(0, 1).reshape(count, channels, height, width)
+
+
+def shapes(count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None) -> Tensor:
+    """Images [count, C, H, W] in [0, 1] of one filled, textured shape each, light on dark: networks for photographs or
+    clothes, which strokes leave all but silent, answer to them.
+
+    A shape is a superellipse whose outline is bent by a smooth random field; its light varies at several scales.
+    """
+    channels, height, width = shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+
+    def field(planes: int, cells: int) -> Tensor:
+        drawn = torch.randn(count, planes, cells, cells, generator=generator)
+        return F.interpolate(drawn, (height, width), mode="bicubic", align_corners=True)
+
+    y = (torch.linspace(-1, 1, height)[:, None] - uniform(-0.2, 0.2)) / uniform(0.3, 1.0)
+    x = (torch.linspace(-1, 1, width) - uniform(-0.2, 0.2)) / uniform(0.3, 1.0)
+    power = uniform(2, 6)
+    inside = torch.sigmoid(12 * (1 - x.abs() ** power - y.abs() ** power + 0.5 * field(1, 4)))
+    grain = torch.randn(count, channels, height, width, generator=generator) * uniform(0, 0.16)
+    light = uniform(0, 1) + 0.25 * field(channels, 3) + 0.15 * field(channels, 8) + grain
+    return (inside * light.clamp(0.05, 1)).clamp(0, 1)
 
 
 def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:

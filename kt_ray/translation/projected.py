@@ -123,34 +123,72 @@ def fit(equations: NormalEquations, hidden: int, units: Tensor, ridge: float = R
 
 
 @torch.no_grad()
-def eliminate(equations: NormalEquations, hidden: int, keep: int, ridge: float = RIDGE) -> Tensor:
+def eliminate(
+    equations: NormalEquations, hidden: int, keep: int, ridge: float = RIDGE, rounds: int | None = None
+) -> Tensor:
     """The `keep` of `hidden` units that greedy backward elimination leaves, in ascending order: int64 [..., keep].
 
+    One unit goes at a time, or, for wide blocks, as many as it takes for at most so many `rounds`.
+
     The error that leaving a unit out adds to the refitted rest is w' (A⁻¹)ᵤᵤ⁻¹ w for its weights w and its block of
-    the inverse; the inverse of the rest follows by one update of its rank.
+    the inverse; the inverse of the rest follows by one update of its rank. Several units at once are found one by one
+    among twice as many of the least error, so that not both of a collinear pair go.
     """
     scaled, scale = equations._scaled(ridge)
     lead, count = scaled.shape[:-2], scaled.shape[-1]
-    values = count // hidden
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled)).reshape(-1, count, count)
     cross = (equations.cross.double() * scale[..., None]).reshape(len(inverse), count, -1)
-    weights = inverse @ cross
-    places = torch.arange(hidden * values, device=inverse.device).reshape(hidden, values)
-    batch, left = torch.arange(len(inverse), device=inverse.device), torch.ones(len(inverse), hidden, dtype=torch.bool)
-    left = left.to(inverse.device)
-    for _ in range(hidden - keep):
-        blocks = inverse[:, places[:, :, None], places[:, None]]  # [B, hidden, V, V]
-        blocks = blocks + torch.eye(values, dtype=blocks.dtype, device=blocks.device) * ~left[..., None, None]
-        own = weights[:, places]  # [B, hidden, V, O]
-        cost = (own * torch.linalg.solve(blocks, own)).sum((-2, -1)).masked_fill(~left, torch.inf)
-        gone = cost.argmin(1)
+    left = torch.ones(len(inverse), hidden, dtype=torch.bool, device=inverse.device)
+    excess = hidden - keep
+    at_once = max(1, -(-excess // rounds)) if rounds else 1
+    weights, batch = inverse @ cross, torch.arange(len(inverse), device=inverse.device)[:, None]
+    values = count // hidden
+    for start in range(0, excess, at_once):
+        number = min(at_once, excess - start)
+        cost = _costs(inverse, weights, left)
+        gone = cost.topk(min(2 * number if number > 1 else 1, hidden - start), largest=False).indices
+        if number > 1:
+            some = (gone[..., None] * values + torch.arange(values, device=gone.device)).flatten(1)
+            part = inverse[batch[..., None], some[:, :, None], some[:, None]]
+            gone = gone.gather(1, _cheapest(part, weights[batch, some], gone.shape[1], number))
+        inverse, weights = _without(inverse, weights, gone, values)
         left[batch, gone] = False
-        rows = inverse[batch[:, None], places[gone]]  # [B, V, F]
-        share = torch.linalg.solve(blocks[batch, gone], rows)
-        weights = weights - share.transpose(1, 2) @ own[batch, gone]
-        inverse = inverse - share.transpose(1, 2) @ rows
     kept = left.nonzero()[:, 1].reshape(-1, keep)
     return kept.reshape(*lead, keep)
+
+
+def _costs(inverse: Tensor, weights: Tensor, left: Tensor) -> Tensor:
+    """The error that leaving out each of `left` [B, H] units adds, infinite for the others: [B, H]."""
+    hidden = left.shape[1]
+    values = inverse.shape[1] // hidden
+    places = torch.arange(hidden * values, device=inverse.device).reshape(hidden, values)
+    blocks = inverse[:, places[:, :, None], places[:, None]]  # [B, H, V, V]
+    blocks = blocks + torch.eye(values, dtype=blocks.dtype, device=blocks.device) * ~left[..., None, None]
+    own = weights[:, places]  # [B, H, V, O]
+    cost: Tensor = (own * torch.linalg.solve(blocks, own)).sum((-2, -1))
+    return cost.masked_fill(~left, torch.inf)
+
+
+def _without(inverse: Tensor, weights: Tensor, gone: Tensor, values: int) -> tuple[Tensor, Tensor]:
+    """Inverse and weights of the rest without the units at `gone` [B, n]; entries of those are zero then."""
+    features = (gone[..., None] * values + torch.arange(values, device=gone.device)).flatten(1)
+    batch = torch.arange(len(inverse), device=inverse.device)[:, None]
+    rows = inverse[batch, features]  # [B, n·V, F]
+    block = rows.gather(2, features[:, None].expand(-1, features.shape[1], -1))
+    share = torch.linalg.solve(block, rows).transpose(1, 2)
+    return inverse - share @ rows, weights - share @ weights[batch, features]
+
+
+def _cheapest(inverse: Tensor, weights: Tensor, hidden: int, number: int) -> Tensor:
+    """The `number` of `hidden` units that go first one by one, int64 [B, number]."""
+    left = torch.ones(len(inverse), hidden, dtype=torch.bool, device=inverse.device)
+    found = []
+    for _ in range(number):
+        gone = _costs(inverse, weights, left).argmin(1, keepdim=True)
+        inverse, weights = _without(inverse, weights, gone, inverse.shape[1] // hidden)
+        left.scatter_(1, gone, False)
+        found.append(gone)
+    return torch.cat(found, dim=1)
 
 
 def absorb_biases(kernels: Tensor, biases: Tensor, inputs: Tensor, ridge: float = RIDGE) -> Tensor:

@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from kt_ray.config import TrainingConfig, TrialConfig
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.networks import State, stacked
-from kt_ray.networks.checkpoint import write_state
+from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
 from kt_ray.translation.evaluation import Transplants, translate
@@ -172,12 +170,8 @@ class TranslatorTraining:
 
     def load(self, path: Path) -> None:
         """Continue from what `save` wrote. Raises CheckpointError where that is damaged or of another trial."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            tensors = load_file(path)  # Adam's step count stays on the CPU: on a device, each step would read it back
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a whole checkpoint of a trial: {error}") from None
+        # Adam's step count stays on the CPU: on a device, each step would read it back
+        tensors, metadata = read_written(path)
         if metadata.get("format") != FORMAT or not self._of_this_trial(metadata.get("config", "")):
             raise CheckpointError(f"{path} belongs to another trial; expected the one of seed {self.config.seed}")
         self.model.load_state_dict(stacked.part(tensors, "model"))

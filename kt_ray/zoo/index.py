@@ -27,7 +27,7 @@ TYPES = {
     "row": pa.int32(),
     "sha256": pa.string(),
 }
-EMPTY = pa.table({"id": pa.array([], pa.string()), "shard": pa.array([], pa.string())})
+EMPTY = pa.schema(list(TYPES.items())).empty_table()
 Rows = npt.NDArray[np.int64]
 
 

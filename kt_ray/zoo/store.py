@@ -287,9 +287,12 @@ class ZooStore(Displayed):
         return faults
 
     def info(self) -> ZooInfo:
-        """Return counts, bytes and accuracies. Raises ZooError if there is no zoo."""
+        """Return counts, bytes and accuracies; no shard is read. Raises ZooError if there is no zoo, or no shard."""
         definition, index = self.definition(), self.index()
         names = index["shard"].unique().to_pylist()
+        missing = sorted(set(names) - set(self._shard_names()))
+        if missing:
+            raise Damaged(f"{self.files.path(missing[0])} is missing", _TRAINS)
         return describe(self.uri, definition, index, len(names), self.files.size(names))
 
     def _shard_names(self) -> list[str]:

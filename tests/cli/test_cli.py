@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kt_ray.config import ResNetOptions
+from kt_ray.distillation.networks import CifarResNet
 from kt_ray.networks import Architecture
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translator import build_translator
@@ -165,6 +168,47 @@ class TestTranslate:
         arguments = ("none.pth", "-o", "out.safetensors", "--workspace", str(tmp_path))
         assert "no such file: none.safetensors" in refused("translate", "none.safetensors", *arguments)
         assert "`kt-ray run` makes one" in refused("translate", "models:/nobody@champion", *arguments)
+
+
+class TestWholeNetworks:
+    """`kt-ray translate --network`: every residual block of a ResNet, from one command."""
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Path:
+        options = ResNetOptions(depth=8, width=2)
+        torch.save(CifarResNet(options, 1, 10).state_dict(), tmp_path / "resnet8.pth")
+        return tmp_path / "resnet8.pth"
+
+    def test_a_resnet_is_halved(self, checkpoint: Path, tmp_path: Path) -> None:
+        output = str(tmp_path / "small.safetensors")
+        options = ("--network", "resnet", "--set", "depth=8", "--set", "width=2", "--image-shape", "1x12x12")
+        done = kt_ray(
+            "translate", "shapes", str(checkpoint), "-o", output, *options, "--steps", "0", "--format", "json"
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert [site["hidden_after"] for site in report["sites"]] == [1, 2, 4]
+        assert Path(report["builder"]).is_file()
+
+    @pytest.mark.parametrize(
+        ("model", "options", "named"),
+        [
+            ("shapes", ("--network", "resnet"), "--image-shape"),
+            ("shapes", ("--network", "resnet", "--image-shape", "12"), "--image-shape"),
+            ("shapes", ("--network", "resnet", "--set", "depth=[", "--image-shape", "1x12x12"), "depth"),
+            ("shapes", ("--network", "vgg", "--image-shape", "1x12x12"), "vgg"),
+            ("shapes", ("--network", "torchvision:nothing", "--image-shape", "1x12x12"), "nothing"),
+            ("shapes", ("--network", "resnet", "--set", "depth=7", "--image-shape", "1x12x12"), "depth"),
+            ("photographs", ("--network", "resnet", "--set", "depth=8", "--image-shape", "1x12x12"), "photographs"),
+            ("shapes", ("--network", "resnet", "--set", "depth=8", "--image-shape", "1x12x12"), "resnet8.pth"),
+        ],
+    )
+    def test_what_does_not_fit_is_one_line(
+        self, checkpoint: Path, tmp_path: Path, model: str, options: tuple[str, ...], named: str
+    ) -> None:
+        output = str(tmp_path / "small.safetensors")
+        assert named in refused("translate", model, str(checkpoint), "-o", output, *options)
+        assert not Path(output).exists()
 
 
 def test_where_an_evaluation_goes_is_looked_at_first(tmp_path: Path) -> None:

@@ -97,9 +97,13 @@ def test_a_file_that_is_no_student(tmp_path: Path) -> None:
         load_student(path)
 
 
-def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
     key = fingerprint("a")
     assert key != fingerprint("b")
-    (tmp_path / f"{key}.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=rf"{key}\.safetensors is not a checkpoint .*remove it"):
-        Cache(tmp_path).get(key, lambda progress: ({}, {}))
+    made = {"weight": torch.ones(2)}, {"accuracy": 0.5}
+    for path in (tmp_path / f"{key}.safetensors", tmp_path / f"{key}.partial.safetensors"):
+        path.write_bytes(b"damaged")
+    partials = []
+    state, facts = Cache(tmp_path).get(key, lambda partial: (partials.append(partial.exists()), made)[1])
+    assert (state["weight"].tolist(), facts, partials) == ([1.0, 1.0], {"accuracy": 0.5}, [False])
+    assert Cache(tmp_path).get(key, lambda partial: ({}, {}))[1] == facts

@@ -34,10 +34,10 @@ def test_a_loss_that_is_not_finite() -> None:
 
 def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(path)
     path.write_bytes(b"no safetensors")
-    with pytest.raises(CheckpointError, match="is not a checkpoint of a distillation"):
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         read_checkpoint(path)
     save_checkpoint(path, {}, {"epoch": 1})
     assert read_checkpoint(path) == ({}, {"epoch": 1})

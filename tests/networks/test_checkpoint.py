@@ -3,16 +3,18 @@
 import errno
 import os
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
-from kt_ray.networks.checkpoint import find_network, network_state, read_network, write_state
+from kt_ray.networks.checkpoint import find_network, network_state, read_network, read_written, write_state
 from kt_ray.networks.paper_names import network_name
 
 STATE = {"weight": torch.ones(2)}
@@ -151,9 +153,19 @@ class TestCheckpointsAsPeopleHaveThem:
         with pytest.raises(CheckpointError, match=r"no state_dict 'other' .* it has: model, model_ema.module"):
             read_network(path, self.NETWORK, "other")
 
+    def test_the_same_network_twice_is_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "network.ckpt"
+        torch.save({"model": self.STATE, "best": self.STATE, "copy": self.under("")}, path)
+        assert find_network(path, self.STATE.keys()).key == "model"
+
+    def test_names_of_which_the_paper_has_others_for_some_only(self, tmp_path: Path) -> None:
+        network = torch.nn.Sequential(OrderedDict(stem=torch.nn.Linear(2, 2), middle=torch.nn.Linear(2, 2)))
+        write_state(tmp_path / "network.safetensors", network.state_dict())
+        assert find_network(tmp_path / "network.safetensors", network.state_dict().keys()).paper is False
+
     def test_an_average_beside_the_network_in_one_mapping(self, tmp_path: Path) -> None:
         path = tmp_path / "network.safetensors"
-        write_state(path, self.under("") | self.under("ema."))
+        write_state(path, self.under("") | self.under("ema.", 2.0))
         with pytest.raises(CheckpointError, match=r"several networks: \., ema;"):
             read_network(path, self.NETWORK)
         assert torch.equal(read_network(path, self.NETWORK, ".")["stem.bn.bias"], self.STATE["stem.bn.bias"])
@@ -299,3 +311,22 @@ def test_rubbish_is_one_line(tmp_path: Path, suffix: str, content: bytes) -> Non
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_network(tmp_path / "none.pth", Architecture("basic_to_simple").source_network())
+
+
+def test_a_network_with_a_stem_of_its_own_is_not_taken_for_the_papers(tmp_path: Path) -> None:
+    """Names that the paper has in common with ours do not tell that a file has the paper's."""
+    network = nn.Sequential(
+        OrderedDict(stem=nn.Sequential(nn.Linear(2, 3)), stage=nn.Linear(3, 2), last=nn.Linear(2, 2))
+    )
+    write_state(tmp_path / "own.safetensors", network.state_dict())
+    checkpoint = find_network(tmp_path / "own.safetensors", network.state_dict().keys())
+    assert checkpoint.state.keys() == network.state_dict().keys()
+    assert not checkpoint.paper
+
+
+def test_the_same_state_is_the_same_file_however_often_it_is_written(tmp_path: Path) -> None:
+    state = {"b": torch.ones(3), "a": torch.zeros(2, 2)}
+    for number in range(8):
+        write_state(tmp_path / f"{number}.safetensors", state, {"kt_ray": "{}", "note": "é"})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert read_written(tmp_path / "0.safetensors")[1] == {"kt_ray": "{}", "note": "é"}

@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.errors import StudyError
-from kt_ray.search.retries import METRICS, SEARCH, lineage_of, lineages, select_champion
+from kt_ray.search.integrity import SEARCH
+from kt_ray.search.retries import METRICS, lineage_of, lineages, select_champion
 from kt_ray.search.samplers import ORDINAL
 
 

@@ -125,7 +125,7 @@ def test_calls_are_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch, capl
     failing.failures = 5
     with pytest.raises(StudyError, match=r"the study storage postgresql://me:\*\*\*@host/db does not answer: gone"):
         enduring.get_study_name_from_id(0)
-    with pytest.raises(ValueError, match="not the network"):
+    with pytest.raises(StudyError, match=r"is damaged .*not the network"):
         enduring.get_all_studies()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from kt_ray.errors import CheckpointError
 from kt_ray.networks.checkpoint import write_state
 from kt_ray.search.worker import (
     HISTORY,
+    STATE,
     Report,
     TrialSession,
     describe_failure,
@@ -75,7 +77,7 @@ def test_only_the_last_checkpoint_is_kept_and_half_written_ones_do_not_count(tmp
     assert last is not None
     assert last.name == "000002"
     assert [path.name for path in tmp_path.glob("[0-9]*")] == ["000002"]
-    assert len(json.loads((last / HISTORY).read_text())) == 2
+    assert len(json.loads((last / HISTORY).read_text())["reports"]) == 2
     assert session(tmp_path, reported=2).advance().epoch == 3
 
 
@@ -182,3 +184,26 @@ def test_lost_workers_are_named(words: str, reason: str, infrastructure: bool) -
     said, machine = describe_worker_loss(words)
     assert said.startswith(reason)
     assert machine is infrastructure
+
+
+@pytest.mark.parametrize("name", [HISTORY, STATE])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_checkpoint_is_removed_and_the_trial_trained_anew(name: str, seed: int, tmp_path: Path) -> None:
+    first = session(tmp_path)
+    expected = [numbers(first.advance()) for _ in range(3)]
+    last = last_checkpoint(tmp_path)
+    assert last is not None
+    content = bytearray((last / name).read_bytes())
+    content[random.Random(seed).randrange(len(content))] ^= 1
+    (last / name).write_bytes(content)
+    again = session(tmp_path)
+    assert [numbers(again.advance()) for _ in range(3)] == expected
+
+
+def test_a_history_without_a_checksum_is_read(tmp_path: Path) -> None:
+    first = session(tmp_path)
+    told = first.advance()
+    last = last_checkpoint(tmp_path)
+    assert last is not None
+    (last / HISTORY).write_text(json.dumps(json.loads((last / HISTORY).read_text())["reports"]))
+    assert session(tmp_path).advance() == told

@@ -80,7 +80,7 @@ def test_a_damaged_file_of_a_study_is_one_clear_line(file: str, content: bytes, 
     path.write_bytes(content)
     fault = CliRunner().invoke(app, ["resume", "s", "--workspace", str(workspace)]).exception
     assert isinstance(fault, StudyError)
-    assert str(fault).startswith(f"{path} is not JSON (")
+    assert str(fault).startswith(f"{path} is damaged (")
     assert str(fault).endswith("); remove it and run the study file again")
 
 

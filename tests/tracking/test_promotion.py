@@ -63,7 +63,7 @@ def test_without_its_accuracy_on_selection_none_is_compared(register: Any, track
 
 def test_a_champion_of_an_older_registry_was_chosen_on_test_and_stays(register: Any, tracker: Tracker) -> None:
     register(1, 0.7)
-    for tag in ("selection_accuracy", "test_accuracy"):
+    for tag in ("selection_accuracy", "test_accuracy", "tags_sha256"):
         tracker.client.delete_model_version_tag(NAME, "1", f"kt_ray.{tag}")
     tracker.client.set_model_version_tag(NAME, "1", "kt_ray.accuracy", "0.69")
     result = register(2, 0.9)
@@ -191,6 +191,18 @@ def test_a_translator_that_cannot_be_exported_is_registered_by_its_file(register
     assert result.promoted
     assert result.not_exported
     assert load_champion_path(tracker.uri, f"models:/{NAME}@champion").name == TRANSLATOR_FILE
+
+
+@pytest.mark.parametrize("tag", ["selection_accuracy", "test_accuracy", "protocol", "zoo_fingerprint", "sha256"])
+def test_tags_that_were_not_registered_are_told(tag: str, register: Any, tracker: Tracker) -> None:
+    register(1, 0.7)
+    tracker.client.set_model_version_tag(NAME, "1", f"kt_ray.{tag}", "0.95")
+    for read in (lambda: champions(tracker.uri, NAME), lambda: register(2, 0.8)):
+        with pytest.raises(TrackingError, match="version 1 of kt-translator is damaged"):
+            read()
+    for uri in (f"models:/{NAME}@champion", f"models:/{NAME}/1"):
+        with pytest.raises(TrackingError):
+            load_champion_path(tracker.uri, uri)
 
 
 def test_promote_by_hand(register: Any, tracker: Tracker) -> None:

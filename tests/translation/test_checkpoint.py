@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from kt_ray.config import NetworkConfig, NeuronTransformerOptions, TranslatorConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, stacked
+from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation import refinement
 from kt_ray.translation.checkpoint import FORMAT, load_translator, save_translator
 from kt_ray.translation.translator import build_translator
@@ -52,10 +53,8 @@ def test_no_probes_are_drawn_for_a_file_that_has_them(tmp_path: Path, monkeypatc
 def test_probes_of_another_shape_than_configured(tmp_path: Path, shape: tuple[int, ...]) -> None:
     architecture = Architecture("basic_to_simple")
     save_translator(tmp_path / "t.safetensors", build_translator(REFINED, architecture), REFINED, architecture, {})
-    with safe_open(tmp_path / "t.safetensors", framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(tmp_path / "t.safetensors") | {"refiner.probes": torch.zeros(shape)}
-    save_file(tensors, tmp_path / "t.safetensors", metadata)
+    tensors, metadata = read_written(tmp_path / "t.safetensors")
+    write_state(tmp_path / "t.safetensors", tensors | {"refiner.probes": torch.zeros(shape)}, metadata)
     with pytest.raises(CheckpointError, match=r"does not fit this version of kt_ray: .*refiner\.probes") as error:
         load_translator(tmp_path / "t.safetensors")
     assert "\n" not in str(error.value)
@@ -88,3 +87,21 @@ def test_damaged_header(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="does not fit this version"):
         load_translator(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_is_found_or_changes_nothing(seed: int, tmp_path: Path) -> None:
+    """It changes nothing in the name of the checksum alone."""
+    architecture, path = Architecture("basic_to_simple"), tmp_path / "t.safetensors"
+    save_translator(path, build_translator(CONFIG, architecture), CONFIG, architecture, {"metrics": {"accuracy": 0.5}})
+    before, content = load_translator(path), bytearray(path.read_bytes())
+    bit = random.Random(seed).randrange(8 * (len(content) if seed % 2 else 1000))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    try:
+        after = load_translator(path)
+    except CheckpointError:
+        return
+    assert (after.config, after.architecture, after.extra) == (before.config, before.architecture, before.extra)
+    for name, value in after.translator.state_dict().items():
+        assert torch.equal(value, before.translator.state_dict()[name])

@@ -7,7 +7,7 @@ import torch
 
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import DataError
-from kt_ray.translation.probe_images import FEWEST, mixture, strokes
+from kt_ray.translation.probe_images import FEWEST, mixture, shapes, strokes
 
 
 def test_strokes_are_light_on_dark_and_differ() -> None:
@@ -18,6 +18,17 @@ def test_strokes_are_light_on_dark_and_differ() -> None:
     assert 0.02 < float(drawn.mean()) < 0.4
     assert len({float(image.sum()) for image in drawn}) == 16
     assert torch.equal(drawn, strokes(16, (3, 32, 28), torch.Generator().manual_seed(0)))
+
+
+def test_shapes_are_filled_light_on_dark_and_differ() -> None:
+    drawn = shapes(16, (3, 32, 28), torch.Generator().manual_seed(0))
+    assert drawn.shape == (16, 3, 32, 28)
+    assert float(drawn.min()) >= 0
+    assert float(drawn.max()) <= 1
+    lines = strokes(64, (3, 32, 28), torch.Generator().manual_seed(0))
+    assert float((drawn > 0.1).float().mean()) > 2 * float((lines > 0.1).float().mean())
+    assert len({float(image.sum()) for image in drawn}) == 16
+    assert torch.equal(drawn, shapes(16, (3, 32, 28), torch.Generator().manual_seed(0)))
 
 
 def test_a_mixture_draws_images_like_the_given_but_none_of_them(dataset: Dataset) -> None:

@@ -74,6 +74,18 @@ def test_elimination_follows_the_exact_errors() -> None:
     assert many.units.shape == (2, 1, 3)
 
 
+def test_several_units_at_once_leave_one_of_each_collinear_pair() -> None:
+    features = random(2, 24, 200)
+    features[:, 12:] = features[:, :12]
+    wanted = features[:, :10] + 0.1 * random(2, 10, 200, seed=1)
+    equations = normal_equations(features, wanted)
+    for keep in (12, 10):
+        kept = eliminate(equations, 24, keep, rounds=2)
+        assert kept.shape == (2, keep)
+        for units in kept.tolist():
+            assert set(range(10)) <= {unit % 12 for unit in units}
+
+
 def test_wide_layers_are_eliminated() -> None:
     features = random(40, 400)
     wanted = random(3, 5, seed=1) @ features[[0, 9, 18, 27, 36]]

@@ -116,7 +116,7 @@ def test_the_best_of_several_starts_goes_on(random_zoo: Zoo) -> None:
 def test_the_start_that_is_best_after_the_first_steps_goes_on(random_zoo: Zoo) -> None:
     refiner = refined(random_zoo, steps=16).refiner.eval()
     source, members = read(random_zoo.part("source"), "folded"), refined(random_zoo).read(random_zoo.parameters)
-    starts = refined(random_zoo, starts=4)._further_starts(source)
+    starts = refined(random_zoo)._further_starts(source, 4)
     images = to_images(refiner.probes.detach()).chunk(refiner.sets)
     sets = [Surroundings(members, stem_activations(members, part), random_zoo.architecture) for part in images]
     screened = [refiner._steps(start, source, sets, range(2)) for start in starts]
@@ -131,7 +131,7 @@ def test_the_start_that_is_best_after_the_first_steps_goes_on(random_zoo: Zoo) -
 
 def test_several_starts_keep_other_units(random_zoo: Zoo) -> None:
     units = read(random_zoo.part("source"), "folded")
-    further = refined(random_zoo, starts=3)._further_starts(units)
+    further = refined(random_zoo)._further_starts(units, 3)
     chosen = [[0, 1, 2], [2, 3, 4], [4, 5, 0]]
     for start, kept in zip([units.take(torch.tensor([chosen[0]] * 13)), *further], chosen, strict=True):
         torch.testing.assert_close(start.edges, units.edges[:, kept])

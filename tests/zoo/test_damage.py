@@ -19,6 +19,7 @@ from kt_ray.config import ActorConfig, MemberCounts, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import Architecture
+from kt_ray.zoo import index as indices
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore, zoo_names
 from kt_ray.zoo.training.plan import FILE, ProbeMemory
@@ -190,6 +191,30 @@ def test_shards_without_a_definition_are_a_damaged_zoo(zoo: Path, dataset: Datas
     assert "kt-ray zoo build" in line
     assert store.prepare(CONFIG, "basic_to_simple", dataset) == []
     assert store.verify() == []
+
+
+@pytest.mark.parametrize("files", [(SHARDS,), (SHARDS, "*.parquet"), (SHARDS, "*.parquet", "zoo.json")])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_zoo_of_which_nothing_is_whole_is_built_anew(
+    files: tuple[str, ...], gone: bool, zoo: Path, whole: Path, dataset: Dataset, random_zoo: Zoo
+) -> None:
+    for path in [path for pattern in files for path in sorted(zoo.glob(pattern))]:
+        if gone:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1])
+    store = ZooStore(str(zoo))
+    build(store, dataset, random_zoo)
+    assert store.verify() == []
+    assert same(store.read(), ZooStore(str(whole)).read())
+
+
+def test_an_index_without_a_column_is_made_anew(zoo: Path, whole: Path, dataset: Dataset, random_zoo: Zoo) -> None:
+    store = ZooStore(str(zoo))
+    (zoo / "index.parquet").write_bytes(indices.encode(store.index().drop_columns(["split"])))
+    assert store.verify()
+    build(store, dataset, random_zoo)
+    assert same(store.read(), ZooStore(str(whole)).read())
 
 
 def test_a_zoo_made_anew_from_shards_is_not_taken_for_another(zoo: Path, dataset: Dataset) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,23 +23,10 @@ from kt_ray.networks.checkpoint import read_network, write_state
 from kt_ray.search.samplers import ORDINAL
 from kt_ray.studies.conclusion import CONCLUSION
 from kt_ray.zoo.store import ZooStore
+from tests.studies.miniature import MINIATURE, finished, kt_ray
 
-MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 TRIALS = 5
 ENDS = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-def kt_ray(*arguments: str, workspace: Path) -> subprocess.Popen[str]:
-    """The command as a process of its own, as a person starts it."""
-    environment = os.environ | {"KT_RAY_WORKSPACE": str(workspace), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "kt_ray", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finished(process: subprocess.Popen[str], seconds: float = 900) -> str:
-    output, _ = process.communicate(timeout=seconds)
-    assert process.returncode == 0, output
-    return output
 
 
 def study_of(workspace: Path) -> optuna.Study:
@@ -75,14 +61,6 @@ def assert_every_trial_once(workspace: Path) -> None:
     expected = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
     assert statuses == sorted(expected[trials[0].state] for trials in ends.values())
     assert {run.info.status for run in runs if run.info.run_id in parents} == {"FINISHED"}
-
-
-@pytest.fixture(scope="module")
-def finished_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which the miniature ran to its end; what it printed lies in `output.txt`."""
-    workspace = tmp_path_factory.mktemp("workspace")
-    (workspace / "output.txt").write_text(finished(kt_ray("run", str(MINIATURE), "--accept-weak", workspace=workspace)))
-    return workspace
 
 
 def test_the_whole_path(finished_workspace: Path) -> None:

@@ -1,0 +1,138 @@
+"""Zoo of CIFAR ResNets for `whole_networks.py`: trained once from seeds, kept as files, gone on with where it stopped.
+
+python benchmarks/resnet_zoo.py DIRECTORY --members 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from common.plain import PILImages
+from common.timing import in_turn, medians
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from kt_ray.config import ClassifierConfig, DatasetConfig, ResNetOptions
+from kt_ray.data import Dataset, as_float, load_dataset
+from kt_ray.distillation.networks import build_network
+from kt_ray.networks.checkpoint import read_network, write_state
+
+DEPTHS = (20, 8)
+WIDTH, STEM_STRIDE = 16, 2
+EPOCHS, BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 2, 128, 0.1, 0.9, 5e-4
+SELECTION_IMAGES = 5000
+DEVELOPMENT = 1000  # seeds from here on are of networks on which methods may be tried; those below are reported
+
+
+def fashion_mnist() -> Dataset:
+    """Return the images on which every network of the zoo is trained."""
+    return load_dataset(DatasetConfig(name="fashion_mnist", selection_images=SELECTION_IMAGES))
+
+
+def build(depth: int, seed: int) -> nn.Module:
+    """Return a fresh network of the zoo."""
+    options = ResNetOptions(depth=depth, width=WIDTH, stem_stride=STEM_STRIDE)
+    return build_network(ClassifierConfig(resnet=options), (1, 28, 28), 10, seed)
+
+
+def train(network: nn.Module, dataset: Dataset, seed: int, fast: bool = True, epochs: int = EPOCHS) -> float:
+    """Train `network` by SGD with one cycle of learning rate and flips; return the seconds of its processor.
+
+    `fast` computes in bfloat16 with channels last.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images, labels = dataset.train.images, dataset.train.labels
+    steps = len(labels) // BATCH * epochs
+    layout = torch.channels_last if fast else torch.contiguous_format
+    network = network.train().to(memory_format=layout)
+    optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
+    began = time.process_time()
+    for _ in range(epochs):
+        order = torch.randperm(len(labels), generator=generator)
+        for rows in order[: steps // epochs * BATCH].split(BATCH):
+            batch = as_float(images[rows])
+            flipped = torch.rand(BATCH, generator=generator) < 0.5
+            batch[flipped] = batch[flipped].flip(-1)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+                loss = cross_entropy(network(batch.contiguous(memory_format=layout)), labels[rows])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    network.eval().to(memory_format=torch.contiguous_format)
+    return time.process_time() - began
+
+
+def speedup(dataset: Dataset, rounds: int = 3, steps: int = 12) -> dict[str, float]:
+    """Return processor seconds of a step of a plain loop and of `train`, medians of rounds in turn, and their ratio.
+
+    The plain loop is float32, on a DataLoader of torchvision's transforms, as tutorials have it.
+    """
+    transform = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()])
+    images = dataset.train.take(slice(0, steps * BATCH))
+    loader = DataLoader(PILImages(images, transform), BATCH, shuffle=True, drop_last=True)
+
+    def plain() -> None:
+        network = build(20, 0).train()
+        optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        for batch, labels in loader:
+            optimizer.zero_grad()
+            cross_entropy(network(batch), labels).backward()
+            optimizer.step()
+
+    small = replace(dataset, train=images)
+    works = {"plain": plain, "ours": lambda: train(build(20, 0), small, 0, epochs=1)}
+    found = {name: value / steps for name, value in medians(in_turn(works, rounds, time.process_time)).items()}
+    return found | {"speedup": found["plain"] / found["ours"]}
+
+
+def member(directory: Path, depth: int, seed: int, dataset: Dataset) -> nn.Module:
+    """Return the trained network, from its file if there is one, else trained and kept there."""
+    path = directory / f"resnet{depth}-{seed}.safetensors"
+    network = build(depth, seed)
+    if path.exists():
+        network.load_state_dict(read_network(path, network), strict=False)
+        return network.eval()
+    seconds = train(network, dataset, seed)
+    write_state(path, network.state_dict(), {"seconds": json.dumps(seconds)})
+    return network
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of `images`, uint8, that `network` gets right."""
+    predicted = torch.cat([network(as_float(part)).argmax(1) for part in images.split(500)])
+    return float((predicted == labels).double().mean())
+
+
+def main() -> None:
+    """Train what is missing, development networks first."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--members", type=int, default=16, help="networks to report on, of each depth")
+    parser.add_argument("--development", type=int, default=2, help="networks to try methods on, of each depth")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset = fashion_mnist()
+    seeds = [*range(DEVELOPMENT, DEVELOPMENT + arguments.development), *range(arguments.members)]
+    for seed in seeds:
+        for depth in DEPTHS:
+            began = time.perf_counter()
+            network = member(arguments.directory, depth, seed, dataset)
+            reached = accuracy(network, dataset.selection.images, dataset.selection.labels)
+            print(
+                f"resnet{depth} {seed}: {reached:.4f} on selection images, {time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

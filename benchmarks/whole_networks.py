@@ -1,0 +1,298 @@
+"""All residual blocks of ResNets narrowed without data and without retraining, beside what people use today.
+
+ResNets of 8 and 20 layers on Fashion-MNIST (stem of stride 2, 16 to 64 channels, two epochs), every block translated,
+transitions included, to ¾, ½ and ¼ of its hidden width. "kt_ray" reads no image of the user's: it carries probes, drawn
+from a mixture that was fitted to the zoo's images (which are of the same dataset), or random shapes (no data at all).
+Peers narrow the same networks to the same widths; neuron merging and LBYL's restoration are written anew here. Ratios
+are of test accuracy to the original's; seconds are of one core's processor.
+
+    python benchmarks/resnet_zoo.py DIRECTORY                # the networks, trained once
+    python benchmarks/whole_networks.py DIRECTORY            # goes on where it stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.memory import peak_mib, resident_mib
+from common.results import RESULTS, write
+from resnet_zoo import BATCH, DEPTHS, EPOCHS, STEM_STRIDE, WIDTH, fashion_mnist, member, speedup
+from torch import Tensor, nn
+from whole_network_peers import (
+    FINE_TUNING_STEPS,
+    fine_tuned,
+    magnitude,
+    neuron_merging,
+    restoration,
+    torch_pruning,
+)
+
+from kt_ray.data import Dataset, as_float
+from kt_ray.networks.cost import multiply_adds, parameter_count
+from kt_ray.translation.narrowing import hidden_widths, narrowed, residual_sites
+from kt_ray.translation.probe_images import mixture, shapes
+from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_blocks
+
+SHAPE = (1, 28, 28)
+SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
+PROBES, RECONSTRUCTION = 2048, 512  # images that a translator carries; training images that reconstruction reads
+SEEDED = 2  # networks of each depth that translators of further seeds translate, too
+FULL = 3  # networks of each depth that are narrowed to ¾, too; the others also with `LONGER` steps
+LONGER = 300
+SEEDS = (0, 1, 2)
+LEARNED, UNLEARNED = "kt_ray: learned probes, steps", "kt_ray: shapes, steps"
+PATIENT = f"kt_ray: learned probes, {LONGER} steps"
+WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images")
+IMAGES = {
+    "Torch-Pruning, fine-tuned": f"{FINE_TUNING_STEPS * BATCH:,} with labels",
+    "least squares on training images": str(RECONSTRUCTION),
+}
+FIGURE = RESULTS.parent.parent / "docs" / "whole-networks.svg"
+Row = dict[str, Any]
+Method = Callable[[nn.Module, dict[str, int]], nn.Module]
+
+
+def translated(network: nn.Module, hidden: dict[str, int], probes: Tensor, fitting: Fitting) -> nn.Module:
+    """Return `network` with its blocks translated on `probes`."""
+    small = narrowed(network, hidden)
+    translate_blocks(network, small, residual_sites(network), probes, fitting)
+    return small
+
+
+def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], seed: int) -> dict[str, Method]:
+    """Return the ways to narrow a network; for seeds after the first those alone that have random parts of ours."""
+    fitting = Fitting(seed=seed)
+    ours: dict[str, Method] = {
+        LEARNED: lambda network, hidden: translated(network, hidden, probes["mixture", seed], fitting),
+        UNLEARNED: lambda network, hidden: translated(network, hidden, probes["shapes", seed], fitting),
+    }
+    if seed:
+        return ours
+    training = as_float(dataset.train.images[:RECONSTRUCTION])
+    return ours | {
+        PATIENT: lambda network, hidden: translated(
+            network, hidden, probes["mixture", 0], Fitting(network_steps=LONGER)
+        ),
+        "kt_ray: learned probes, least squares": lambda network, hidden: translated(
+            network, hidden, probes["mixture", 0], LEAST_SQUARES
+        ),
+        "kt_ray: shapes, least squares": lambda network, hidden: translated(
+            network, hidden, probes["shapes", 0], LEAST_SQUARES
+        ),
+        "magnitude pruning": magnitude,
+        "neuron merging": neuron_merging,
+        "restoration as in LBYL": restoration,
+        "Torch-Pruning": lambda network, hidden: torch_pruning(network, hidden, SHAPE),
+        "Torch-Pruning, fine-tuned": lambda network, hidden: fine_tuned(
+            torch_pruning(network, hidden, SHAPE), dataset.train
+        ),
+        "least squares on training images": lambda network, hidden: translated(
+            network, hidden, training, LEAST_SQUARES
+        ),
+    }
+
+
+@torch.no_grad()
+def predictions(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the classes that `network` gives to uint8 `images`."""
+    return torch.cat([network(as_float(part)).argmax(1) for part in images.split(500)])
+
+
+def measure(
+    network: nn.Module, depth: int, number: int, dataset: Dataset, tools: dict[int, dict[str, Method]]
+) -> list[Row]:
+    """Narrow one network in every way; return a row for each."""
+    test = dataset.test
+    original = predictions(network, test.images)
+    accuracy = float((original == test.labels).double().mean())
+    common = {
+        "depth": depth,
+        "network": number,
+        "original": accuracy,
+        "original_multiply_adds": multiply_adds(network, SHAPE),
+    }
+    common["original_parameters"] = parameter_count(network)
+    rows = []
+    for share_name, share in SHARES.items():
+        if share_name == "three_quarters" and number >= FULL:
+            continue
+        hidden = hidden_widths(network, residual_sites(network), share)
+        for seed, named in tools.items():
+            if seed and (number >= SEEDED or share_name == "three_quarters"):
+                continue
+            for name, method in named.items():
+                if name in (PATIENT, "kt_ray: shapes, least squares") and (number < FULL) == (name == PATIENT):
+                    continue
+                began, wall = time.process_time(), time.perf_counter()
+                before = resident_mib()
+                small = method(network, hidden)
+                row = common | {"width": share_name, "method": name, "seed": seed}
+                row |= {"seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
+                predicted = predictions(small, test.images)
+                row |= {"accuracy": float((predicted == test.labels).double().mean())}
+                row |= {
+                    "ratio": row["accuracy"] / accuracy,
+                    "agreement": float((predicted == original).double().mean()),
+                }
+                row |= {"multiply_adds": multiply_adds(small, SHAPE), "parameters": parameter_count(small)}
+                row |= {"resident_mib_before": before, "peak_mib": peak_mib()}
+                rows.append(row)
+    return rows
+
+
+def summary(rows: list[Row]) -> list[Row]:
+    """Return mean and worst ratio, agreement, seconds and costs by width and method, over networks (and seeds)."""
+    found = []
+    for width in SHARES:
+        for method in dict.fromkeys(row["method"] for row in rows):
+            group = [row for row in rows if (row["width"], row["method"]) == (width, method)]
+            if not group:
+                continue
+            first = [row for row in group if row["seed"] == 0]
+            seeded = {
+                seed: statistics.mean(row["ratio"] for row in group if row["seed"] == seed and row["network"] < SEEDED)
+                for seed in sorted({row["seed"] for row in group if row["network"] < SEEDED})
+            }
+            found.append(
+                {
+                    "width": width,
+                    "method": method,
+                    "networks": len(first),
+                    "mean_ratio": statistics.mean(row["ratio"] for row in first),
+                    "min_ratio": min(row["ratio"] for row in first),
+                    "agreement": statistics.mean(row["agreement"] for row in first),
+                    "seconds": statistics.mean(row["seconds"] for row in first),
+                    "multiply_adds": statistics.mean(
+                        row["multiply_adds"] / row["original_multiply_adds"] for row in first
+                    ),
+                    "parameters": statistics.mean(row["parameters"] / row["original_parameters"] for row in first),
+                    "mean_ratio_by_seed": seeded,
+                }
+            )
+    return found
+
+
+def table(found: list[Row], networks: int, mean: float) -> str:
+    """Return the Markdown table, the best without images of each width in bold."""
+    columns = (
+        "hidden width, method, images, networks, mean ratio, worst ratio, agreement, multiply-adds, parameters, seconds"
+    )
+    lines = [f"| {columns.replace(', ', ' | ')} |", "|" + "---|" * len(columns.split(", "))]
+    labels = {"three_quarters": "¾", "half": "½", "quarter": "¼"}
+    for width in SHARES:
+        rows = sorted((row for row in found if row["width"] == width), key=lambda row: -row["mean_ratio"])
+        for row in rows:
+            lines.append(
+                f"| {labels[width]} | {row['method']} | {IMAGES.get(row['method'], 'none')} | {row['networks']} "
+                f"| {row['mean_ratio']:.4f} "
+                f"| {row['min_ratio']:.4f} | {row['agreement']:.4f} | {row['multiply_adds']:.2f} "
+                f"| {row['parameters']:.2f} | {row['seconds']:.1f} |"
+            )
+    seeds = [
+        f"{labels[row['width']]} {', '.join(f'{ratio:.4f}' for ratio in row['mean_ratio_by_seed'].values())}"
+        for row in found
+        if row["method"] == LEARNED and len(row["mean_ratio_by_seed"]) > 1
+    ]
+    lines += [
+        "",
+        f"Three seeds of probes and steps, learned, on {2 * SEEDED} networks: {'; '.join(seeds)}.",
+        "",
+        f"{networks} networks (ResNet-8 and ResNet-20; mean accuracy of the originals {mean:.4f}), 10,000 test images. "
+        "Multiply-adds and parameters are of the whole network, over the original's; seconds are of the processor, for "
+        "one network. Images are of the user's data, beside the network.",
+    ]
+    return "\n".join(lines)
+
+
+def headline(found: list[Row]) -> dict[str, float]:
+    """Return the figures that documents cite."""
+    by = {(row["width"], row["method"]): row for row in found}
+    peers = [row for row in found if "kt_ray" not in row["method"] and row["method"] not in WITH_DATA]
+    figures = {}
+    for width in ("half", "quarter"):
+        row = by[width, LEARNED]
+        figures |= {f"{width}_mean_ratio": row["mean_ratio"], f"{width}_min_ratio": row["min_ratio"]}
+        figures |= {
+            f"{width}_seconds": row["seconds"],
+            f"{width}_unlearned_mean_ratio": by[width, UNLEARNED]["mean_ratio"],
+        }
+        figures[f"best_peer_{width}_mean_ratio"] = max(peer["mean_ratio"] for peer in peers if peer["width"] == width)
+        figures[f"fine_tuned_{width}_mean_ratio"] = by[width, "Torch-Pruning, fine-tuned"]["mean_ratio"]
+    figures["quarter_learned_minus_unlearned"] = figures["quarter_mean_ratio"] - by["quarter", UNLEARNED]["mean_ratio"]
+    return figures
+
+
+def draw(found: list[Row]) -> None:
+    """Draw accuracy against multiply-adds, one line a method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4))
+    axes = figure.subplots()
+    for method in dict.fromkeys(row["method"] for row in found):
+        rows = sorted((row for row in found if row["method"] == method), key=lambda row: row["multiply_adds"])
+        if len(rows) < len(SHARES):
+            continue  # not measured at every width
+        style = "-" if "kt_ray" in method else "--" if method in WITH_DATA else ":"
+        axes.plot(
+            [row["multiply_adds"] for row in rows], [row["mean_ratio"] for row in rows], style, marker="o", label=method
+        )
+    axes.set(xlabel="multiply-adds of the network, over the original's", ylabel="accuracy over the original's")
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
+    figure.tight_layout()
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure the networks that were not yet, then write what there is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path, help="of the zoo; rows are kept there, too")
+    parser.add_argument("--members", type=int, default=8, help="networks of each depth")
+    parser.add_argument("--report", action="store_true", help="only write what was measured")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset = fashion_mnist()
+    rows: list[Row] = []
+    probes: dict[tuple[str, int], Tensor] = {}
+    for number in range(arguments.members):
+        for depth in DEPTHS:
+            path = arguments.directory / f"rows-{depth}-{number}.json"
+            if not path.exists() and not arguments.report:
+                network = member(arguments.directory, depth, number, dataset).eval()
+                if not probes:
+                    for seed in SEEDS:
+                        generator = torch.Generator().manual_seed(seed)
+                        probes["mixture", seed] = mixture(dataset.train.images, PROBES, generator)
+                        probes["shapes", seed] = shapes(PROBES, SHAPE, generator)
+                tools = {seed: methods(dataset, probes, seed) for seed in SEEDS}
+                path.write_text(json.dumps(measure(network, depth, number, dataset, tools)))
+            if path.exists():
+                rows += json.loads(path.read_text())
+                ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]
+                shown = ", ".join(f"{row['width']} {row['ratio']:.4f}" for row in ours[-3:])
+                print(f"resnet{depth} {number}: {shown}", flush=True)
+    speed = arguments.directory / "speed.json"
+    if not speed.exists():
+        speed.write_text(json.dumps(speedup(dataset)))
+    trained = json.loads(speed.read_text())
+    found = summary(rows)
+    networks = {(row["depth"], row["network"]): row["original"] for row in rows}
+    text = table(found, len(networks), statistics.mean(networks.values()))
+    recipe = {"depths": DEPTHS, "width": WIDTH, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
+    results = {"recipe": recipe, "summary": found, "training_step": trained, "rows": rows}
+    figures = headline(found) | {"zoo_speedup": trained["speedup"]}
+    write("whole_networks", figures, results, SEEDS, text)
+    draw(found)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Translate every residual block of a user's checkpoint, and write the smaller network with the file that builds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kt_ray._io.display import Displayed
+from kt_ray._io.files import write_whole
+from kt_ray._io.text import first_line
+from kt_ray.data import Dataset
+from kt_ray.errors import CheckpointError
+from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
+from kt_ray.networks.cost import multiply_adds, parameter_count
+from kt_ray.translation.narrowing import builder_text, hidden_widths, narrowed, residual_sites
+from kt_ray.translation.whole_network import Fitting, SiteReport, translate_blocks
+
+Preprocessing = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, repr=False)
+class NetworkTranslation(Displayed):
+    """What was written. Accuracies are on the test images of the dataset that was named, if one was; `agreement` is the
+    share of the probes on which both networks predict the same."""
+
+    output: str
+    builder: str
+    checkpoint: str  # what was found in the file
+    sites: list[SiteReport]
+    agreement: float
+    seconds: float
+    peak_mib: float
+    parameters_before: int
+    parameters_after: int
+    multiply_adds_before: int
+    multiply_adds_after: int
+    dataset: str | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+    def display_title(self) -> str:
+        """Return number of blocks and time."""
+        return f"{len(self.sites)} blocks, translated in {self.seconds:.1f} s"
+
+    def display_rows(self) -> list[dict[str, Any]]:
+        """Return `rows()`."""
+        return self.rows()
+
+    def site_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each block; "missed" is the share of its output's variance that is missed on the probes."""
+        return [
+            {
+                "block": site.path,
+                "hidden before": site.hidden_before,
+                "hidden after": site.hidden_after,
+                "missed": site.error,
+                "seconds": site.seconds,
+            }
+            for site in self.sites
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each quantity of the whole network, before and after."""
+        rows: list[dict[str, Any]] = [
+            {"": "parameters", "before": self.parameters_before, "after": self.parameters_after},
+            {"": "multiply-adds", "before": self.multiply_adds_before, "after": self.multiply_adds_after},
+            {"": "agreement on probes", "before": 1.0, "after": self.agreement},
+        ]
+        if self.dataset is not None:
+            name = f"accuracy on {self.dataset} test images"
+            rows.append({"": name, "before": self.accuracy_before, "after": self.accuracy_after})
+        return rows
+
+
+def translate_network(
+    network: nn.Module,
+    checkpoint: Path,
+    output: Path,
+    probes: Tensor,
+    share: float = 0.5,
+    *,
+    preprocessing: Preprocessing | None = None,
+    fitting: Fitting | None = None,
+    dataset: Dataset | None = None,
+    state_dict: str | None = None,
+    progress: Callable[[SiteReport], None] | None = None,
+) -> NetworkTranslation:
+    """Write the network in `checkpoint` with `share` of the hidden units of each residual block.
+
+    The tensors go to `output` (safetensors), under the network's own names and in the checkpoint's dtypes; a file of
+    the same name ending in .py has the function that narrows a fresh network, which loads them strictly.
+
+    Args:
+        network: A fresh network of the checkpoint's kind.
+        checkpoint: Safetensors, or a `state_dict` that torch loads without running code.
+        output: Must end in .safetensors.
+        probes: Images [N, C, H, W] in [0, 1] on which blocks are fitted.
+        share: Of hidden units that are kept, over 0 and up to 1.
+        preprocessing: From images in [0, 1] to what the network takes; None for none.
+        fitting: How blocks are fitted; the defaults if None.
+        dataset: Measures accuracy on its test images before and after, if given.
+        state_dict: Which of several networks of the file.
+        progress: Called after each block.
+
+    Returns:
+        What was written, block by block and whole.
+
+    Raises:
+        CheckpointError: If the file cannot be read safely, does not fit the network or is not finite, the network has
+            no residual blocks, or the output is not safetensors, would replace the checkpoint, or cannot be written.
+    """
+    builder = output.with_suffix(".py")
+    if output.suffix != ".safetensors":
+        raise CheckpointError(f"output {output} must end in .safetensors")
+    if checkpoint.resolve() in (output.resolve(), builder.resolve()):
+        raise CheckpointError(f"output {output} is a file that is read and would be lost; name another --output")
+    if not 0 < share <= 1:
+        raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
+    found = find_network(checkpoint, network.state_dict().keys(), state_dict)
+    network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
+    network.eval().requires_grad_(False)
+    prepare = preprocessing or (lambda images: images)
+    _check_images(network, prepare(probes[:2]))
+    began = time.perf_counter()
+    sites = residual_sites(network)
+    hidden = hidden_widths(network, sites, share)
+    small = narrowed(network, hidden)
+    report = translate_blocks(network, small, sites, prepare(probes), fitting, progress)
+    seconds = time.perf_counter() - began
+    state = {name: value for name, value in small.state_dict().items() if not name.endswith(STEPS)}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise CheckpointError(
+                f"the network translated from {checkpoint} holds NaN or infinity in {name}: nothing is written; check "
+                "that the network works"
+            )
+    counters = {name: value for name, value in small.state_dict().items() if name.endswith(STEPS)}
+    write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
+    write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
+    image_shape = tuple(probes.shape[1:])
+    return NetworkTranslation(
+        output=str(output),
+        builder=str(builder),
+        checkpoint=str(found),
+        sites=report.sites,
+        agreement=report.agreement,
+        seconds=seconds,
+        peak_mib=report.peak_mib,
+        parameters_before=parameter_count(network),
+        parameters_after=parameter_count(small),
+        multiply_adds_before=multiply_adds(network, image_shape),
+        multiply_adds_after=multiply_adds(small, image_shape),
+        dataset=dataset.name if dataset else None,
+        accuracy_before=_accuracy(network, dataset, prepare) if dataset else None,
+        accuracy_after=_accuracy(small, dataset, prepare) if dataset else None,
+    )
+
+
+@torch.no_grad()
+def _check_images(network: nn.Module, images: Tensor) -> None:
+    """Raise CheckpointError if `network` cannot take `images`."""
+    try:
+        network(images)
+    except Exception as error:  # a person's network raises what it likes
+        raise CheckpointError(
+            f"{type(network).__name__} cannot take images {tuple(images.shape[1:])} ({first_line(error)}); give the "
+            "shape that it was trained on"
+        ) from error
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, dataset: Dataset, prepare: Preprocessing) -> float:
+    """Return the share of the test images that `network` gets right."""
+    right = sum(
+        int((network(prepare(images)).argmax(1) == labels).sum()) for images, labels in dataset.test.batches(250)
+    )
+    return right / len(dataset.test)

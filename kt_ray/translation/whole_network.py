@@ -1,0 +1,390 @@
+"""Translate all residual blocks of a network in forward order: least squares on probes, then a few optimiser steps.
+
+Each block is written on what the already narrower network before it produces, and is to give what the original network
+gives there before the block's last activation: so later blocks make up for the errors of earlier ones. Hidden units are
+chosen by backward elimination on the normal equations, kernels into them are kept (BN folded), kernels out of them and
+biases are fitted by ridge regression (as channel pruning does with data, arXiv 1707.06168).
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from kt_ray.errors import CheckpointError
+from kt_ray.translation.projected import convolution_equations, eliminate, fit
+
+ROUNDS = 32  # of elimination: several units at once where more are to go
+OFFSET, LARGEST_OFFSET = 64.0, 1e7  # added to a branch so that a block's last ReLU passes everything
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Module paths within a residual block: two convolutions, and the batch norm after each if there is one."""
+
+    conv1: str = "conv1"
+    norm1: str | None = "bn1"
+    conv2: str = "conv2"
+    norm2: str | None = "bn2"
+
+    @property
+    def end(self) -> str:
+        """Return the module whose output is added to the shortcut."""
+        return self.norm2 or self.conv2
+
+
+@dataclass(frozen=True)
+class ResidualSite:
+    """A block at a module path of a network, and where large and small block have their convolutions.
+
+    The block is any module that computes activation(shortcut(x) + norm2(conv2(activation(norm1(conv1(x)))))).
+    """
+
+    path: str
+    source: Branch = Branch()
+    target: Branch = Branch()
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How blocks are written: ridge regression on `images` probes, then Adam.
+
+    `block_steps` fit each block's output, then `network_steps` the outputs of all blocks and, by `divergence`, the
+    predictions. Learning rates are relative to the root mean square of each tensor.
+    """
+
+    images: int = 512
+    ridge: float = 1e-2  # of each feature's own power
+    block_steps: int = 60
+    network_steps: int = 100
+    divergence: float = 0.3
+    learning_rate: float = 0.008
+    batch: int = 64
+    seed: int = 0
+
+
+LEAST_SQUARES = Fitting(block_steps=0, network_steps=0)
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What was done at a site. `error` is the share of the variance of the wanted output that is missed on probes."""
+
+    path: str
+    hidden_before: int
+    hidden_after: int
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WholeReport:
+    """What a translation did: site by site, the share of probes with the original's prediction, and what it took."""
+
+    sites: list[SiteReport]
+    agreement: float
+    seconds: float
+    peak_mib: float
+
+
+@torch.no_grad()
+def translate_blocks(
+    network: nn.Module,
+    small: nn.Module,
+    sites: Sequence[ResidualSite],
+    probes: Tensor,
+    fitting: Fitting | None = None,
+    progress: Callable[[SiteReport], None] | None = None,
+) -> WholeReport:
+    """Write the blocks of `small` at `sites`, given in forward order.
+
+    Args:
+        network: The trained network; it is not changed.
+        small: The same with narrower blocks at the sites, and the same parameters elsewhere. It is put into
+            evaluation mode.
+        sites: Where both have their blocks.
+        probes: What the networks take, float [N, C, H, W].
+        fitting: How; the defaults if None.
+        progress: Called after each site.
+
+    Returns:
+        What was done.
+
+    Raises:
+        CheckpointError: If a site is no residual block that can be translated, or the network gives NaN on probes.
+    """
+    began = time.perf_counter()
+    fitting = fitting or Fitting()
+    network, small = copy.deepcopy(network).eval(), small.eval()
+    for site in sites:
+        _check(network, site, site.source)
+        _check(small, site, site.target)
+    fitted = probes[: fitting.images]
+    given = run_blocks(network, [site.path for site in sites], fitted)
+    if not given.logits.isfinite().all():
+        raise CheckpointError("the network's outputs on the probes are NaN or infinite; check that it works")
+    reports = list[SiteReport]()
+    before: Tensor | None = None  # the output of the original's block at the site before
+    inputs = fitted
+    for site in sites:
+        started = time.perf_counter()
+        large, block = network.get_submodule(site.path), small.get_submodule(site.path)
+        if before is not given.inputs[site.path]:  # something lies between this site and the one before
+            inputs = run_blocks(small, [site.path], fitted, stop=True).inputs[site.path]
+        wanted = preactivation(large, site.source, given.inputs[site.path])
+        error = write_block(large, block, site, inputs, wanted, fitting.ridge)
+        if fitting.block_steps:
+            error = _refine_block(block, site, inputs, wanted, fitting)
+        before, inputs = given.outputs[site.path], block(inputs)
+        widths = (
+            _convolution(large, site.source.conv1).out_channels,
+            _convolution(block, site.target.conv1).out_channels,
+        )
+        reports.append(SiteReport(site.path, *widths, error, time.perf_counter() - started))
+        if progress is not None:
+            progress(reports[-1])
+    if fitting.network_steps:
+        _refine_network(network, small, sites, probes, fitting)
+    agreement = float((_logits(small, probes).argmax(1) == _logits(network, probes).argmax(1)).float().mean())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return WholeReport(reports, agreement, time.perf_counter() - began, peak)
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """What blocks were given and gave in a run of their network, by path, and the network's logits."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    logits: Tensor
+
+
+class _Reached(BaseException):
+    """Ends a run of a network at a block. No Exception, which a network's own code could catch."""
+
+
+def run_blocks(network: nn.Module, paths: Sequence[str], images: Tensor, stop: bool = False) -> BlockRun:
+    """Run `network` on `images` and keep what the blocks at `paths` are given and give.
+
+    `stop` ends the run at the first of these blocks, without outputs and logits.
+    Raises CheckpointError if the network does not run one of the blocks.
+    """
+    inputs, outputs, logits = dict[str, Tensor](), dict[str, Tensor](), images.new_zeros(0)
+
+    def before(path: str, given: tuple[Tensor, ...]) -> None:
+        inputs[path] = given[0]
+        if stop:
+            raise _Reached
+
+    with ExitStack() as hooks:
+        for path in paths:
+            block = network.get_submodule(path)
+            _until(hooks, block.register_forward_pre_hook(lambda _, given, path=path: before(path, given)))
+            _until(hooks, block.register_forward_hook(lambda _, __, out, path=path: outputs.update({path: out})))
+        with suppress(_Reached):
+            logits = network(images)
+    missing = [path for path in paths if path not in inputs]
+    if missing:
+        raise CheckpointError(f"the network does not run its block {missing[0]}; leave that site out")
+    return BlockRun(inputs, outputs, logits)
+
+
+def preactivation(block: nn.Module, branch: Branch, inputs: Tensor, shortcut_alone: bool = False) -> Tensor:
+    """Return a block's output before its last activation, or what its shortcut alone gives.
+
+    The block need not say where its last activation is: with a constant added to the branch, a ReLU passes everything.
+    """
+    offset = OFFSET
+    while True:
+        with _branch_plus(block, branch, offset, shortcut_alone):
+            output: Tensor = block(inputs)
+        if output.amin() > 0 or offset > LARGEST_OFFSET or not output.isfinite().all():
+            return output - offset
+        offset *= 16
+
+
+@torch.no_grad()
+def write_block(
+    large: nn.Module, small: nn.Module, site: ResidualSite, inputs: Tensor, wanted: Tensor, ridge: float
+) -> float:
+    """Write into the block `small` the least-squares block of `large`: nearest to `wanted` before its last activation.
+
+    Both blocks read `inputs`. Returns the share of the variance of `wanted` that is missed.
+    """
+    first, last = _convolution(large, site.source.conv1), _convolution(large, site.source.conv2)
+    hidden = dict[str, Tensor]()
+    with ExitStack() as hooks:
+        _until(hooks, last.register_forward_pre_hook(lambda _, given: hidden.update(units=given[0])))
+        skipped = preactivation(large, site.source, inputs, shortcut_alone=True)
+    equations = convolution_equations(hidden["units"], wanted - skipped, last.kernel_size[0])
+    width = _convolution(small, site.target.conv1).out_channels
+    if width < first.out_channels:
+        units = eliminate(equations, first.out_channels, width, ridge, ROUNDS)
+    else:
+        units = torch.arange(width, device=inputs.device)
+    fits = fit(equations, first.out_channels, units[None], ridge)
+    weights, biases = fold(first, _norm(large, site.source.norm1))
+    _assign(small, site.target.conv1, site.target.norm1, weights[units], biases[units])
+    kernels = fits.weights[0].reshape(last.out_channels, width, *last.kernel_size)
+    _assign(small, site.target.conv2, site.target.norm2, kernels, None if fits.biases is None else fits.biases[0])
+    spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
+    return float(fits.errors[0] / spread.clamp_min(1e-30))
+
+
+def fold(convolution: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Return kernels and biases of `convolution` followed by `norm` in evaluation mode.
+
+    Raises CheckpointError if `norm` is not BN with running statistics.
+    """
+    weight = convolution.weight.detach()
+    bias = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias.detach()
+    if norm is None or isinstance(norm, nn.Identity):
+        return weight, bias
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+        raise CheckpointError(f"{norm} follows a convolution; only BatchNorm2d with running statistics can be folded")
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.detach()
+    bias = (bias - norm.running_mean) * scale
+    return weight * scale[:, None, None, None], bias + norm.bias.detach() if norm.affine else bias
+
+
+def _refine_block(block: nn.Module, site: ResidualSite, inputs: Tensor, wanted: Tensor, fitting: Fitting) -> float:
+    """Take steps on a block's output; return the share of the variance that it misses then."""
+    spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().mean().clamp_min(1e-12)
+    output = torch.relu(wanted) if block(inputs[:1]).amin() >= 0 else wanted
+
+    def loss(rows: Tensor) -> Tensor:
+        return functional.mse_loss(block(inputs[rows]), output[rows]) / spread
+
+    _descend(_parameters(block, site.target), loss, len(inputs), fitting.block_steps, fitting)
+    return float(functional.mse_loss(block(inputs), output) / spread)
+
+
+def _refine_network(
+    network: nn.Module, small: nn.Module, sites: Sequence[ResidualSite], probes: Tensor, fitting: Fitting
+) -> None:
+    """Take steps on the outputs of all blocks and on the predictions, in the blocks alone."""
+    paths = [site.path for site in sites]
+
+    def loss(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = run_blocks(network, paths, probes[rows])
+        given = run_blocks(small, paths, probes[rows])
+        missed = [_missed(given.outputs[path], wanted.outputs[path]) for path in paths]
+        expected, predicted = wanted.logits.log_softmax(1), given.logits.log_softmax(1)
+        divergence = functional.kl_div(predicted, expected, log_target=True, reduction="batchmean")
+        return torch.stack(missed).mean() + fitting.divergence * divergence
+
+    parameters = [one for site in sites for one in _parameters(small.get_submodule(site.path), site.target)]
+    _descend(parameters, loss, len(probes), fitting.network_steps, fitting)
+
+
+def _missed(output: Tensor, wanted: Tensor) -> Tensor:
+    """Return the squared error of `output` over the variance of `wanted` within channels."""
+    spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().mean()
+    return functional.mse_loss(output, wanted) / spread.clamp_min(1e-12)
+
+
+def _descend(
+    parameters: list[nn.Parameter], loss: Callable[[Tensor], Tensor], count: int, steps: int, fitting: Fitting
+) -> None:
+    """Take `steps` of Adam, with a cosine schedule, on batches of `count` samples."""
+    generator = torch.Generator().manual_seed(fitting.seed)
+    sizes = [float(one.square().mean().sqrt()) for one in parameters]
+    rates = [{"params": [one], "lr": fitting.learning_rate * size} for one, size in zip(parameters, sizes, strict=True)]
+    optimizer = torch.optim.Adam(rates, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randperm(count, generator=generator)[: fitting.batch]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(loss(rows), parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        schedule.step()
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([network(part) for part in torch.split(images, 256)])
+
+
+def _check(network: nn.Module, site: ResidualSite, branch: Branch) -> None:
+    """Raise CheckpointError unless `network` has a block at `site` with plain convolutions where `branch` says."""
+    for path in (branch.conv1, branch.conv2):
+        try:
+            layer = network.get_submodule(f"{site.path}.{path}")
+        except AttributeError:
+            raise CheckpointError(
+                f"{type(network).__name__} has no module {site.path}.{path}; name the paths of the block and of its "
+                "convolutions"
+            ) from None
+        if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.dilation != (1, 1):
+            raise CheckpointError(f"{site.path}.{path} is {layer}, expected a Conv2d of one group, without dilation")
+        size = layer.kernel_size[0]
+        plain = layer.kernel_size == (size, size) and layer.padding == (size // 2, size // 2) and size % 2
+        if path == branch.conv2 and (not plain or layer.stride != (1, 1) or layer.padding_mode != "zeros"):
+            raise CheckpointError(
+                f"{site.path}.{path} is {layer}, expected stride 1 and an odd square kernel padded by half of it"
+            )
+
+
+@contextmanager
+def _branch_plus(block: nn.Module, branch: Branch, offset: float, shortcut_alone: bool) -> Iterator[None]:
+    """Add `offset` to what the branch gives, or give it instead."""
+
+    def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.full_like(output, offset) if shortcut_alone else output + offset
+
+    with ExitStack() as hooks:
+        _until(hooks, block.get_submodule(branch.end).register_forward_hook(hook))
+        yield
+
+
+def _until(stack: ExitStack, handle: RemovableHandle) -> None:
+    stack.callback(handle.remove)
+
+
+def _convolution(block: nn.Module, path: str) -> nn.Conv2d:
+    layer = block.get_submodule(path)
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def _norm(block: nn.Module, path: str | None) -> nn.Module | None:
+    return None if path is None else block.get_submodule(path)
+
+
+def _parameters(block: nn.Module, branch: Branch) -> list[nn.Parameter]:
+    """Return the parameters of a block's convolutions and norms."""
+    paths = [path for path in (branch.conv1, branch.norm1, branch.conv2, branch.norm2) if path is not None]
+    return [one for path in paths for one in block.get_submodule(path).parameters()]
+
+
+def _assign(block: nn.Module, path: str, norm_path: str | None, weight: Tensor, bias: Tensor | None) -> None:
+    """Write kernels and biases, these into the norm if the convolution has none, and make the norm the identity else.
+
+    Without any place for biases they are left out.
+    """
+    layer, norm = _convolution(block, path), _norm(block, norm_path)
+    layer.weight.copy_(weight)
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1)
+        if norm.affine:
+            norm.weight.fill_((1 + norm.eps) ** 0.5)
+            norm.bias.copy_(torch.zeros_like(bias) if layer.bias is not None else bias)
+    if layer.bias is not None:
+        layer.bias.copy_(bias)

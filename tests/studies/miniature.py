@@ -1,0 +1,24 @@
+"""`miniature.yaml` run as a person runs it, by the command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
+
+
+def kt_ray(*arguments: str, workspace: Path) -> subprocess.Popen[str]:
+    """The command as a process of its own, as a person starts it."""
+    environment = os.environ | {"KT_RAY_WORKSPACE": str(workspace), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "kt_ray", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 900) -> str:
+    """What it printed, once it ended well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output

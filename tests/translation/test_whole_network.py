@@ -1,0 +1,169 @@
+"""Blocks of whole networks are written in forward order, on what the narrower network before them produces."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kt_ray.config import ResNetOptions
+from kt_ray.distillation.networks import CifarResNet
+from kt_ray.errors import CheckpointError
+from kt_ray.translation.narrowing import NARROWED, hidden_widths, narrowed, residual_sites
+from kt_ray.translation.whole_network import (
+    LEAST_SQUARES,
+    Branch,
+    Fitting,
+    ResidualSite,
+    preactivation,
+    run_blocks,
+    translate_blocks,
+    write_block,
+)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def warmed(network: nn.Module, *shape: int) -> nn.Module:
+    """Return `network` with statistics and scales in its BN as training leaves them."""
+    with torch.no_grad():
+        for seed in range(3):
+            network.train()(random(16, *shape, seed=seed))
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.copy_(0.5 + random(len(module.weight)).abs())
+                module.bias.copy_(0.3 * random(len(module.weight), seed=1))
+    return network.eval()
+
+
+class Projection(nn.Module):
+    """A block of torchvision's kind: a projection shortcut, a convolution with bias, an eps of its own."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, hidden, 3, 2, padding=1)
+        self.bn1 = nn.BatchNorm2d(hidden, eps=1e-3)
+        self.conv2 = nn.Conv2d(hidden, outputs, 5, padding=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Conv2d(inputs, outputs, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(branch + self.downsample(x))
+
+
+@pytest.fixture
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return warmed(CifarResNet(ResNetOptions(depth=8, width=4), 1, 3), 1, 12, 12)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_units_that_give_nothing_are_left_out_and_the_network_is_unchanged(resnet: nn.Module, share: float) -> None:
+    """Half of the hidden units are cut off: half of the width is enough, at every site and for the whole network."""
+    sites, images = residual_sites(resnet), random(64, 1, 12, 12, seed=5)
+    with torch.no_grad():
+        for site in sites:
+            resnet.get_submodule(site.path).conv2.weight[:, ::2] = 0.0
+    small = narrowed(resnet, hidden_widths(resnet, sites, share))
+    fitting = Fitting(ridge=1e-9, block_steps=0, network_steps=0)
+    report = translate_blocks(resnet, small, sites, images, fitting)
+    torch.testing.assert_close(small(images), resnet(images), atol=2e-3, rtol=2e-3)
+    assert report.agreement == 1.0
+    assert [site.path for site in report.sites] == [site.path for site in sites]
+
+
+def test_a_block_of_another_kind_is_written_from_its_modules_alone() -> None:
+    torch.manual_seed(1)
+    block = warmed(Projection(3, 6, 8), 3, 12, 12)
+    inputs, branch = torch.relu(random(32, 3, 12, 12)), Branch()
+    expected = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(inputs))))) + block.downsample(inputs)
+    wanted = preactivation(block, branch, inputs)
+    torch.testing.assert_close(wanted, expected, atol=1e-4, rtol=1e-4)
+    small = narrowed(nn.ModuleDict({"only": block}), {"only": 8})["only"]
+    missed = write_block(block, small, ResidualSite("only", branch, NARROWED), inputs, wanted, ridge=1e-9)
+    assert missed < 1e-6
+    torch.testing.assert_close(small(inputs), torch.relu(expected), atol=1e-3, rtol=1e-3)
+
+
+def test_a_target_may_keep_its_batch_norms() -> None:
+    """The norms of a target of the source's own class become identities with biases."""
+    torch.manual_seed(1)
+    block, small = warmed(Projection(3, 6, 8), 3, 12, 12), Projection(3, 6, 8).eval()
+    small.downsample.load_state_dict(block.downsample.state_dict())
+    inputs = torch.relu(random(32, 3, 12, 12))
+    write_block(block, small, ResidualSite("only"), inputs, preactivation(block, Branch(), inputs), ridge=1e-9)
+    torch.testing.assert_close(small(inputs), block(inputs), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["dead", "collinear"])
+def test_dead_and_collinear_units_leave_the_fit_finite(resnet: nn.Module, fault: str) -> None:
+    sites, images = residual_sites(resnet), random(32, 1, 12, 12, seed=5)
+    with torch.no_grad():
+        for site in sites:
+            block = resnet.get_submodule(site.path)
+            if fault == "dead":
+                block.bn1.bias[1:] = -1e3
+            else:
+                block.conv1.weight[1:] = block.conv1.weight[:1]
+                block.bn1.load_state_dict({name: part[:1].expand_as(part) if part.dim() else part
+                                           for name, part in block.bn1.state_dict().items()})  # fmt: skip
+    small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
+    translate_blocks(resnet, small, sites, images, LEAST_SQUARES)
+    torch.testing.assert_close(small(images), resnet(images), atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_later_blocks_make_up_for_errors_of_earlier_ones(resnet: nn.Module) -> None:
+    """The outputs of the last block are nearer than with every block fitted to the original's own inputs."""
+    sites, images = residual_sites(resnet), random(128, 1, 12, 12, seed=5)
+    hidden = hidden_widths(resnet, sites, 0.25)
+    in_order, apart = narrowed(resnet, hidden), narrowed(resnet, hidden)
+    translate_blocks(resnet, in_order, sites, images, LEAST_SQUARES)
+    given = run_blocks(resnet, [site.path for site in sites], images)
+    for site in sites:
+        block, inputs = resnet.get_submodule(site.path), given.inputs[site.path]
+        wanted = preactivation(block, site.source, inputs)
+        write_block(block, apart.get_submodule(site.path), site, inputs, wanted, LEAST_SQUARES.ridge)
+    last = sites[-1].path
+    missed = [
+        float((run_blocks(small, [last], images).outputs[last] - given.outputs[last]).square().mean())
+        for small in (in_order, apart)
+    ]
+    assert missed[0] < missed[1]
+
+
+@torch.no_grad()
+def test_steps_bring_the_network_nearer_to_the_original(resnet: nn.Module) -> None:
+    sites, probes, fresh = residual_sites(resnet), random(256, 1, 12, 12, seed=5), random(64, 1, 12, 12, seed=6)
+    errors = []
+    for fitting in (LEAST_SQUARES, Fitting(block_steps=30, network_steps=30)):
+        small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
+        translate_blocks(resnet, small, sites, probes, fitting)
+        errors.append(float((small(fresh) - resnet(fresh)).square().mean()))
+    assert errors[1] < errors[0]
+
+
+def test_the_original_is_not_changed_and_the_result_is_repeated(resnet: nn.Module) -> None:
+    sites, probes, before = residual_sites(resnet), random(64, 1, 12, 12, seed=5), copy.deepcopy(resnet.state_dict())
+    states = []
+    for _ in range(2):
+        small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
+        translate_blocks(resnet, small, sites, probes, Fitting(block_steps=2, network_steps=2))
+        states.append(small.state_dict())
+    for name, value in resnet.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=0, atol=0)
+
+
+def test_a_site_that_is_no_block_is_named(resnet: nn.Module) -> None:
+    for site in (ResidualSite("stage9.0"), ResidualSite("stage1.0", Branch(conv2="bn2")), ResidualSite("stem")):
+        with pytest.raises(CheckpointError, match=site.path):
+            translate_blocks(resnet, copy.deepcopy(resnet), [site], random(4, 1, 12, 12))
+    with pytest.raises(CheckpointError):
+        residual_sites(nn.Sequential(nn.Linear(2, 2)))
