@@ -108,6 +108,7 @@ def conclude(
         ),
         evaluation=evaluation,
         card=model_card(config, table),
+        dataset=dataset.name,
     )
     registered = register_champion(tracker, config.model_name, candidate, accept_weak=accept_weak)
     tracker.finish(run_id, "FINISHED")
