@@ -3,8 +3,8 @@
 ResNets of 8 and 20 layers on Fashion-MNIST (stem of stride 2, 16 to 64 channels, two epochs), every block translated,
 transitions included, to ¾, ½ and ¼ of its hidden width. "kt_ray" reads no image of the user's: it carries probes, drawn
 from a mixture that was fitted to the zoo's images (which are of the same dataset), or random shapes (no data at all).
-Peers narrow the same networks to the same widths. Ratios are of test accuracy to the original's; seconds are of one
-core's processor.
+Peers narrow the same networks to the same widths; neuron merging and LBYL's restoration are written anew here. Ratios
+are of test accuracy to the original's; seconds are of one core's processor.
 
     python benchmarks/resnet_zoo.py DIRECTORY                # the networks, trained once
     python benchmarks/whole_networks.py DIRECTORY            # goes on where it stopped
@@ -44,8 +44,11 @@ SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
 PROBES, RECONSTRUCTION = 2048, 512  # images that a translator carries; training images that reconstruction reads
 SEEDED = 2  # networks of each depth that translators of further seeds translate, too
+FULL = 3  # networks of each depth that are narrowed to ¾, too; the others also with `LONGER` steps
+LONGER = 300
 SEEDS = (0, 1, 2)
 LEARNED, UNLEARNED = "kt_ray: learned probes, steps", "kt_ray: shapes, steps"
+PATIENT = f"kt_ray: learned probes, {LONGER} steps"
 WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images")
 IMAGES = {
     "Torch-Pruning, fine-tuned": f"{FINE_TUNING_STEPS * BATCH:,} with labels",
@@ -74,6 +77,9 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], seed: int) 
         return ours
     training = as_float(dataset.train.images[:RECONSTRUCTION])
     return ours | {
+        PATIENT: lambda network, hidden: translated(
+            network, hidden, probes["mixture", 0], Fitting(network_steps=LONGER)
+        ),
         "kt_ray: learned probes, least squares": lambda network, hidden: translated(
             network, hidden, probes["mixture", 0], LEAST_SQUARES
         ),
@@ -115,11 +121,15 @@ def measure(
     common["original_parameters"] = parameter_count(network)
     rows = []
     for share_name, share in SHARES.items():
+        if share_name == "three_quarters" and number >= FULL:
+            continue
         hidden = hidden_widths(network, residual_sites(network), share)
         for seed, named in tools.items():
             if seed and (number >= SEEDED or share_name == "three_quarters"):
                 continue
             for name, method in named.items():
+                if name in (PATIENT, "kt_ray: shapes, least squares") and (number < FULL) == (name == PATIENT):
+                    continue
                 began, wall = time.process_time(), time.perf_counter()
                 before = resident_mib()
                 small = method(network, hidden)
@@ -154,6 +164,7 @@ def summary(rows: list[Row]) -> list[Row]:
                 {
                     "width": width,
                     "method": method,
+                    "networks": len(first),
                     "mean_ratio": statistics.mean(row["ratio"] for row in first),
                     "min_ratio": min(row["ratio"] for row in first),
                     "agreement": statistics.mean(row["agreement"] for row in first),
@@ -170,20 +181,30 @@ def summary(rows: list[Row]) -> list[Row]:
 
 def table(found: list[Row], networks: int, mean: float) -> str:
     """Return the Markdown table, the best without images of each width in bold."""
-    columns = "hidden width, method, images, mean ratio, worst ratio, agreement, multiply-adds, parameters, seconds"
+    columns = (
+        "hidden width, method, images, networks, mean ratio, worst ratio, agreement, multiply-adds, parameters, seconds"
+    )
     lines = [f"| {columns.replace(', ', ' | ')} |", "|" + "---|" * len(columns.split(", "))]
     labels = {"three_quarters": "¾", "half": "½", "quarter": "¼"}
     for width in SHARES:
         rows = sorted((row for row in found if row["width"] == width), key=lambda row: -row["mean_ratio"])
         for row in rows:
             lines.append(
-                f"| {labels[width]} | {row['method']} | {IMAGES.get(row['method'], 'none')} | {row['mean_ratio']:.4f} "
+                f"| {labels[width]} | {row['method']} | {IMAGES.get(row['method'], 'none')} | {row['networks']} "
+                f"| {row['mean_ratio']:.4f} "
                 f"| {row['min_ratio']:.4f} | {row['agreement']:.4f} | {row['multiply_adds']:.2f} "
                 f"| {row['parameters']:.2f} | {row['seconds']:.1f} |"
             )
+    seeds = [
+        f"{labels[row['width']]} {', '.join(f'{ratio:.4f}' for ratio in row['mean_ratio_by_seed'].values())}"
+        for row in found
+        if row["method"] == LEARNED and len(row["mean_ratio_by_seed"]) > 1
+    ]
     lines += [
         "",
-        f"{networks} networks (half of them ResNet-8, half ResNet-20; mean accuracy {mean:.4f}), 10,000 test images. "
+        f"Three seeds of probes and steps, learned, on {2 * SEEDED} networks: {'; '.join(seeds)}.",
+        "",
+        f"{networks} networks (ResNet-8 and ResNet-20; mean accuracy of the originals {mean:.4f}), 10,000 test images. "
         "Multiply-adds and parameters are of the whole network, over the original's; seconds are of the processor, for "
         "one network. Images are of the user's data, beside the network.",
     ]
@@ -212,7 +233,7 @@ def draw(found: list[Row]) -> None:
     """Draw accuracy against multiply-adds, one line a method."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4))
+    figure = Figure(figsize=(9, 4))
     axes = figure.subplots()
     for method in dict.fromkeys(row["method"] for row in found):
         rows = sorted((row for row in found if row["method"] == method), key=lambda row: row["multiply_adds"])
@@ -223,7 +244,7 @@ def draw(found: list[Row]) -> None:
     axes.set(xlabel="multiply-adds of the network, over the original's", ylabel="accuracy over the original's")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
 

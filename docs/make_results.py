@@ -38,6 +38,19 @@ SHOWN = (
         "parameters_alone_eight_times_the_training_mean_ratio",
         "{:.3f}",
     ),
+    (
+        "Accuracy of ResNets with every residual block halved, without retraining and without the user's images, over "
+        "the original's: on probes like the dataset; on random shapes; the best other way without data",
+        "whole_networks",
+        "half_mean_ratio",
+        "{:.3f}; {half_unlearned_mean_ratio:.3f}; {best_peer_half_mean_ratio:.3f}",
+    ),
+    (
+        "The same with a quarter of the hidden units",
+        "whole_networks",
+        "quarter_mean_ratio",
+        "{:.3f}; {quarter_unlearned_mean_ratio:.3f}; {best_peer_quarter_mean_ratio:.3f}",
+    ),
     ("Training a zoo, against a plain PyTorch loop on the same two cores", "zoo_throughput", "speedup", "{:.1f}×"),
     (
         "Finished trials lost, and repeated, when searches are killed and resumed",

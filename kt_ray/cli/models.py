@@ -55,8 +55,9 @@ def translate(
         bool, typer.Option("--imagenet", help="With --network: images are normalised as torchvision's weights expect.")
     ] = False,
     steps: Annotated[
-        bool, typer.Option(help="With --network: take optimiser steps after least squares; seconds to minutes.")
-    ] = True,
+        int,
+        typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
+    ] = 100,
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:

@@ -144,7 +144,7 @@ def _row(name: str, network: nn.Module, facts: Mapping[str, Any], stages: Stages
         name,
         accuracy(network.to(stages.device), stages.dataset.test.to(stages.device)),
         parameter_count(network),
-        multiply_adds(network.to("cpu"), stages.dataset.image_shape),
+        multiply_adds(network, stages.dataset.image_shape),
         int(facts.get("images_seen", 0)),
         float(facts.get("seconds", 0.0)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +61,19 @@ def translate_named(
     output: Path,
     share: float = 0.5,
     *,
-    steps: bool = True,
+    steps: int = Fitting.network_steps,
     dataset: Dataset | None = None,
     state_dict: str | None = None,
     progress: Callable[[SiteReport], None] | None = None,
 ) -> NetworkTranslation:
     """Translate all residual blocks of the network in `checkpoint` on `probes`: shapes, strokes or mixture:DATASET.
 
-    Without `steps`, blocks are written by least squares alone. Raises ConfigError and CheckpointError as
-    `NetworkRequest.build`, `draw_probes` and `translate_network` do.
+    `steps` of an optimiser follow the least squares; with 0, these alone write the blocks. Raises ConfigError and
+    CheckpointError as `NetworkRequest.build`, `draw_probes` and `translate_network` do.
     """
     network = request.build()
     images = draw_probes(probes, request.image_shape)
-    fitting = Fitting() if steps else LEAST_SQUARES
-    fitting = Fitting(
-        images=max(1, len(images) // FITTED), block_steps=fitting.block_steps, network_steps=fitting.network_steps
-    )
+    fitting = replace(Fitting() if steps else LEAST_SQUARES, images=len(images) // FITTED, network_steps=steps)
     return translate_network(
         network,
         checkpoint,

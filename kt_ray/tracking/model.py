@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ def write_model(
     example = {name: value.detach().cpu().float() for name, value in example.items()}
     if len(next(iter(example.values()))) < 2:  # torch.export would fix a batch of one for ever
         example = {name: torch.cat([value, value]) for name, value in example.items()}
-    with quiet(), _evaluating(module), torch.no_grad():
+    module = copy.deepcopy(module).cpu().eval()
+    with quiet(), torch.no_grad():
         target = layout(module(example))
         translator = FlatTranslator(module, layout(example), target).eval()
         reason = _not_exportable(module)
@@ -191,14 +192,3 @@ def _all_but_modules(directory: str, names: list[str]) -> list[str]:
 def _requirements(*packages: str) -> list[str]:
     """The installed versions of `packages`, as pip takes them."""
     return [f"{package}=={metadata.version(package).split('+')[0]}" for package in packages]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in evaluation mode."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

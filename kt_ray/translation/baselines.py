@@ -84,7 +84,8 @@ def fitted(zoo: Zoo, steps: int, inputs: Inputs, seed: int = 0) -> State:
     own BN statistics. On images the loss is KL from the source's predictions, on what is made up the error of the
     head's input plus that of the logits (predictions there are too sure to learn from).
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = next(iter(zoo.parameters.values())).device
+    generator = torch.Generator(device).manual_seed(seed)
     members = zoo.part("source") | stacked.surroundings(zoo.parameters)
     block = {name: value.clone().requires_grad_() for name, value in one_shot_block(members, zoo.architecture).items()}
     optimizer = torch.optim.Adam(block.values(), lr=FIT_RATE)
@@ -94,7 +95,7 @@ def fitted(zoo: Zoo, steps: int, inputs: Inputs, seed: int = 0) -> State:
             if inputs == "statistics":
                 activations = synthetic_activations(members, zoo.architecture, FIT_IMAGES, generator)
             elif isinstance(inputs, LabelledImages):
-                chosen = torch.randint(len(inputs), (FIT_IMAGES,), generator=generator)
+                chosen = torch.randint(len(inputs), (FIT_IMAGES,), generator=generator, device=device)
                 activations = stem_activations(members, as_float(inputs.images[chosen]))
             else:
                 activations = stem_activations(members, strokes(FIT_IMAGES, zoo.architecture.image_shape, generator))
@@ -119,7 +120,7 @@ def synthetic_activations(members: State, architecture: Architecture, count: int
     _, height, width = architecture.image_shape
     mean, deviation = members["stem.bn.bias"], members["stem.bn.weight"].abs()
     channels = mean.shape[1]
-    noise = torch.randn(count, channels, height // 3, width // 3, generator=generator)
+    noise = torch.randn(count, channels, height // 3, width // 3, generator=generator, device=mean.device)
     smooth = F.interpolate(noise, size=(height, width), mode="bicubic")
     smooth = (smooth / smooth.std()).transpose(0, 1)  # [C, count, H, W]
     maps = torch.relu(mean[..., None, None, None] + deviation[..., None, None, None] * smooth)

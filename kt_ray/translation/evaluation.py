@@ -163,27 +163,33 @@ def evaluate(
 ) -> Evaluation:
     """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
 
+    Everything runs on the device of `translator`.
+
     With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
     `others` are further stacks of target blocks, a row each. Members without a target, as imported ones may be, are
     evaluated where the split has no others, without the trained target's row; a zoo without training members has
     none of what is made of their targets. Raises ZooError where the split has no members at all.
     """
-    held_out = _members(zoo, members)
+    device = next(translator.parameters()).device
+    held_out, train = _members(zoo, members).to(device), zoo.where("train").to(device)
     blocks = {"source": held_out.part("source")}
     if all(held_out.index["has_target"].to_pylist()):
         blocks["trained target"] = held_out.part("target")
     seconds = {}
-    for name, make in _makers(translator, held_out, zoo.where("train"), dataset, fit_steps).items():
+    for name, make in _makers(translator, held_out, train, dataset, fit_steps).items():
         started = time.perf_counter()
         blocks[name] = make()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the time of the work, not of giving it to the device
         seconds[name] = (time.perf_counter() - started) / len(held_out)
     blocks |= others or {}
-    pictures = dataset.images(images)
-    predicted = Transplants(held_out, pictures, keep=0).predictions(blocks)
+    pictures = dataset.images(images).to(device)
+    labels = pictures.labels.cpu()
+    predicted = Transplants(held_out, pictures, device, keep=0).predictions(blocks)
     return Evaluation(
-        _rows(predicted, pictures.labels, zoo.architecture, seconds),
+        _rows(predicted, labels, zoo.architecture, seconds),
         members, images, len(held_out), len(pictures), zoo=zoo.fingerprint, dataset=dataset.name,
-        confusion=_confusion(pictures.labels, predicted["translated"], dataset.classes),
+        confusion=_confusion(labels, predicted["translated"], dataset.classes),
     )  # fmt: skip
 
 
@@ -232,13 +238,14 @@ def _makers(
         makers["mean target"] = lambda: baselines.mean_target(train, count)
     for base in baselines.one_shot_bases(architecture):
         makers[f"{base} block"] = partial(baselines.one_shot_block, source, architecture, base=base)
-    drawn = strokes(PROBES, architecture.image_shape, torch.Generator().manual_seed(0))
+    device = next(translator.parameters()).device
+    drawn = strokes(PROBES, architecture.image_shape, torch.Generator().manual_seed(0)).to(device)
     makers["projected block, random strokes"] = partial(baselines.projected, held_out, drawn)
-    few = as_float(dataset.train.images[:PROBES])
+    few = as_float(dataset.train.images[:PROBES]).to(device)
     makers["projected block, training images"] = partial(baselines.projected, held_out, few)
     if fit_steps:
         inputs: dict[str, baselines.Inputs] = {
-            "training images": dataset.train,
+            "training images": dataset.train.to(device),
             "random strokes": "strokes",
             "BN statistics": "statistics",
         }

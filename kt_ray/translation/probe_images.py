@@ -33,21 +33,22 @@ def random_curves(count: int, shape: tuple[int, int, int], generator: torch.Gene
 
     They hold all that is random in `strokes`, and cost next to nothing beside drawing them.
     """
-    channels, height, width = shape
-    size = torch.tensor([height, width], dtype=torch.float32)
-    points = (0.18 + 0.64 * torch.rand(count, channels, 3, 3, 2, generator=generator)) * size
-    return points, torch.randint(1, 4, (count, channels, 1), generator=generator)
+    channels, *size = shape
+    device = None if generator is None else generator.device
+    places = torch.rand(count, channels, 3, 3, 2, generator=generator, device=device)
+    points = torch.stack([(0.18 + 0.64 * places[..., axis]) * size[axis] for axis in (0, 1)], dim=-1)
+    return points, torch.randint(1, 4, (count, channels, 1), generator=generator, device=device)
 
 
 def drawn_curves(curves: Curves, shape: tuple[int, int, int]) -> Tensor:
     """The images of `strokes` that have these curves."""
     points, number = curves
-    count, (channels, height, width) = len(points), shape
-    along = torch.linspace(0, 1, max(height, width))[:, None]
+    count, (channels, height, width), device = len(points), shape, points.device
+    along = torch.linspace(0, 1, max(height, width), device=device)[:, None]
     start, middle, end = (points[..., None, control, :] for control in range(3))
     path = (1 - along) ** 2 * start + 2 * along * (1 - along) * middle + along**2 * end  # [count, C, 3, T, 2]
-    drawn = torch.arange(3) < number
-    pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
+    drawn = torch.arange(3, device=device) < number
+    pixels = torch.cartesian_prod(torch.arange(height, device=device), torch.arange(width, device=device)).float()
     distance = torch.cdist(path.flatten(2, 3), pixels).square()  # [count, C, 3·T, H·W]
     radius = 0.03 * min(height, width)
     light = 1.3 * torch.exp(-distance / (2 * radius**2)) * drawn.repeat_interleave(len(along), 2)[..., None]

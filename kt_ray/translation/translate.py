@@ -69,12 +69,14 @@ def translate(
     output: Path,
     dataset: Dataset | None = None,
     state_dict: str | None = None,
+    device: str = "cpu",
 ) -> Translation:
     """Write the network in `checkpoint` with its block translated to `output`, as safetensors.
 
     Names and dtypes are those of the checkpoint: `stem.…`, `block.…`, `head.…`, or the paper's, with the prefix that
     they have there. `state_dict` chooses one of several networks in the file. A network of other widths than the
     translator's is translated if its family serves them, to a block of as large a share of the source's hidden units.
+    The translator and the networks whose accuracy is measured run on `device`.
     Raises CheckpointError if either file cannot be read safely, does not fit, is not finite, gives a block that is
     not, or if `output` is not safetensors, is one of the two or cannot be written, or `dataset` has images of
     another shape.
@@ -94,7 +96,7 @@ def translate(
     with torch.device("meta"):  # a file may claim any widths
         expected = architecture.source_network()
     before = network_state(found, expected)
-    translator = loaded.translator.for_architecture(architecture).eval()
+    translator = loaded.translator.for_architecture(architecture).to(device).eval()
     start = time.perf_counter()
     block = _translated(translator, before)
     seconds = time.perf_counter() - start
@@ -119,8 +121,8 @@ def translate(
         multiply_adds_before=multiply_adds(source, architecture.image_shape),
         multiply_adds_after=multiply_adds(target, architecture.image_shape),
         dataset=dataset.name if dataset else None,
-        accuracy_before=_accuracy(source, before, dataset) if dataset else None,
-        accuracy_after=_accuracy(target, after, dataset) if dataset else None,
+        accuracy_before=_accuracy(source, before, dataset, device) if dataset else None,
+        accuracy_after=_accuracy(target, after, dataset, device) if dataset else None,
     )
 
 
@@ -146,11 +148,13 @@ def _widths(state: State, trained: NetworkConfig) -> NetworkConfig:
 @torch.no_grad()
 def _translated(translator: Translator, network: State) -> State:
     """The target block for one network, names `stem.…`, `block.…`, `head.…`."""
-    stack = {name.removeprefix("block."): value.unsqueeze(0) for name, value in network.items()}
-    return {name: value[0] for name, value in translator(stack).items()}
+    device = next(translator.parameters()).device
+    stack = {name.removeprefix("block."): value.unsqueeze(0).to(device) for name, value in network.items()}
+    return {name: value[0].cpu() for name, value in translator(stack).items()}
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, state: State, dataset: Dataset) -> float:
+def _accuracy(network: nn.Module, state: State, dataset: Dataset, device: str) -> float:
     """The share of the test images that `network` with the values of `state` gets right."""
-    return float(accuracy(network, {name: value.unsqueeze(0) for name, value in state.items()}, dataset.test))
+    stack = {name: value.unsqueeze(0).to(device) for name, value in state.items()}
+    return float(accuracy(network, stack, dataset.test.to(device)))

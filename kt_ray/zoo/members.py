@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -95,6 +95,11 @@ class Zoo(Displayed):
             self.architecture, parameters, self.index.take(pa.array(rows.numpy())), self.fingerprint,
             self.dataset_fingerprint,
         )  # fmt: skip
+
+    def to(self, device: torch.device | str) -> Zoo:
+        """Return the zoo with its parameters on `device`."""
+        parameters = {name: value.to(device) for name, value in self.parameters.items()}
+        return replace(self, parameters=parameters)
 
     def part(self, name: str) -> State:
         """The stack of `stem`, `source`, `target` or `head`, with that prefix cut off the names."""

@@ -182,7 +182,9 @@ class TestWholeNetworks:
     def test_a_resnet_is_halved(self, checkpoint: Path, tmp_path: Path) -> None:
         output = str(tmp_path / "small.safetensors")
         options = ("--network", "resnet", "--set", "depth=8", "--set", "width=2", "--image-shape", "1x12x12")
-        done = kt_ray("translate", "shapes", str(checkpoint), "-o", output, *options, "--no-steps", "--format", "json")
+        done = kt_ray(
+            "translate", "shapes", str(checkpoint), "-o", output, *options, "--steps", "0", "--format", "json"
+        )
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert [site["hidden_after"] for site in report["sites"]] == [1, 2, 4]

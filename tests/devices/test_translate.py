@@ -1,0 +1,31 @@
+"""A network is translated on a device as on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kt_ray.data import Dataset
+from kt_ray.networks.checkpoint import read_state, write_state
+from kt_ray.translation.checkpoint import save_translator
+from kt_ray.translation.translate import translate
+from kt_ray.zoo.members import Zoo
+from tests.devices.pretended import pretended_cuda
+from tests.devices.test_evaluation import translator_of
+from tests.devices.test_translator_training import CASES
+
+
+@pytest.mark.parametrize("name", ["mixer", "network as context", "refined on a mixture from three starts"])
+def test_the_network_is_that_of_the_cpu(name: str, random_zoo: Zoo, dataset: Dataset, tmp_path: Path) -> None:
+    model, network = tmp_path / "translator.safetensors", tmp_path / "network.safetensors"
+    config = CASES[name].config().translator
+    save_translator(model, translator_of(name, dataset), config, random_zoo.architecture, {})
+    write_state(network, {key: value[0] for key, value in random_zoo.network().items()}, {})
+    expected = translate(model, network, tmp_path / "cpu.safetensors", dataset)
+    with pretended_cuda():
+        found = translate(model, network, tmp_path / "cuda.safetensors", dataset, device="cuda")
+    states = [read_state(tmp_path / f"{device}.safetensors") for device in ("cuda", "cpu")]
+    torch.testing.assert_close(*states, atol=1e-6, rtol=1e-5)
+    assert (found.accuracy_before, found.parameters_after) == (expected.accuracy_before, expected.parameters_after)
