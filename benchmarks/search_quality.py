@@ -34,7 +34,7 @@ from common.results import RESULTS, write
 from kt_ray.config import StudyConfig
 from kt_ray.search.space import apply, to_optuna
 from kt_ray.search.study import SearchStudy
-from kt_ray.studies.validation import read_study
+from kt_ray.studies.study_file import read_study
 from kt_ray.studies.workspace import Workspace
 
 FOLDER = Path(__file__).parent

@@ -16,7 +16,10 @@ _HOMES = {  # each public name, and the module that it is in
     "evaluate": "kt_ray.studies.api",
     "load": "kt_ray.studies.api",
     "load_dataset": "kt_ray.studies.api",
+    "open_study": "kt_ray.studies.study",
     "open_zoo": "kt_ray.studies.api",
+    "resume": "kt_ray.studies.study",
+    "run": "kt_ray.studies.study",
     "train": "kt_ray.studies.api",
     "translate": "kt_ray.studies.api",
 }
@@ -27,7 +30,10 @@ __all__ = [
     "evaluate",
     "load",
     "load_dataset",
+    "open_study",
     "open_zoo",
+    "resume",
+    "run",
     "train",
     "translate",
 ]
@@ -35,6 +41,7 @@ __all__ = [
 if TYPE_CHECKING:
     from kt_ray.errors import KTError
     from kt_ray.studies.api import build_zoo, evaluate, load, load_dataset, open_zoo, train, translate
+    from kt_ray.studies.study import open_study, resume, run
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kt_ray import __version__
-from kt_ray.cli import distillation, files, jobs, models, reports, studies, system, zoos
+from kt_ray.cli import files, jobs, models, reports, studies, system, zoos
 from kt_ray.cli.output import complain
 from kt_ray.errors import KTError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (studies, distillation, reports, zoos, models, files, jobs, system):
+for module in (studies, reports, zoos, models, files, jobs, system):
     module.register(app)
 
 

@@ -31,16 +31,17 @@ def list_spaces(format_: Format = "table") -> None:
 @spaces.command("show")
 def show_space(file: File, format_: Format = "table") -> None:
     """Show the search space of a study file as a table, with its size."""
+    from kt_ray.search.space import size
     from kt_ray.studies.spaces import locate
-    from kt_ray.studies.validation import read_file, space_rows, space_size
+    from kt_ray.studies.study_file import read_study_file, space_rows
 
-    config = read_file(locate(file))
+    config = read_study_file(locate(file))
     rows = space_rows(config)
     if format_ == "json":
-        show_json({"name": config.name, "space": rows, "size": space_size(config)})
+        show_json({"name": config.name, "space": rows, "size": size(config.space, config.trial)})
         return
     show_table(rows, config.description.strip() or config.name)
-    say(f"size: {space_size(config)}")
+    say(f"size: {size(config.space, config.trial)}")
 
 
 @spaces.command("copy")

@@ -38,8 +38,8 @@ def submit(
     detach: Detach = False,
 ) -> None:
     """Run a study as a job of a Ray cluster and follow it; exit status is the job's. Ctrl-C only stops following."""
-    from kt_ray.jobs import submit as submit_job
     from kt_ray.studies.spaces import locate
+    from kt_ray.studies.submission import submit as submit_job
 
     job = submit_job(
         locate(file), address, workspace=workspace, overrides=overrides or (), code=not installed, python=python

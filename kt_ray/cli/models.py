@@ -70,7 +70,7 @@ def translate(
     from kt_ray.config import DatasetConfig
     from kt_ray.config import validate as checked
     from kt_ray.data import load_dataset
-    from kt_ray.studies.lookup import translator_file
+    from kt_ray.studies.models import translator_file
     from kt_ray.translation.translate import translate as run
 
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
@@ -118,12 +118,14 @@ def evaluate(
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
+    from kt_ray.studies import api
     from kt_ray.studies.console import Narrator
-    from kt_ray.studies.lookup import evaluate_model, make_output, write_evaluation
+    from kt_ray.studies.models import make_output, write_evaluation
 
     if output is not None:
         make_output(output)
-    evaluation = evaluate_model(model, zoo, workspace, final=final, fit_steps=fit_steps)
+    loaded, store = api.load(model, workspace), api.open_zoo(zoo, workspace)
+    evaluation = api.evaluate(loaded, store, split="test" if final else "selection", fit_steps=fit_steps)
     written = write_evaluation(evaluation, output) if output is not None else []
     if format_ == "json":
         show_json(evaluation.to_dict())
@@ -142,9 +144,10 @@ def champions(
     format_: Format = "table",
 ) -> None:
     """List the registered versions of a translator; the champion is chosen by accuracy on selection, never on test."""
-    from kt_ray.studies.lookup import registered
+    from kt_ray.studies.workspace import Workspace
+    from kt_ray.tracking.registry import champions as registered
 
-    rows = [entry.to_dict() for entry in registered(workspace, name)]
+    rows = [entry.to_dict() for entry in registered(Workspace.existing(workspace).tracking_uri, name)]
     brief = ("version", "champion", "selection_accuracy", "test_accuracy", "study", "trial", "registered")
     show(rows, [{key.replace("_", " "): row[key] for key in brief} for row in rows], format_, name)
 

@@ -59,7 +59,7 @@ def report(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Write one self-contained HTML page of a study."""
-    from kt_ray.studies.lookup import study_report
+    from kt_ray.studies.study import Study as Opened
     from kt_ray.studies.workspace import Workspace
 
-    say(f"wrote {study_report(Workspace.existing(workspace), study, output)}")
+    say(f"wrote {Opened(study, Workspace.existing(workspace)).report(output)}")

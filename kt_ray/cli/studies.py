@@ -1,23 +1,18 @@
-"""`kt-ray run|search|resume` and what reads a study: `status`, `trials`, `best`."""
+"""`kt-ray run|distill|search|resume` and what reads a study: `status`, `trials`, `best`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kt_ray.cli.options import File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
-if TYPE_CHECKING:
-    from kt_ray.config import StudyConfig
-    from kt_ray.studies.workspace import Workspace
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
-    for command in (run, search, resume, status, trials, best):
+    for command in (run, distill, search, resume, status, trials, best):
         app.command()(command)
 
 
@@ -41,19 +36,6 @@ From = Annotated[
 ]
 
 
-def _opened(
-    file: str, overrides: list[str] | None, start_from: list[str] | None, workspace: Path | None
-) -> tuple[StudyConfig, Workspace]:
-    """The study that a file and its overrides describe, with the points it starts from, and its workspace."""
-    from kt_ray.studies import lookup
-    from kt_ray.studies.spaces import locate
-    from kt_ray.studies.validation import read_study
-
-    config = read_study(locate(file), overrides or ())
-    place = lookup.open_workspace(config, workspace)
-    return lookup.started_from(config, place, start_from or ()), place
-
-
 def run(
     file: File,
     overrides: Set = None,
@@ -63,12 +45,36 @@ def run(
     accept_weak: AcceptWeak = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    from kt_ray.studies import pipeline
-    from kt_ray.studies.console import Narrator
+    from kt_ray.studies import study
 
-    config, place = _opened(file, overrides, start_from, workspace)
-    with Narrator() as narrator:
-        pipeline.run(config, place, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
+    study.run(
+        file,
+        workspace,
+        overrides=overrides or (),
+        start_from=start_from or (),
+        accept_changes=accept_changes,
+        accept_weak=accept_weak,
+    )
+
+
+def distill(
+    file: File,
+    overrides: Set = None,
+    start_from: From = None,
+    workspace: WorkspaceRoot = None,
+    accept_changes: AcceptChanges = False,
+) -> None:
+    """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
+    from kt_ray.studies import study
+
+    study.run(
+        file,
+        workspace,
+        kind="distillation",
+        overrides=overrides or (),
+        start_from=start_from or (),
+        accept_changes=accept_changes,
+    )
 
 
 def search(
@@ -79,12 +85,17 @@ def search(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
-    from kt_ray.studies import pipeline
-    from kt_ray.studies.console import Narrator
+    from kt_ray.studies import study
 
-    config, place = _opened(file, overrides, start_from, workspace)
-    with Narrator() as narrator:
-        pipeline.search(config, place, narrator, accept_changes=accept_changes)
+    study.run(
+        file,
+        workspace,
+        kind="translation",
+        search_only=True,
+        overrides=overrides or (),
+        start_from=start_from or (),
+        accept_changes=accept_changes,
+    )
 
 
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials the study shall have in all.")]
@@ -107,14 +118,19 @@ def resume(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Go on with a study or distillation after any end, or give a finished one more trials."""
-    from kt_ray.studies import distilling, pipeline
-    from kt_ray.studies.console import Narrator
-    from kt_ray.studies.resuming import Extension
+    from kt_ray.studies import study as studies
 
-    extension = Extension(trials, add, hours, gpu_hours, tuple(start_from or ()))
-    go_on = distilling.resume if distilling.is_distilled(study, workspace) else pipeline.resume
-    with Narrator() as narrator:
-        go_on(study, workspace, narrator, extension, accept_changes=accept_changes, accept_weak=accept_weak)
+    studies.resume(
+        study,
+        workspace,
+        trials=trials,
+        add=add,
+        hours=hours,
+        device_hours=gpu_hours,
+        start_from=start_from or (),
+        accept_changes=accept_changes,
+        accept_weak=accept_weak,
+    )
 
 
 def status(

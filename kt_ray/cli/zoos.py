@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -21,21 +22,22 @@ def register(app: typer.Typer) -> None:
 @zoo.command()
 def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
     """Train the members that the zoo of a study file still lacks."""
-    from kt_ray.studies import lookup, pipeline
     from kt_ray.studies.console import Narrator
     from kt_ray.studies.spaces import locate
-    from kt_ray.studies.validation import read_study
+    from kt_ray.studies.study_file import read_study
+    from kt_ray.studies.translation_study import build_zoo_of
+    from kt_ray.studies.workspace import Workspace
 
     config = read_study(locate(file), overrides or ())
     with Narrator() as narrator:
-        pipeline.build(config, lookup.open_workspace(config, workspace), narrator)
-    say(f"next: kt-ray search {file}")
+        build_zoo_of(config, Workspace.open(workspace, config.storage), narrator)
+    say(f"next: kt-ray search {shlex.quote(file)}")
 
 
 @zoo.command()
 def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show members, splits, accuracies, bytes and recipe of a zoo."""
-    from kt_ray.studies.lookup import open_zoo
+    from kt_ray.studies.zoos import open_zoo
 
     found = open_zoo(name, workspace).info()
     show(found.to_dict(), found.facts(), format_, f"zoo {name}")
@@ -44,7 +46,7 @@ def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") 
 @zoo.command()
 def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
     """Read and check every file of a zoo; exit status 1 if something is damaged."""
-    from kt_ray.studies.lookup import open_zoo
+    from kt_ray.studies.zoos import open_zoo
 
     damages = open_zoo(name, workspace).verify()
     for damage in damages:
@@ -62,8 +64,8 @@ def merge(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Add the members of other zoos to the first, which is made if there is none."""
-    from kt_ray.studies.lookup import open_zoo
     from kt_ray.studies.workspace import Workspace
+    from kt_ray.studies.zoos import open_zoo
     from kt_ray.zoo.merging import merge_zoos
     from kt_ray.zoo.store import ZooStore, zoo_name
 
@@ -79,7 +81,7 @@ def export_(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Write a zoo in the layout of the paper's code, a .pth file a part of a member."""
-    from kt_ray.studies.lookup import open_zoo
+    from kt_ray.studies.zoos import open_zoo
     from kt_ray.zoo.paper_layout import export_zoo
 
     counts = export_zoo(open_zoo(name, workspace).read(), folder)
@@ -95,13 +97,13 @@ def import_(
 ) -> None:
     """Add networks in the paper's layout to the zoo that a study file names."""
     from kt_ray.data import load_dataset
-    from kt_ray.studies.lookup import open_workspace
     from kt_ray.studies.spaces import locate
-    from kt_ray.studies.validation import read_study
+    from kt_ray.studies.study_file import read_study
+    from kt_ray.studies.workspace import Workspace
     from kt_ray.zoo.paper_layout import import_zoo
     from kt_ray.zoo.store import ZooStore
 
     config = read_study(locate(file), overrides or ())
-    store = ZooStore(open_workspace(config, workspace).zoo(config.zoo.name))
+    store = ZooStore(Workspace.open(workspace, config.storage).zoo(config.zoo.name))
     count = import_zoo(folder, store, config.zoo, config.pair, load_dataset(config.dataset))
     say(f"added {count} members to {store.uri}")

@@ -167,6 +167,7 @@ class DistillSearchConfig(SearchConfig):
 class DistillConfig(DistillTrialConfig):
     """A distillation file. Its defaults are Factor Transfer's example: ResNet-56 → ResNet-20 on CIFAR-10."""
 
+    kind: Literal["distillation"] = Field("distillation", description="need not be given where there is a `student`")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     project: str = Field("kt_ray", min_length=1, description="the MLflow experiment")
     model_name: str = Field("kt-student", min_length=1, description="the registered model of the student")

@@ -206,6 +206,7 @@ class StorageConfig(Frozen):
 class StudyConfig(Frozen):
     """A study file: base configuration and search space in one."""
 
+    kind: Literal["translation"] = Field("translation", description="need not be given")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     project: str = Field("kt_ray", min_length=1, description="the MLflow experiment")
     model_name: str = Field("kt-translator", min_length=1, description="the registered model of the champion")

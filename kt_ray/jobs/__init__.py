@@ -1,7 +1,7 @@
 """Studies as jobs of a Ray cluster, through its job server (the address of the Ray dashboard)."""
 
 from kt_ray.jobs.client import job_server
-from kt_ray.jobs.job import Job, follow, hint, jobs, logs, resume, stop, submit
+from kt_ray.jobs.job import Job, follow, hint, jobs, logs, resume, stop
 
 __all__ = [
     "Job",
@@ -12,5 +12,4 @@ __all__ = [
     "logs",
     "resume",
     "stop",
-    "submit",
 ]

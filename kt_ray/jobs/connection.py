@@ -42,14 +42,14 @@ def connected(config: RayConfig) -> Iterator[None]:
     else:
         _start(config)
     try:
-        with _ending_on_sigterm():
+        with ending_on_sigterm():
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def ending_on_sigterm() -> Iterator[None]:
     """SIGTERM ends what runs inside in order, with status 143. Ray's own handler, set by `ray.init`, would abort it."""
     if threading.current_thread() is not threading.main_thread():
         yield

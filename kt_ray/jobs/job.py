@@ -11,14 +11,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ray.job_submission import JobDetails, JobStatus
 
 from kt_ray._compat.ray import TimedJobClient
-from kt_ray.config import StudyConfig, read_source, validate_source
-from kt_ray.config.kinds import only_study
 from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs.client import connection, job_server
 from kt_ray.jobs.packing import STUDY_FILE, packed
@@ -56,36 +53,24 @@ class Job:
         return asdict(self)
 
 
-def submit(
-    file: Path,
-    address: str | None = None,
+def submit_study(
+    study: str,
+    name: str,
+    address: str | None,
     *,
-    workspace: str | None = None,
-    overrides: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-    code: bool = True,
-    python: str = "python",
-    command: Command = "run",
+    workspace: str | None,
+    overrides: Sequence[str],
+    environment: Mapping[str, str],
+    code: bool,
+    python: str,
+    command: Command,
 ) -> str:
-    """Submit `kt-ray run FILE` as a job of the cluster whose job server is at `address`; its id.
-
-    `workspace` is a path on the cluster (unset: there `KT_RAY_WORKSPACE`, else `~/kt-workspace`). `overrides` are
-    those of `kt-ray run`. `environment` is set for the job and shown to whoever can list jobs, so secrets are refused.
-    With `code`, this kt_ray travels with the job; without, the cluster's own is used. `python` is the cluster's.
-    The `command` `check` asks the cluster's nodes instead of running the study (see `check_cluster`).
-    Raises ConfigError for a wrong study file, StudyError where a job runs this study in this workspace already,
-    ResourceError where the cluster does not answer.
-    """
-    only_study(file)
-    source = read_source(file, overrides)
-    config = validate_source(StudyConfig, source)
-    if config.ray.address not in (None, "auto"):
-        raise ConfigError("ray.address must be unset in a job, which runs on the cluster it is submitted to", str(file))
-    return _submit(
-        {"study": source.text(), "overrides": list(overrides), "workspace": workspace,
-         "environment": _public(environment or {}), "code": code, "python": python, "command": command},
-        config.name, address,
-    )  # fmt: skip
+    """Submit the text `study` of the study `name`, which is checked; return the job's id. See `studies.submission`."""
+    request = {
+        "study": study, "overrides": list(overrides), "workspace": workspace, "environment": _public(environment),
+        "code": code, "python": python, "command": command,
+    }  # fmt: skip
+    return _submit(request, name, address)
 
 
 def resume(job: str, address: str | None = None) -> str:

@@ -162,7 +162,9 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
     """
     # Copies: names of a state_dict may share a tensor, which safetensors does not write.
     copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
-    content = save(copies) if metadata is None else with_checksum(save(copies, {**metadata, KEY: BLANK}))
+    content = (
+        save(copies) if metadata is None else with_checksum(_sorted_metadata(save(copies, {**metadata, KEY: BLANK})))
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
@@ -170,6 +172,16 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror}); check rights and space, or name another file"
         ) from error
+
+
+def _sorted_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: safetensors orders it at random, and a file has one hash."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def read_written(path: Path) -> tuple[State, dict[str, str]]:

@@ -94,8 +94,14 @@ def run_search(
         checkpoints = Path(workspace.checkpoints(config.name)).absolute()  # workers have other working directories
         driver = SearchDriver(study, tracker, run, checkpoints, _concurrency(config.search), on_progress)
         if not driver.finished:
-            with _stopping_on_signals(driver):
-                run_trials(driver, lease, task, config.search.resources, workspace.root)
+            try:
+                with _stopping_on_signals(driver):
+                    run_trials(driver, lease, task, config.search.resources, workspace.root)
+            except BaseException as error:
+                if lease.lost is None:  # else the run is another driver's now
+                    ended = isinstance(error, KeyboardInterrupt | SystemExit)
+                    tracker.finish(run, "KILLED" if ended else "FAILED")
+                raise
         return _result(study, driver, run)
 
 

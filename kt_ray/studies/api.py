@@ -1,4 +1,4 @@
-"""The public functions of `kt_ray` on datasets, zoos and translators; studies are in `studies/runner`, `studies/study`.
+"""The public functions of `kt_ray` on datasets, zoos and translators; those on studies are in `studies/study`.
 
 Everything here is thin: settings are checked by the models of `kt_ray.config`, work is done in the other rooms.
 """
@@ -21,7 +21,8 @@ from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.networks import State
 from kt_ray.networks.checkpoint import read_state, write_state
-from kt_ray.studies import lookup
+from kt_ray.studies import zoos
+from kt_ray.studies.models import translator_file
 from kt_ray.translation.checkpoint import LoadedTranslator, load_translator
 from kt_ray.translation.evaluation import Evaluation
 from kt_ray.translation.translate import Translation
@@ -144,7 +145,7 @@ def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:
     name = str(zoo)
     if isinstance(zoo, Path) or ("/" not in name and ":" not in name and ZooStore(name).exists()):
         name = str(Path(name).absolute())
-    return lookup.open_zoo(name, None if workspace is None else Path(workspace))
+    return zoos.open_zoo(name, None if workspace is None else Path(workspace))
 
 
 def train(
@@ -224,7 +225,7 @@ def load(model: str | Path, workspace: str | Path | None = None) -> LoadedTransl
         >>> kt.load("pretrained:basic_to_simple").architecture.pair
         'basic_to_simple'
     """
-    return load_translator(lookup.translator_file(str(model), None if workspace is None else Path(workspace)))
+    return load_translator(translator_file(str(model), None if workspace is None else Path(workspace)))
 
 
 def evaluate(
@@ -336,7 +337,7 @@ def translate(
         if isinstance(translator, LoadedTranslator):
             translator.save(model)
         else:
-            model = lookup.translator_file(str(translator), None)
+            model = translator_file(str(translator), None)
         if isinstance(network, str | Path):
             checkpoint = Path(network)
         else:

@@ -12,12 +12,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kt_ray.config import RayConfig, StudyConfig, load_config
-from kt_ray.config.kinds import only_study
+from kt_ray.config import RayConfig
 from kt_ray.errors import ResourceError
 from kt_ray.jobs.connection import connected
-from kt_ray.jobs.job import follow, submit
+from kt_ray.jobs.job import follow
 from kt_ray.studies import node_probes as probes
+from kt_ray.studies.study_file import Config, read_study_file
+from kt_ray.studies.submission import submit
 from kt_ray.studies.workspace import Workspace
 
 SECONDS = 60.0  # a node that has not answered by then is told as one that does not
@@ -61,8 +62,7 @@ def check_cluster(
     job server, from anywhere: the check then runs there as a job. Other arguments are those of `submit`.
     Raises ResourceError where the cluster does not answer, ConfigError for a wrong study file.
     """
-    only_study(file)
-    config = load_config(StudyConfig, file, overrides)
+    config = read_study_file(file, overrides)
     if not address.startswith(("http://", "https://")):
         with connected(RayConfig(address=address)):
             return check_nodes(config, Workspace.open(Path(workspace) if workspace else None, config.storage))
@@ -77,7 +77,7 @@ def check_cluster(
     raise ResourceError(f"the check as job {job} of {address} ended {ended.status} without a result: {tail[0]}")
 
 
-def check_nodes(config: StudyConfig, workspace: Workspace) -> ClusterCheck:
+def check_nodes(config: Config, workspace: Workspace) -> ClusterCheck:
     """Ask each living node. Ray is initialised; this process is where the driver of a study would run."""
     storages = storages_of(config, workspace)
     marker = f"{probes.PROBE}{secrets.token_hex(8)}"
@@ -99,7 +99,7 @@ def check_nodes(config: StudyConfig, workspace: Workspace) -> ClusterCheck:
     return ClusterCheck(checks, _disagreements(checks) + [f"{c.node}: {p}" for c in checks for p in c.problems])
 
 
-def storages_of(config: StudyConfig, workspace: Workspace) -> dict[str, str]:
+def storages_of(config: Config, workspace: Workspace) -> dict[str, str]:
     """What every node must reach, by name. SQLite files are the driver's alone and lie in the workspace."""
     found = {
         "workspace": str(workspace.root),

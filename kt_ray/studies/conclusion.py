@@ -1,45 +1,50 @@
-"""What a study came to: its champion evaluated once on test images, registered, written down and told."""
+"""What a study came to: its best model measured once on test images, registered, written down and told."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+import shlex
+from pathlib import Path
+from typing import Any
 
-from kt_ray._io.checksum import checked_json, json_with_checksum
+from pydantic import Field
+
+from kt_ray._io.checksum import json_with_checksum
+from kt_ray._io.display import Displayed
 from kt_ray._io.files import write_whole
-from kt_ray.config import StudyConfig
-from kt_ray.data import Dataset
+from kt_ray._io.text import number
+from kt_ray.config import Frozen
+from kt_ray.distillation.distill import Distillation
 from kt_ray.errors import StudyError
 from kt_ray.studies.console import Narrator
-from kt_ray.studies.lookup import study_report
-from kt_ray.studies.resuming import resume_command
-from kt_ray.studies.workspace import Workspace, reading
+from kt_ray.studies.report import study_report
+from kt_ray.studies.study_file import Config, Kind
+from kt_ray.studies.study_task import Best, Result, StudyTask
+from kt_ray.studies.workspace import Workspace, read_json
+from kt_ray.tracking.promotion import Candidate, register_champion
+from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.translation.evaluation import Evaluation, evaluate, free_accuracies
-from kt_ray.zoo.members import Zoo
-
-if TYPE_CHECKING:
-    from kt_ray.search.runner import SearchResult
-    from kt_ray.translation.checkpoint import LoadedTranslator
+from kt_ray.translation.evaluation import Evaluation
 
 CONCLUSION = "conclusion.json"
+OLD_CONCLUSION = "distillation.json"  # of students, in releases before there was one conclusion
 
 
-@dataclass(frozen=True)
-class Conclusion:
-    """What a finished study came to: its best translator on test members and test images, and the registry's answer.
+class Conclusion(Displayed, Frozen):
+    """What a finished study came to: its best model on test images, and the registry's answer.
 
-    `reported` is whether MLflow has the report; until then the study is not finished.
+    `zoo` is the fingerprint of what its trials shared. `reported` is whether MLflow has the report; until then the
+    study is not finished. `doubts` are results that a person should look at before using the model.
     """
 
+    kind: Kind = "translation"
     study: str
     trial: int
-    value: float
+    value: float | None
     params: dict[str, Any]
     zoo: str
     dataset: str
-    translator: str
-    evaluation: dict[str, Any]
+    file: str = Field(alias="translator")
+    evaluation: Evaluation | Distillation
     table: str
     model: str
     version: int
@@ -49,162 +54,174 @@ class Conclusion:
     reported: bool = True
     model_uri: str = ""
     weakness: str = ""
+    doubts: tuple[str, ...] = ()
+
+    def display_title(self) -> str:
+        """Return which study ended how."""
+        return f"study {self.study}: best trial {self.trial}, {number(self.value)} on selection"
+
+    def display_rows(self) -> list[dict[str, Any]]:
+        """Return what each block or network gives on test images, then where the model is."""
+        rows = [{"": row.name, "value": f"{_accuracy(row):.4f} on test images"} for row in self.evaluation.rows]
+        facts = {**self.params, "model": self.model_uri or self.file, "registry": self.comparison}
+        doubts = [{"": "doubt", "value": doubt} for doubt in self.doubts]
+        return [*rows, *({"": name, "value": value} for name, value in facts.items()), *doubts]
+
+    __str__ = Displayed.__repr__
+
+
+def _accuracy(row: Any) -> float:
+    return float(row.mean if hasattr(row, "mean") else row.accuracy)
 
 
 def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
-    """What the study came to last, if it came to an end. Raises StudyError where that is damaged."""
-    path = workspace.study_directory(study) / CONCLUSION
-    if not path.is_file():
+    """Return what the study came to last, if it came to an end. Raises StudyError where that is damaged."""
+    directory = workspace.study_directory(study)
+    if (directory / CONCLUSION).is_file():
+        return read_json(directory / CONCLUSION, Conclusion.model_validate)
+    if not (directory / OLD_CONCLUSION).is_file():
         return None
-    with reading(path):
-        return Conclusion(**checked_json(path.read_bytes()))
+    return read_json(directory / OLD_CONCLUSION, lambda content: _of_old_distillation(study, content))
 
 
-def conclude(
-    config: StudyConfig,
-    workspace: Workspace,
-    zoo: Zoo,
-    dataset: Dataset,
-    tracker: Tracker,
-    result: SearchResult,
-    *,
-    accept_weak: bool = False,
-) -> Conclusion:
-    """Evaluate the best translator on test members and test images, once a translator, and register it.
+def _of_old_distillation(study: str, content: Any) -> Conclusion:
+    student = content["student"]
+    return Conclusion.model_validate(
+        {
+            "kind": "distillation", "study": study, "trial": 0, "value": content["selection_accuracy"], "params": {},
+            "zoo": "", "dataset": "", "translator": student, "evaluation": content, "table": "", "model": "",
+            "version": 0, "promoted": False, "comparison": "", "study_page": "", "reported": False,
+        }
+    )  # fmt: skip
+
+
+def conclude(task: StudyTask, tracker: Tracker, best: Best, *, accept_weak: bool = False) -> Conclusion:
+    """Measure the best model on test images, once a model, and register it.
 
     One that is worse than a block that costs nothing becomes champion only with `accept_weak`.
-    Raises StudyError where the translator's file is missing.
+    Raises StudyError where the model's file is missing.
     """
-    from kt_ray.tracking.promotion import Candidate, Measured, register_champion
-    from kt_ray.translation.checkpoint import load_translator
-
-    if result.best_trial is None or result.translator is None:
-        raise StudyError(f"the translator of the best trial of {config.name} is missing; add trials with kt-ray resume")
-    loaded = load_translator(result.translator)
-    translator = loaded.translator
-    present = read_conclusion(workspace, config.name)
-    made = (result.best_trial, result.best_value, result.best_params, zoo.fingerprint)
-    if present is not None and (present.trial, present.value, present.params, present.zoo) == made:
-        measured = Evaluation.from_dict(present.evaluation)
-    else:
-        measured = evaluate(translator, zoo, dataset)
-    evaluation, table = measured.to_dict(), measured.to_markdown()
-    run_id = tracker.trial_run(result.study_run, config.name, result.best_trial, {}, {})
-    candidate = Candidate(
-        file=result.translator,
-        module=translator,
-        example={name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
-        study=config.name,
-        trial=result.best_trial,
-        run_id=run_id,
-        measured=Measured(
-            on="zoo",
-            fingerprint=zoo.fingerprint,
-            protocol=f"{len(zoo.where('selection'))} selection members, {len(dataset.selection)} selection images, "
-            f"{dataset.fingerprint}",
-            selection=selection_accuracy(loaded, zoo),
-            test=measured.row("translated").mean,
-            free=free_accuracies(zoo, dataset),
-        ),
-        evaluation=evaluation,
-        card=model_card(config, table),
-        dataset=dataset.name,
-    )
-    registered = register_champion(tracker, config.model_name, candidate, accept_weak=accept_weak)
-    tracker.finish(run_id, "FINISHED")
-    tracker.log_inputs(
-        result.study_run,
-        [
-            Input(dataset.name, dataset.fingerprint, dataset.name),
-            Input(config.zoo.name, zoo.fingerprint, workspace.zoo(config.zoo.name)),
-        ],
-    )
-    _log(tracker, result, measured)
-    conclusion = Conclusion(
-        study=config.name,
-        trial=result.best_trial,
-        value=float(result.best_value or 0.0),
-        params=result.best_params,
-        zoo=zoo.fingerprint,
-        dataset=dataset.fingerprint,
-        translator=str(result.translator),
-        evaluation=evaluation,
-        table=table,
-        model=config.model_name,
-        version=registered.version,
-        promoted=registered.promoted,
-        comparison=registered.comparison,
-        study_page=tracker.run_url(result.study_run),
-        reported=False,
-        model_uri=registered.uri,
-        weakness=registered.weakness,
-    )
-    _write(workspace, conclusion)  # the report reads it
-    tracker.log_artifact(result.study_run, study_report(workspace, config.name))
-    conclusion = replace(conclusion, reported=True)
-    _write(workspace, conclusion)
+    config, workspace = task.config, task.workspace
+    with tracker.ending(best.study_run):
+        file = _file_of(task, tracker, best)
+        result = task.measure(file, _measured_before(task, best))
+        registered = register_champion(
+            tracker,
+            config.model_name,
+            Candidate(
+                file=file,
+                module=result.module,
+                example=result.example,
+                study=config.name,
+                trial=best.trial,
+                run_id=best.trial_run,
+                measured=result.measured,
+                evaluation=result.evaluation.to_dict(),
+                card=result.card,
+                dataset=task.dataset.name,
+            ),
+            accept_weak=accept_weak,
+        )
+        _log(task, tracker, best, result)
+        conclusion = Conclusion(
+            kind=config.kind,
+            study=config.name,
+            trial=best.trial,
+            value=best.value,
+            params=best.params,
+            zoo=task.fingerprint,
+            dataset=task.dataset.fingerprint,
+            translator=str(file),
+            evaluation=result.evaluation,
+            table=result.evaluation.to_markdown(),
+            model=config.model_name,
+            version=registered.version,
+            promoted=registered.promoted,
+            comparison=registered.comparison,
+            study_page=tracker.run_url(best.study_run),
+            reported=False,
+            model_uri=registered.uri,
+            weakness=registered.weakness,
+            doubts=result.doubts,
+        )
+        _write(workspace, conclusion)  # the report reads it
+        if task.demands:
+            evaluation = conclusion.evaluation.to_dict()
+            tracker.log_artifact(best.study_run, study_report(workspace, config.name, evaluation))
+        conclusion = conclusion.model_copy(update={"reported": True})
+        _write(workspace, conclusion)
     return conclusion
 
 
-def model_card(config: StudyConfig, table: str) -> str:
-    """What a registered translator is for, from what it was made, how well it did. Markdown."""
-    counts = config.zoo.members
-    return (
-        f"# {config.model_name}: translator for {config.pair}\n\n"
-        f"Reads the parameters of a trained source block and writes those of the target block (arXiv 2401.05772).\n\n"
-        f"Found by the study `{config.name}` over the zoo `{config.zoo.name}`: {counts.train} training, "
-        f"{counts.selection} selection and {counts.test} test members trained on {config.dataset.name}. "
-        "Selected, as champion too, on selection members and selection images; the table below is on test members and "
-        "test images.\n\n"
-        f"{table}\n"
-        "It translates blocks of networks trained like these members; others were not measured.\n"
+def _file_of(task: StudyTask, tracker: Tracker, best: Best) -> Path:
+    """Return the best model's file: where its trial left it, or where the registry has it from an earlier end."""
+    if best.file is not None:
+        return best.file
+    name, model = task.config.name, task.config.model_name
+    for entry in champions(tracker, model):
+        if (entry.study, entry.trial, entry.fingerprint) == (name, str(best.trial), task.measured_on):
+            return load_champion_path(tracker.uri, f"models:/{model}/{entry.version}")
+    raise StudyError(
+        f"the {task.makes} of the best trial {best.trial} of {name} is missing, and {model} has no version of it; "
+        "add trials with kt-ray resume"
     )
 
 
-def selection_accuracy(loaded: LoadedTranslator, zoo: Zoo) -> float | None:
-    """Mean accuracy that the trial reported of these weights, as their file has it; None if that was on another zoo."""
-    if loaded.extra.get("zoo") != zoo.fingerprint:
+def _measured_before(task: StudyTask, best: Best) -> Evaluation | Distillation | None:
+    """Return what the same model gave on the same test images before, if it was measured."""
+    present = read_conclusion(task.workspace, task.config.name)
+    made = (best.trial, best.value, best.params, task.fingerprint)
+    if present is None or (present.trial, present.value, present.params, present.zoo) != made:
         return None
-    accuracy: float | None = loaded.extra.get("metrics", {}).get("accuracy_mean")
-    return accuracy
+    return present.evaluation
 
 
-def tell(config: StudyConfig, workspace: Workspace, conclusion: Conclusion, narrator: Narrator) -> None:
-    """The end of a run: table, where everything lies, what to type next."""
+def _log(task: StudyTask, tracker: Tracker, best: Best, result: Result) -> None:
+    """Log the evaluation on the study's run, which ends with it."""
+    if best.trial_run != best.study_run:
+        tracker.finish(best.trial_run, "FINISHED")
+    dataset = task.dataset
+    images = Input(dataset.name, dataset.fingerprint, dataset.name)
+    tracker.log_inputs(best.study_run, [images, *([task.shared] if task.shared else [])])
+    tracker.log_text(best.study_run, result.evaluation.to_markdown(), "evaluation.md")
+    for name, figure in result.figures.items():
+        tracker.log_figure(best.study_run, figure, f"figures/{name}.png")
+    tracker.log(best.study_run, result.metrics, best.step)
+    tracker.finish(best.study_run, "FINISHED")
+
+
+def tell(config: Config, workspace: Workspace, conclusion: Conclusion, narrator: Narrator) -> None:
+    """Print the end of a run: table, where everything lies, what to type next."""
     narrator.say()
-    narrator.evaluation(conclusion.evaluation)
+    narrator.result(conclusion.evaluation)
+    searched = bool(config.space) or config.kind == "translation"
+    metric, on = config.search.objectives[0].metric, "members and images" if config.kind == "translation" else "images"
     narrator.say(
-        f"best: trial {conclusion.trial}, {config.search.objectives[0].metric} {conclusion.value:.4f} "
-        "on selection members and images"
+        f"best: trial {conclusion.trial}, {metric} "
+        f"{'-' if conclusion.value is None else f'{conclusion.value:.4f}'} on selection {on}"
     )
     narrator.say(f"registry: {conclusion.comparison}")
-    for label, value in {
-        "zoo": workspace.zoo(config.zoo.name),
-        "study": f"{workspace.study_storage} ({config.name})",
+    for doubt in conclusion.doubts:
+        narrator.say(f"look:     {doubt}")
+    places = {
+        "zoo": workspace.zoo(config.zoo.name) if config.kind == "translation" else None,
+        "student": conclusion.file if config.kind == "distillation" else None,
+        "study": f"{workspace.study_storage} ({config.name})" if searched else None,
         "report": str(workspace.study_directory(config.name)),
         "MLflow": workspace.tracking_uri,
         "page": conclusion.study_page,
-    }.items():
-        narrator.say(f"{label + ':':<8} {value}")
-    model = conclusion.model_uri or f"models:/{conclusion.model}@champion"
+    }
+    for label, value in places.items():
+        if value is not None:
+            narrator.say(f"{label + ':':<8} {value}")
+    model = shlex.quote(conclusion.model_uri or f"models:/{conclusion.model}@champion")
     narrator.say(f"browse:    kt-ray ui{workspace.option}")
-    narrator.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{workspace.option}")
-    narrator.say(f"extend:    {resume_command(config, workspace)} --add 12")
-
-
-def _log(tracker: Tracker, result: SearchResult, evaluation: Evaluation) -> None:
-    """The evaluation on the study's run, which ends with it."""
-    from kt_ray.translation.figures import figures
-
-    tracker.log_text(result.study_run, evaluation.to_markdown(), "evaluation.md")
-    for name, figure in figures(evaluation).items():
-        tracker.log_figure(result.study_run, figure, f"figures/{name}.png")
-    translated = evaluation.row("translated")
-    metrics = {"test_mean": translated.mean, "test_min": translated.min, "test_max": translated.max}
-    tracker.log(result.study_run, metrics, result.progress.total)
-    tracker.finish(result.study_run, "FINISHED")
+    if config.kind == "translation":
+        narrator.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{workspace.option}")
+    if searched:
+        narrator.say(f"extend:    kt-ray resume {config.name}{workspace.option} --add 12")
 
 
 def _write(workspace: Workspace, conclusion: Conclusion) -> None:
     path = workspace.study_directory(conclusion.study) / CONCLUSION
-    write_whole(path, json_with_checksum(asdict(conclusion)))
+    write_whole(path, json_with_checksum(conclusion.model_dump(mode="json")))

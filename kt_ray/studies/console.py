@@ -14,8 +14,10 @@ from rich.live import Live
 from rich.table import Table
 
 from kt_ray._io.text import duration, number
+from kt_ray.translation.evaluation import Evaluation
 
 if TYPE_CHECKING:
+    from kt_ray.distillation.distill import Distillation
     from kt_ray.distillation.stages import Progress
     from kt_ray.search.budget import SearchProgress
     from kt_ray.zoo.progress import BuildProgress
@@ -26,10 +28,12 @@ LINE_EVERY = 15.0  # seconds between plain lines about the same stage
 class Narrator:
     """Use as a context manager; `say` for what stays on the screen, `building` and `searching` for what moves."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         # A log or a pipe has no width to fold lines or squeeze tables into.
         width = None if sys.stdout.isatty() else 160
-        self.console = console or Console(markup=False, highlight=False, width=width, soft_wrap=width is not None)
+        self.console = console or Console(
+            markup=False, highlight=False, width=width, soft_wrap=width is not None, quiet=quiet
+        )
         self._live: Live | None = None
         self._last_line = 0.0
         self._last_done = -1
@@ -92,6 +96,13 @@ class Narrator:
                 "ETA": duration(progress.eta_seconds),
             },
         )
+
+    def result(self, result: Evaluation | Distillation) -> None:
+        """The table of what a study came to."""
+        if isinstance(result, Evaluation):
+            self.evaluation(result.to_dict())
+        else:
+            self.say(result.to_markdown())
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The table of an evaluation, a row a kind of block."""

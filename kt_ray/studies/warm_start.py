@@ -9,11 +9,14 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from kt_ray.config import TrialConfig, validate
+from kt_ray.config import DistillConfig, Frozen, TrialConfig, validate
+from kt_ray.distillation.distill import load_student
 from kt_ray.errors import StudyError
 from kt_ray.search.retries import lineages
 from kt_ray.search.space import Distributions, contains
 from kt_ray.search.summary import load_study
+from kt_ray.studies.study_file import Config
+from kt_ray.translation.checkpoint import load_translator
 
 BEST = 5
 
@@ -36,23 +39,25 @@ def points_of_study(url: str, name: str, space: Distributions, best: int = BEST)
     return points[:best]
 
 
-def point_of_translator(path: Path, space: Distributions) -> dict[str, Any]:
-    """The point at which the translator at `path` (a champion's file) was trained, as far as it lies in `space`.
+def point_of_model(path: Path, config: Config) -> dict[str, Any]:
+    """Return the point at which the model at `path` was trained, as far as it lies in the space of `config`.
 
-    Raises StudyError where it says nothing of its trial, or none of its values lies in `space`.
+    Raises StudyError where it says nothing of its trial, or none of its values lies in the space.
     """
-    from kt_ray.translation.checkpoint import load_translator
-
-    content = load_translator(path).extra.get("trial")
-    if content is None:
-        raise StudyError(f"{path} does not say from which trial it is; only translators of a search can start another")
-    point = point_of_trial(validate(TrialConfig, content, str(path)), space)
+    if isinstance(config, DistillConfig):
+        trial: Frozen = load_student(path).config
+    else:
+        content = load_translator(path).extra.get("trial")
+        if content is None:
+            raise StudyError(f"{path} does not say from which trial it is; only a search's translators start another")
+        trial = validate(TrialConfig, content, str(path))
+    point = point_of_trial(trial, config.space)
     if not point:
         raise StudyError(f"{path} was trained with no value that lies in the space of this study")
     return point
 
 
-def point_of_trial(trial: TrialConfig, space: Distributions) -> dict[str, Any]:
+def point_of_trial(trial: Frozen, space: Distributions) -> dict[str, Any]:
     """The values that `trial` has on the paths of `space`."""
     values: dict[str, Any] = {}
     for path in space:

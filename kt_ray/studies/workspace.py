@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from kt_ray._io.checksum import checked_json
 from kt_ray._io.text import first_line
-from kt_ray.config import StorageConfig, validate
+from kt_ray.config import DistillConfig, StorageConfig, StudyConfig, validate
+from kt_ray.config.base import explain
 from kt_ray.errors import ConfigError, StudyError
+from kt_ray.tracking.tracker import Tracker
 
 VARIABLE = "KT_RAY_WORKSPACE"
 DEFAULT = "kt-workspace"
+OUTBOX = "mlflow-outbox.jsonl"
+Made = TypeVar("Made")
 STORAGE_VARIABLES = {field: f"KT_RAY_STORAGE_{field.upper()}" for field in StorageConfig.model_fields}
 
 
@@ -67,7 +75,7 @@ class Workspace:
     @property
     def option(self) -> str:
         """What a command to be typed ends with to work here: ` --workspace ROOT`, nothing for `./kt-workspace`."""
-        return "" if self.root == Path(DEFAULT).absolute() else f" --workspace {self.root}"
+        return "" if self.root == Path(DEFAULT).absolute() else f" --workspace {shlex.quote(str(self.root))}"
 
     def zoo(self, name: str) -> str:
         """Path or URI of the zoo `name`."""
@@ -105,13 +113,21 @@ def _under(place: str, name: str) -> str:
     return f"{address.rstrip('/')}/{name}{mark}{options}"
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """For reading the JSON file at `path` of a study. Raises StudyError where that is damaged."""
+def read_json(path: Path, make: Callable[[Any], Made]) -> Made:
+    """Return what `make` makes of the JSON file at `path` of a study. Raises StudyError where that is damaged."""
     try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise StudyError(f"{path} is damaged ({first_line(error)}); remove it and run the study file again") from None
+        return make(checked_json(path.read_bytes()))
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}") from None
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        fault = explain(error)[0] if isinstance(error, ValidationError) else first_line(error)
+        raise StudyError(f"{path} is damaged ({fault}); remove it and run the study file again") from None
+
+
+def open_tracker(config: StudyConfig | DistillConfig, workspace: Workspace) -> Tracker:
+    """Return MLflow's experiment of the project. What it misses while it is away waits in the study's directory."""
+    outbox = workspace.study_directory(config.name) / OUTBOX
+    return Tracker(workspace.tracking_uri, config.project, workspace.artifact_root, outbox)
 
 
 def from_environment(storage: StorageConfig) -> StorageConfig:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,16 @@ class Tracker:
     def finish(self, run_id: str, status: Status, tags: Mapping[str, Any] = {}) -> None:
         """End the run. KILLED is a pruned or cancelled trial, FAILED one that died; `tags` say why."""
         self._send({"do": "finish", "run": run_id, "status": status, "tags": texts(tags)})
+
+    @contextmanager
+    def ending(self, run_id: str | None) -> Iterator[None]:
+        """End the run, if there is one, where the `with` ends by an error: KILLED if a person or signal did it."""
+        try:
+            yield
+        except BaseException as error:
+            if run_id is not None:
+                self.finish(run_id, "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            raise
 
     def log_inputs(self, run_id: str, inputs: Sequence[Input]) -> None:
         """Name the dataset and the zoo that a run reads; the same one twice is one."""

@@ -8,7 +8,7 @@ import pytest
 
 from kt_ray.config import Source, StudyConfig, read_source, read_yaml, validate_source
 from kt_ray.errors import ConfigError
-from kt_ray.studies.validation import read_study
+from kt_ray.studies.study_file import read_study
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from kt_ray.jobs.client import ADDRESS_VARIABLES
 from kt_ray.jobs.job import entrypoint
 from kt_ray.jobs.packing import packed
 from kt_ray.studies.cluster_check import check_cluster
+from kt_ray.studies.submission import submit
 from tests.tracking.servers import free_port
 
 STUDY = "name: tiny\ndataset: {selection_images: 100}\n"
@@ -139,14 +140,14 @@ def test_the_address_asked_for_beats_the_environment(monkeypatch: pytest.MonkeyP
 
 def test_secrets_are_not_sent_with_a_job(study: Path) -> None:
     with pytest.raises(ConfigError, match="PGPASSWORD, AWS_SECRET_ACCESS_KEY would be shown"):
-        jobs.submit(study, environment={"PGPASSWORD": "x", "AWS_SECRET_ACCESS_KEY": "y", "KT_RAY_DATA": "/data"})
+        submit(study, environment={"PGPASSWORD": "x", "AWS_SECRET_ACCESS_KEY": "y", "KT_RAY_DATA": "/data"})
 
 
 def test_a_wrong_study_file_is_told_before_anything_is_sent(tmp_path: Path, study: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        jobs.submit(tmp_path / "missing.yaml", "http://127.0.0.1:1")
+        submit(tmp_path / "missing.yaml", "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match="trials"):
-        jobs.submit(study, "http://127.0.0.1:1", overrides=["search.trials=0"])
+        submit(study, "http://127.0.0.1:1", overrides=["search.trials=0"])
 
 
 def test_without_the_token_the_cluster_refuses(head: str) -> None:
@@ -163,7 +164,7 @@ def test_without_the_token_the_cluster_refuses(head: str) -> None:
 
 def test_the_exit_status_and_log_of_a_job_come_back(head: str, study: Path, tmp_path: Path) -> None:
     python = stand_in(tmp_path, 'echo "$@"; echo to stderr >&2; exit 7')
-    job = jobs.submit(study, head, workspace="/w", overrides=["search.trials=3"], python=python)
+    job = submit(study, head, workspace="/w", overrides=["search.trials=3"], python=python)
     printed: list[str] = []
     ended = jobs.follow(job, head, printed.append)
     assert (ended.status, ended.exit_status, ended.study, ended.workspace) == ("FAILED", 7, "tiny", "/w")
@@ -183,7 +184,7 @@ def test_a_log_is_whole_and_told_once_though_its_tail_breaks(
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
     monkeypatch.setattr(TimedJobClient, "tail_job_logs", breaking)
-    job = jobs.submit(study, head, workspace="/w", python=stand_in(tmp_path, "seq 1 30; sleep 3; seq 31 60"))
+    job = submit(study, head, workspace="/w", python=stand_in(tmp_path, "seq 1 30; sleep 3; seq 31 60"))
     printed: list[str] = []
     assert jobs.follow(job, head, printed.append).exit_status == 0
     assert [line for line in "".join(printed).splitlines() if line.isdigit()] == [str(i) for i in range(1, 61)]
@@ -191,7 +192,7 @@ def test_a_log_is_whole_and_told_once_though_its_tail_breaks(
 
 def test_a_job_is_stopped_in_order_and_resumed(head: str, study: Path, tmp_path: Path) -> None:
     python = stand_in(tmp_path, "trap 'echo ending in order; exit 0' TERM\necho started\nwhile :; do sleep 0.1; done")
-    job = jobs.submit(study, head, workspace=str(tmp_path), python=python)
+    job = submit(study, head, workspace=str(tmp_path), python=python)
     printed: list[str] = []
     following = threading.Thread(target=jobs.follow, args=(job, head, printed.append), daemon=True)
     following.start()
@@ -201,7 +202,7 @@ def test_a_job_is_stopped_in_order_and_resumed(head: str, study: Path, tmp_path:
         assert time.monotonic() < deadline, printed
         time.sleep(0.1)
     with pytest.raises(StudyError, match=f"already run by job {job}"):
-        jobs.submit(study, head, workspace=str(tmp_path), python=python)
+        submit(study, head, workspace=str(tmp_path), python=python)
     ended = jobs.stop(job, head)
     following.join(120)
     assert not following.is_alive()
@@ -246,7 +247,7 @@ def test_a_real_study_ends_in_order_and_goes_on_as_another_job(head: str, tmp_pa
     trials = 8
     overrides = [f"search.trials={trials}", "trial.training.steps_per_epoch=20", "search.concurrency=1"]
     study = Path(__file__).parents[1] / "miniature.yaml"
-    job = jobs.submit(study, head, workspace=str(tmp_path), overrides=overrides, python=sys.executable)
+    job = submit(study, head, workspace=str(tmp_path), overrides=overrides, python=sys.executable)
     while "search: trials" not in jobs.logs(job, head):
         assert next(entry for entry in jobs.jobs(head) if entry.id == job).running, jobs.logs(job, head)
         time.sleep(0.3)

@@ -14,7 +14,7 @@ from torch import nn
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
-from kt_ray.networks.checkpoint import find_network, network_state, read_network, write_state
+from kt_ray.networks.checkpoint import find_network, network_state, read_network, read_written, write_state
 from kt_ray.networks.paper_names import network_name
 
 STATE = {"weight": torch.ones(2)}
@@ -322,3 +322,11 @@ def test_a_network_with_a_stem_of_its_own_is_not_taken_for_the_papers(tmp_path: 
     checkpoint = find_network(tmp_path / "own.safetensors", network.state_dict().keys())
     assert checkpoint.state.keys() == network.state_dict().keys()
     assert not checkpoint.paper
+
+
+def test_the_same_state_is_the_same_file_however_often_it_is_written(tmp_path: Path) -> None:
+    state = {"b": torch.ones(3), "a": torch.zeros(2, 2)}
+    for number in range(8):
+        write_state(tmp_path / f"{number}.safetensors", state, {"kt_ray": "{}", "note": "é"})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert read_written(tmp_path / "0.safetensors")[1] == {"kt_ray": "{}", "note": "é"}

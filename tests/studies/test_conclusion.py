@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,11 @@ from rich.console import Console
 from kt_ray.config import DatasetConfig, StudyConfig, TrialConfig, validate
 from kt_ray.data import load_dataset
 from kt_ray.errors import StudyError
-from kt_ray.studies.conclusion import CONCLUSION, Conclusion, model_card, read_conclusion, selection_accuracy, tell
+from kt_ray.studies.conclusion import CONCLUSION, Conclusion, read_conclusion, tell
 from kt_ray.studies.console import Narrator
-from kt_ray.studies.lookup import open_zoo
+from kt_ray.studies.translation_study import model_card, selection_accuracy
 from kt_ray.studies.workspace import Workspace
+from kt_ray.studies.zoos import open_zoo
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.evaluation import translate, transplant_accuracy
 from kt_ray.translation.task import TranslatorTask
@@ -24,8 +24,15 @@ from kt_ray.translation.training import TranslatorTraining
 
 CONFIG = StudyConfig(name="s")
 ROW = {"name": "translated", "mean": 0.9, "min": 0.8, "max": 1.0, "agreement": 0.75, "parameters": 10,
-       "multiply_adds": 20, "seconds": 0.1}  # fmt: skip
-EVALUATED_ON = {"member_count": 2, "members": "test", "image_count": 9, "images": "test", "dataset": "mnist"}
+       "multiply_adds": 20, "accuracies": [0.8, 1.0], "seconds": 0.1}  # fmt: skip
+EVALUATED_ON = {
+    "member_count": 2,
+    "members": "test",
+    "image_count": 9,
+    "images": "test",
+    "zoo": "z",
+    "dataset": "mnist",
+}
 TABLE = "| translated | 0.9 |\n"
 CAME_TO = Conclusion(
     study="s",
@@ -50,7 +57,7 @@ def test_a_conclusion_is_read_back(tmp_path: Path) -> None:
     assert read_conclusion(workspace, "s") is None
     directory = workspace.study_directory("s")
     directory.mkdir(parents=True)
-    (directory / CONCLUSION).write_text(json.dumps(asdict(CAME_TO)))
+    (directory / CONCLUSION).write_text(CAME_TO.model_dump_json())
     assert read_conclusion(workspace, "s") == CAME_TO
     (directory / CONCLUSION).write_text("")
     with pytest.raises(StudyError, match=r"conclusion\.json is damaged \(.*\); remove it and run"):

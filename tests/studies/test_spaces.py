@@ -6,8 +6,9 @@ import pytest
 
 from kt_ray.config import AugmentationConfig, LossConfig, TranslatorConfig, read_yaml
 from kt_ray.errors import ConfigError
+from kt_ray.search.space import size
 from kt_ray.studies.spaces import copy, description, locate, shipped
-from kt_ray.studies.validation import read_study, space_rows, space_size
+from kt_ray.studies.study_file import read_study, space_rows
 
 STUDIES = sorted(name for name, path in shipped().items() if "trial" in read_yaml(path))
 
@@ -30,7 +31,7 @@ def test_a_study_file_that_ships_is_valid(name: str) -> None:
     assert config.name == name
     assert description(shipped()[name])
     assert len(space_rows(config)) == len(config.space)
-    assert space_size(config)
+    assert size(config.space, config.trial)
 
 
 def test_the_papers_translator_has_its_size() -> None:

@@ -12,7 +12,7 @@ from kt_ray.config import StudyConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture
 from kt_ray.networks.cost import parameter_count
-from kt_ray.studies import lookup
+from kt_ray.studies.extension import started_from
 from kt_ray.studies.workspace import Workspace
 from kt_ray.translation.bundled import TRANSLATORS
 from kt_ray.translation.checkpoint import load_translator
@@ -49,7 +49,7 @@ def test_only_what_was_learned_counts_as_a_parameter_of_the_shipped_translator()
 def test_a_search_may_start_from_what_ships(tmp_path: Path) -> None:
     space = {"translator.refinement.starts": {"int": [1, 4]}, "training.batch_size": {"int": [1, 8]}}  # it had 32
     config = StudyConfig.model_validate({"name": "next", "space": space})
-    started = lookup.started_from(config, Workspace.open(tmp_path), ["pretrained:basic_to_simple"])
+    started = started_from(config, Workspace.open(tmp_path), ["pretrained:basic_to_simple"])
     assert started.search.points == ({"translator.refinement.starts": 3},)
 
 

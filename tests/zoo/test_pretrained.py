@@ -15,7 +15,7 @@ from kt_ray.cli import app
 from kt_ray.config import DatasetConfig
 from kt_ray.data import load_dataset
 from kt_ray.errors import ZooError
-from kt_ray.studies import lookup
+from kt_ray.studies import zoos
 from kt_ray.zoo.bundled import ZOOS
 
 NAMES = ["mnist5k"]
@@ -26,7 +26,7 @@ def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What ships in a place of its own, where any file written is seen."""
     place = tmp_path / "pretrained"
     shutil.copytree(ZOOS.directory, place)
-    monkeypatch.setattr(lookup, "ZOOS", replace(ZOOS, directory=place))
+    monkeypatch.setattr(zoos, "ZOOS", replace(ZOOS, directory=place))
     for path in [place, *place.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     return place
@@ -38,7 +38,7 @@ def files(place: Path) -> set[Path]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_zoos_are_whole_and_have_a_card(name: str, tmp_path: Path) -> None:
-    store = lookup.open_zoo(f"pretrained:{name}", tmp_path / "no workspace")
+    store = zoos.open_zoo(f"pretrained:{name}", tmp_path / "no workspace")
     assert store.verify() == []
     assert store.info().members == {"test": 16, "selection": 8, "train": 8}
     assert store.read().dataset_fingerprint == load_dataset(DatasetConfig(name="mnist5k")).fingerprint
@@ -57,9 +57,9 @@ def test_all_that_ships_is_tested_and_packed() -> None:
 
 def test_unknown_names_are_told(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="no zoo 'other' is bundled with kt_ray; there are: mnist5k"):
-        lookup.open_zoo("pretrained:other", tmp_path)
+        zoos.open_zoo("pretrained:other", tmp_path)
     with pytest.raises(ZooError, match=r"no zoo '\.\./pretrained/mnist5k' is bundled"):
-        lookup.open_zoo("pretrained:../pretrained/mnist5k", tmp_path)
+        zoos.open_zoo("pretrained:../pretrained/mnist5k", tmp_path)
 
 
 def test_what_ships_is_evaluated_on_a_fresh_machine(read_only: Path, tmp_path: Path) -> None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from rich.console import Console
 from safetensors.torch import save_file
 
 from kt_ray.cli import main
 from kt_ray.config import DistillConfig, validate
 from kt_ray.distillation.distill import load_student
 from kt_ray.errors import ConfigError
-from kt_ray.jobs import submit
 from kt_ray.search.space_problems import problems
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.studies import distilling
+from kt_ray.studies.conclusion import Conclusion, read_conclusion
 from kt_ray.studies.console import Narrator
-from kt_ray.studies.resuming import Extension
+from kt_ray.studies.runner import run_study
 from kt_ray.studies.spaces import locate
-from kt_ray.studies.validation import read_file, read_study, space_rows
+from kt_ray.studies.study import open_study, resume
+from kt_ray.studies.study_file import read_study, read_study_file, space_rows
+from kt_ray.studies.validation import validate_file
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
 
@@ -48,9 +48,9 @@ def config(name: str, **changes: object) -> DistillConfig:
     return validate(DistillConfig, CONTENT | {"name": name} | changes)
 
 
-def run(configuration: DistillConfig, root: Path) -> distilling.Distillation:
-    with Narrator(Console(quiet=True)) as narrator:
-        made = distilling.run(configuration, Workspace.open(root), narrator)
+def run(configuration: DistillConfig, root: Path) -> Conclusion:
+    with Narrator(quiet=True) as narrator:
+        made = run_study(configuration, Workspace.open(root), narrator)
     assert made is not None
     return made
 
@@ -63,13 +63,13 @@ def test_a_student_is_trained_once_and_registered(workspace: Path) -> None:
     runs = tracker.client.search_runs([tracker.experiment_id])
     assert len(runs) == 1
     assert runs[0].info.status == "FINISHED"
-    assert runs[0].data.metrics["test_accuracy"] == made.rows[-1].accuracy
+    assert runs[0].data.metrics["test_accuracy"] == made.evaluation.rows[-1].accuracy
     history = tracker.client.get_metric_history(runs[0].info.run_id, "teacher.loss")
     assert [metric.step for metric in history] == [1, 2]
     versions = tracker.client.search_model_versions("name = 'kt-student'")
     assert len(versions) == 1
-    assert float(versions[0].tags["kt_ray.test_accuracy"]) == made.rows[-1].accuracy
-    assert float(versions[0].tags["kt_ray.selection_accuracy"]) == made.selection_accuracy
+    assert float(versions[0].tags["kt_ray.test_accuracy"]) == made.evaluation.rows[-1].accuracy
+    assert float(versions[0].tags["kt_ray.selection_accuracy"]) == made.value
     fingerprint = versions[0].tags["kt_ray.dataset_fingerprint"]
     assert f"on dataset {fingerprint}, 64 selection images of mnist5k." in versions[0].description
 
@@ -88,8 +88,8 @@ def test_a_search_over_students(workspace: Path, ray_session: None) -> None:
     best = study.best()
     assert study.finished() == 3
     assert best is not None
-    assert best.values == [made.selection_accuracy]
-    assert load_student(made.student).config.method.name == best.params["method.name"]
+    assert best.values == [made.value]
+    assert load_student(Path(made.file)).config.method.name == best.params["method.name"]
     cached = Path(Workspace.open(workspace).checkpoints("distillation"))
     assert not list(cached.glob("*.partial*"))
     more = configuration.model_copy(update={"search": configuration.search.model_copy(update={"trials": 4})})
@@ -114,11 +114,10 @@ def test_a_search_is_resumed_with_more_students(workspace: Path, ray_session: No
     space = {"method.kd.temperature": {"float": [1.0, 5.0]}}
     search = {"trials": 1, "concurrency": 1, "pruner": {"name": "none"}}
     run(config("resumed", method={"name": "kd"}, space=space, search=search), workspace)
-    assert distilling.is_distilled("resumed", workspace)
-    assert not distilling.is_distilled("other", workspace)
-    with Narrator(Console(quiet=True)) as narrator:
-        made = distilling.resume("resumed", workspace, narrator, Extension(add=1))
-    assert made is not None
+    made = resume("resumed", workspace, add=1, progress=False)
+    assert made.conclusion is not None
+    assert made.conclusion.reported
+    assert (Workspace(workspace).study_directory("resumed") / "report.html").is_file()
     resumed = config("resumed", method={"name": "kd"}, space=space, search=search | {"trials": 2})
     study = SearchStudy(resumed, open_storage(Workspace.open(workspace).study_storage))
     assert study.finished() == 2
@@ -128,7 +127,7 @@ def test_validation_tries_one_batch_and_keeps_nothing(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "distillation.yaml"
     path.write_text(yaml.safe_dump(CONTENT | {"name": "checked"}))
-    validation = distilling.validate_distillation(path)
+    validation = validate_file(path)
     assert (validation.name, validation.makes, validation.parameters) == ("checked", "student", 4934)
     assert validation.loss > 0
     valid, space, batch = validation.lines()
@@ -172,9 +171,59 @@ def test_faults_are_one_line_and_status_2(
     assert not list(Path("workspace").rglob("student.safetensors"))
 
 
-def test_other_commands_say_which_one_it_is_for(tmp_path: Path) -> None:
-    for read in (read_study, partial(submit, address="http://127.0.0.1:9")):
-        with pytest.raises(ConfigError, match="a distillation, not a study; `kt-ray distill` runs it"):
-            read(locate("factor_transfer"))
-    shown = read_file(locate("factor_transfer"))
+def test_commands_for_translators_say_which_one_it_is_for() -> None:
+    with pytest.raises(ConfigError, match="a distillation study, not a translation study; `kt-ray distill` runs it"):
+        read_study(locate("factor_transfer"))
+    shown = read_study_file(locate("factor_transfer"))
     assert {row["path"] for row in space_rows(shown)} == set(shown.space)
+
+
+def test_another_student_of_the_name_takes_the_place_of_the_first(workspace: Path) -> None:
+    first = run(config("one", method={"name": "none"}), workspace)
+    second = run(config("one", method={"name": "none"}, seed=1), workspace)
+    assert (first.version, second.version) == (1, 2)
+    assert load_student(Path(second.file)).config.seed == 1
+
+
+def test_a_study_of_an_earlier_release_is_read_and_concluded_anew(workspace: Path) -> None:
+    made = run(config("old", method={"name": "none"}), workspace)
+    directory = Workspace(workspace).study_directory("old")
+    (directory / "conclusion.json").unlink()
+    (directory / "study.json").rename(directory / "distill.json")
+    content = made.evaluation.to_dict()
+    (directory / "distillation.json").write_text(json.dumps(content))
+    old = read_conclusion(Workspace(workspace), "old")
+    assert old is not None
+    assert (old.evaluation, old.reported) == (made.evaluation, False)
+    again = resume("old", workspace, progress=False).conclusion
+    assert again is not None
+    assert (again.evaluation.rows[-1].accuracy, again.version) == (made.evaluation.rows[-1].accuracy, made.version)
+
+
+def test_a_study_and_its_conclusion_print_themselves_on_a_screen(workspace: Path) -> None:
+    made = run(config("shown", method={"name": "none"}), workspace)
+    for shown in (made, open_study("shown", workspace)):
+        assert 4 < len(repr(shown).splitlines()) < 40
+        assert shown._repr_html_().startswith("<table>")
+    assert str(made) == repr(made)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Stopped, "FAILED"), (SystemExit, "KILLED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_study_that_ends_early_ends_its_mlflow_run(
+    error: type[BaseException], status: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kt_ray.studies.distillation_study.distill", stop)
+    with pytest.raises(error):
+        run(config("stopped"), workspace)
+    tracker = Tracker(Workspace.open(workspace).tracking_uri, "kt_ray")
+    (found,) = tracker.client.search_runs([tracker.experiment_id])
+    assert found.info.status == status

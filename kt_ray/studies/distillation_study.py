@@ -1,0 +1,167 @@
+"""Studies of students: teacher and paraphrasers are made once, then one student is trained, or many by a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kt_ray.config import DistillConfig
+from kt_ray.data import Dataset
+from kt_ray.distillation.cache import Cache
+from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
+from kt_ray.distillation.probe import try_batch
+from kt_ray.distillation.stages import Progress, Stages
+from kt_ray.distillation.task import StudentTask, choices, prepare
+from kt_ray.networks import State
+from kt_ray.search.storage import open_storage
+from kt_ray.search.study import SearchStudy
+from kt_ray.studies.console import Narrator
+from kt_ray.studies.study_file import stored_config
+from kt_ray.studies.study_task import Best, Demand, Result
+from kt_ray.studies.workspace import Workspace
+from kt_ray.tracking.promotion import Measured
+from kt_ray.tracking.runs import STUDY_ID
+from kt_ray.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from kt_ray.translation.evaluation import Evaluation
+
+
+@dataclass
+class DistillationStudy:
+    """A study that trains a student, or searches the space of students; see `StudyTask`."""
+
+    config: DistillConfig
+    workspace: Workspace
+    makes: ClassVar[Literal["translator", "student"]] = "student"
+    dataset: Dataset = field(init=False)
+    _made: Distillation | None = None
+    _shared: str = ""
+
+    @property
+    def demands(self) -> Mapping[str, Demand]:
+        """Trials, if there is a space."""
+        search = self.config.search
+        trial = search.resources
+        demand = Demand(trial.demand, trial.label_selector, search.concurrency)
+        return {"trials": demand} if self.config.space else {}
+
+    def try_batch(self, dataset: Dataset) -> tuple[int, float]:
+        """Check every listed choice, then train one batch with a teacher that nobody trained."""
+        stages = Stages(Cache(Path()), dataset)
+        for trial in choices(self.config):
+            stages.check(trial)
+        metrics = try_batch(stages, self.config.trial)
+        return int(metrics["parameters"]), metrics["loss"]
+
+    def unchanged(self) -> bool:
+        """Whether the last run trained this base trial on these images: without a search, nobody else compares them."""
+        last = stored_config(self.config.name, self.workspace)
+        same = isinstance(last, DistillConfig) and (last.trial, last.dataset) == (
+            self.config.trial,
+            self.config.dataset,
+        )
+        return same or bool(self.config.space)
+
+    def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
+        """Open the study's MLflow run, which has the losses of teacher and paraphrasers too."""
+        self.dataset, self.tracker, self.narrator = dataset, tracker, narrator
+        config = self.config
+        identity = {}
+        if config.space:
+            identity = {STUDY_ID: SearchStudy(config, open_storage(self.workspace.study_storage)).identity}
+        params = {"method": config.method.name, "dataset": dataset.name}
+        self.run = tracker.study_run(config.name, params, identity)
+        # Every node of a cluster sees the checkpoints' directory; studies share teachers and paraphrasers.
+        gpu = config.search.resources.gpus if config.space else torch.cuda.is_available()
+        cache = Cache(Path(self.workspace.checkpoints("distillation")))
+        self.stages = Stages(cache, dataset, "cuda" if gpu else "cpu", self._report)
+        return f"a student of {config.teacher.network.family} by {config.method.name} on {dataset.name}" + (
+            f", {config.search.trials} trials" if config.space else ""
+        )
+
+    def _report(self, progress: Progress) -> None:
+        self.narrator.fitting(progress)
+        stage = progress.stage.replace(" ", "_")
+        metrics = {f"{stage}.{name}": value for name, value in progress.metrics.items()}
+        self.tracker.log(self.run, metrics, progress.epoch)
+
+    def prepare(self, build: bool) -> StudentTask:
+        """Train, or read, the teacher and the paraphrasers that the space can ask for."""
+        with self.tracker.ending(self.run):
+            task = StudentTask(prepare(self.config, self.stages), self.dataset)
+        self.narrator.settle()
+        self._shared = task.fingerprint
+        return task
+
+    def train_alone(self) -> Best:
+        """Train the one student here."""
+        directory = self.workspace.study_directory(self.config.name)
+        with self.tracker.ending(self.run):
+            made = distill(
+                self.config.trial,
+                self.stages.cache.directory,
+                directory,
+                self.dataset,
+                self.stages.report,
+                self.stages.device,
+            )
+        self.narrator.settle()
+        self._made = made
+        return Best(0, made.selection_accuracy, {}, made.student, self.run, self.run, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of images, teacher and paraphrasers; the images' if one student was trained alone."""
+        return self._shared or self.dataset.fingerprint
+
+    @property
+    def measured_on(self) -> str:
+        """The fingerprint of the images."""
+        return self.dataset.fingerprint
+
+    @property
+    def shared(self) -> None:
+        """Nothing that MLflow knows as an input."""
+        return None
+
+    def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
+        """Classify the test images with teacher and student."""
+        best = load_student(file)
+        found = self._made or previous
+        if not isinstance(found, Distillation):
+            found = conclude(self.stages, best.config, best.network, best.facts, file)
+        images, _ = next(self.dataset.test.batches(2))
+        name, accuracy = self.config.model_name, found.rows[-1].accuracy
+        return Result(
+            evaluation=found,
+            measured=Measured(
+                on="dataset",
+                fingerprint=self.dataset.fingerprint,
+                protocol=f"{len(self.dataset.selection)} selection images of {self.dataset.name}",
+                selection=found.selection_accuracy,
+                test=accuracy,
+            ),
+            module=Classifier(best.network),
+            example={"images": images},
+            card=f"# {name}: student by {found.method} on {self.dataset.name}\n\n{found.to_markdown()}\n",
+            metrics={"test_accuracy": accuracy},
+        )
+
+
+class Classifier(nn.Module):
+    """A student as the registry takes models: `images` [N, C, H, W] in [0, 1] → `logits` [N, classes]."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, state: State) -> State:
+        """Return the logits."""
+        logits: Tensor = self.student(state["images"])
+        return {"logits": logits}

@@ -1,0 +1,77 @@
+"""Going on with a study: more trials or time, points to try first, and the command that does it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kt_ray._io.bundled import PREFIX
+from kt_ray.config.study import Choice
+from kt_ray.errors import ConfigError, StudyError
+from kt_ray.studies.study_file import Config
+from kt_ray.studies.warm_start import point_of_model, points_of_study
+from kt_ray.studies.workspace import Workspace
+from kt_ray.tracking.registry import load_champion_path
+from kt_ray.translation.bundled import TRANSLATORS
+
+JOB_VARIABLE = "KT_RAY_JOB"  # in a job of a cluster: its id
+
+
+@dataclass(frozen=True)
+class Extension:
+    """More for a study: `trials` in all or `add` more, `hours` of this run, `device_hours` in all; None changes none.
+
+    `start_from` names studies or champions whose points are tried next. Raises ConfigError where both `trials` and
+    `add` are given.
+    """
+
+    trials: int | None = None
+    add: int | None = None
+    hours: float | None = None
+    device_hours: float | None = None
+    start_from: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.add is not None:
+            raise ConfigError("--trials and --add exclude each other; give one")
+
+    def extended(self, config: Config, workspace: Workspace) -> Config:
+        """Return `config` with these budgets in place of its own and the points of `start_from` before its own.
+
+        Raises as `started_from` does.
+        """
+        budgets = {"hours": self.hours, "device_hours": self.device_hours}
+        given = {name: value for name, value in budgets.items() if value is not None}
+        trials = self.trials or config.search.trials + (self.add or 0)
+        search = config.search.model_copy(update={"trials": trials, **given})
+        return started_from(config.model_copy(update={"search": search}), workspace, self.start_from)
+
+
+def started_from(config: Config, workspace: Workspace, sources: Sequence[str]) -> Config:
+    """Return `config` with what `sources` found as its first points, as far as its space has their parameters.
+
+    A source is a study of the same storage, `models:/NAME@champion`, a model's file, or `pretrained:NAME`. Raises
+    StudyError where it has nothing for this space, TrackingError and CheckpointError where a model cannot be read.
+    """
+    points: list[dict[str, Choice]] = []
+    for source in sources:
+        if source == config.name:
+            raise StudyError(f"the study {source} cannot start from itself; `kt-ray resume {source}` goes on with it")
+        if source.startswith(PREFIX):
+            points.append(point_of_model(TRANSLATORS.path(source), config))
+        elif "/" in source or source.endswith(".safetensors"):
+            points.append(point_of_model(load_champion_path(workspace.tracking_uri, source), config))
+        else:
+            points += points_of_study(workspace.study_storage, source, config.space)
+    search = config.search.model_copy(update={"points": (*points, *config.search.points)})
+    return config.model_copy(update={"search": search})
+
+
+def resume_command(config: Config, workspace: Workspace) -> str:
+    """Return what to type to go on with the study; in a job of a cluster, what to type where it was submitted."""
+    job = os.environ.get(JOB_VARIABLE)
+    if job:
+        return f"kt-ray jobs resume {shlex.quote(job)}"
+    return f"kt-ray resume {config.name}{workspace.option}"

@@ -1,0 +1,121 @@
+"""A study from its file to its conclusion, whatever it trains. Each stage goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kt_ray.config import DistillConfig
+from kt_ray.data import load_dataset
+from kt_ray.errors import StudyError
+from kt_ray.jobs.connection import connected, ending_on_sigterm
+from kt_ray.search.runner import SearchResult, run_search
+from kt_ray.search.storage import open_storage
+from kt_ray.search.study import SearchStudy
+from kt_ray.studies.conclusion import CONCLUSION, Conclusion, conclude, read_conclusion, tell
+from kt_ray.studies.console import Narrator
+from kt_ray.studies.distillation_study import DistillationStudy
+from kt_ray.studies.extension import resume_command
+from kt_ray.studies.study_file import Config, store_config
+from kt_ray.studies.study_task import Best, StudyTask
+from kt_ray.studies.translation_study import TranslationStudy
+from kt_ray.studies.workspace import Workspace, open_tracker
+from kt_ray.tracking.tracker import Tracker
+
+
+def study_task(config: Config, workspace: Workspace) -> StudyTask:
+    """Return the study of the kind that `config` is of."""
+    if isinstance(config, DistillConfig):
+        return DistillationStudy(config, workspace)
+    return TranslationStudy(config, workspace)
+
+
+def run_study(
+    config: Config,
+    workspace: Workspace,
+    narrator: Narrator,
+    *,
+    accept_changes: bool = False,
+    accept_weak: bool = False,
+) -> Conclusion | None:
+    """Bring the study to its end and conclude it; does only what is still lacking.
+
+    With `accept_weak` its model may become champion though a block that costs nothing is better.
+
+    Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
+    StudyError where zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
+    """
+    task = study_task(config, workspace)
+    present = read_conclusion(workspace, config.name)
+    if present is not None and _complete(task, present):
+        narrator.say(f"study {config.name} is finished: nothing to do")
+        tell(config, workspace, present, narrator)
+        return present
+    if present is not None and not task.demands:
+        (workspace.study_directory(config.name) / CONCLUSION).unlink(missing_ok=True)  # it is of another student
+    tracker = open_tracker(config, workspace)
+    with ending_on_sigterm():
+        best = _best(task, tracker, narrator, build=True, accept_changes=accept_changes)
+        if best is None:
+            return None
+        conclusion = conclude(task, tracker, best, accept_weak=accept_weak)
+    tell(config, workspace, conclusion, narrator)
+    return conclusion
+
+
+def search_study(
+    config: Config, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
+) -> Best | None:
+    """Run the trials that the study lacks, over a zoo that is built; return the best one, None if it was stopped.
+
+    Raises ZooError if the zoo lacks members.
+    """
+    tracker = open_tracker(config, workspace)
+    return _best(study_task(config, workspace), tracker, narrator, build=False, accept_changes=accept_changes)
+
+
+def _complete(task: StudyTask, conclusion: Conclusion) -> bool:
+    """Return whether the conclusion is in MLflow and has all that is asked for. Starts nothing."""
+    if not conclusion.reported or not Path(conclusion.file).is_file() or not task.unchanged():
+        return False
+    if not task.demands:
+        return True
+    study = SearchStudy(task.config, open_storage(task.workspace.study_storage))
+    return study.finished() >= task.config.search.trials
+
+
+def _best(task: StudyTask, tracker: Tracker, narrator: Narrator, *, build: bool, accept_changes: bool) -> Best | None:
+    config, workspace = task.config, task.workspace
+    dataset = load_dataset(config.dataset)
+    about = task.begin(dataset, tracker, narrator)
+    narrator.say(f"study {config.name}: {about}; in {workspace.root}")
+    store_config(config, workspace)
+    if not task.demands:
+        return task.train_alone()
+    with connected(config.ray):
+        shared = task.prepare(build)
+        narrator.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
+        result = run_search(config, workspace, shared, tracker, narrator.searching, accept_changes=accept_changes)
+    narrator.settle()
+    if result.stopped is not None:
+        tracker.finish(result.study_run, "KILLED", {"kt_ray.state": f"stopped by {result.stopped}"})
+        narrator.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
+        return None
+    return _of_search(task, result, tracker)
+
+
+def _of_search(task: StudyTask, result: SearchResult, tracker: Tracker) -> Best:
+    """Return the best trial with its run. Raises StudyError if no trial was complete."""
+    name = task.config.name
+    if result.best_trial is None:
+        tracker.finish(result.study_run, "FAILED")
+        raise StudyError(f"no trial of {name} was complete; `kt-ray trials {name}` says why")
+    run = tracker.trial_run(result.study_run, name, result.best_trial, {}, {})
+    return Best(
+        trial=result.best_trial,
+        value=None if result.best_value is None else float(result.best_value),
+        params=result.best_params,
+        file=result.translator,
+        study_run=result.study_run,
+        trial_run=run,
+        step=result.progress.total,
+    )

@@ -1,0 +1,120 @@
+"""What differs between studies of translators and of students; all else is in `runner` and `conclusion`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import nn
+
+from kt_ray.data import Dataset
+from kt_ray.distillation.distill import Distillation
+from kt_ray.jobs.connection import fitting
+from kt_ray.networks import State
+from kt_ray.search.task import Task
+from kt_ray.studies.console import Narrator
+from kt_ray.studies.study_file import Config
+from kt_ray.studies.workspace import Workspace
+from kt_ray.tracking.promotion import Measured
+from kt_ray.tracking.tracker import Input, Tracker
+from kt_ray.translation.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one of many needs of a node, and how many are asked for; None is as many as there is room for."""
+
+    amounts: Mapping[str, float]
+    labels: Mapping[str, str]
+    count: int | None
+
+    def fitting(self) -> int:
+        """Return how many run at once on the connected cluster. Raises ResourceError if not one can."""
+        fit = fitting(self.amounts, self.labels)
+        return min(self.count or fit, fit)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best trial of a study: its model's file, the MLflow runs of study and trial, the step of its last metrics."""
+
+    trial: int
+    value: float | None
+    params: dict[str, Any]
+    file: Path | None
+    study_run: str
+    trial_run: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model gives on test images, and what the registry needs to take it."""
+
+    evaluation: Evaluation | Distillation
+    measured: Measured
+    module: nn.Module
+    example: State
+    card: str
+    metrics: dict[str, float]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+
+class StudyTask(Protocol):
+    """A study of one kind in a workspace. `begin` comes before all below it but `demands` and `try_batch`."""
+
+    @property
+    def config(self) -> Config:
+        """The study file."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where the study is kept."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images."""
+
+    @property
+    def makes(self) -> Literal["translator", "student"]:
+        """What a trial trains."""
+
+    @property
+    def demands(self) -> Mapping[str, Demand]:
+        """What runs on the cluster: `trials`, and others by their names. Empty if nothing does."""
+
+    def try_batch(self, dataset: Dataset) -> tuple[int, float]:
+        """Train one batch of the base trial, keeping nothing; return parameters and loss."""
+
+    def unchanged(self) -> bool:
+        """Whether what the trials of the last run shared is whole and still what the file asks for."""
+
+    def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
+        """Take the images; return what the study is about, in a line."""
+
+    def prepare(self, build: bool) -> Task:
+        """Make what the trials share; if not `build`, raise ZooError if anything is missing."""
+
+    def train_alone(self) -> Best:
+        """Train the base trial in this process: for a study without a space that needs no cluster."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of what the trials shared."""
+
+    @property
+    def measured_on(self) -> str:
+        """The fingerprint by which the registry tells which champions can be compared."""
+
+    @property
+    def shared(self) -> Input | None:
+        """What the trials shared besides the images, for MLflow."""
+
+    def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
+        """Look at the test images, unless `previous` is what the same model gave there."""

@@ -1,0 +1,202 @@
+"""Studies of translators: a zoo is built, trials train translators over it, the best one meets the test members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from kt_ray.config import MemberCounts, StudyConfig
+from kt_ray.data import Dataset, load_dataset
+from kt_ray.errors import StudyError, ZooError
+from kt_ray.jobs.connection import connected
+from kt_ray.networks import Architecture
+from kt_ray.networks.cost import parameter_count
+from kt_ray.studies.console import Narrator
+from kt_ray.studies.study_task import Best, Demand, Result
+from kt_ray.studies.workspace import Workspace, open_tracker
+from kt_ray.tracking.promotion import Measured
+from kt_ray.tracking.tracker import Input, Tracker
+from kt_ray.translation.checkpoint import load_translator
+from kt_ray.translation.evaluation import Evaluation, evaluate, free_accuracies
+from kt_ray.translation.figures import figures
+from kt_ray.translation.task import TranslatorTask
+from kt_ray.translation.training import TranslatorTraining
+from kt_ray.zoo.actors import build_zoo
+from kt_ray.zoo.store import ZooStore
+from kt_ray.zoo.untrained import untrained_zoo
+
+if TYPE_CHECKING:
+    from kt_ray.distillation.distill import Distillation
+    from kt_ray.translation.checkpoint import LoadedTranslator
+    from kt_ray.zoo.members import Zoo
+    from kt_ray.zoo.progress import BuildProgress
+
+PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
+
+
+@dataclass
+class TranslationStudy:
+    """A study whose trials train translators over a zoo; see `StudyTask`."""
+
+    config: StudyConfig
+    workspace: Workspace
+    makes: ClassVar[Literal["translator", "student"]] = "translator"
+    dataset: Dataset = field(init=False)
+    zoo: Zoo = field(init=False)
+
+    @property
+    def store(self) -> ZooStore:
+        """The zoo on disk."""
+        return ZooStore(self.workspace.zoo(self.config.zoo.name))
+
+    @property
+    def demands(self) -> Mapping[str, Demand]:
+        """Trials and the actors that build the zoo."""
+        actors, search = self.config.zoo.actors, self.config.search
+        amounts = {"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}
+        trial = search.resources
+        return {
+            "zoo actors": Demand(amounts, actors.label_selector, actors.count),
+            "trials": Demand(trial.demand, trial.label_selector, search.concurrency),
+        }
+
+    def try_batch(self, dataset: Dataset) -> tuple[int, float]:
+        """Train one batch of the base trial on networks that nobody trained."""
+        config = self.config
+        architecture = Architecture(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
+        one_batch = config.trial.training.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
+        trial = config.trial.model_copy(update={"training": one_batch})
+        training = TranslatorTraining(trial, untrained_zoo(architecture, PROBE_MEMBERS), dataset)
+        metrics = training.run_epoch()
+        return parameter_count(training.translator), metrics["loss"]
+
+    def unchanged(self) -> bool:
+        """Whether the zoo lacks no member."""
+        try:
+            return not self.store.missing(self.config.zoo)
+        except ZooError:  # damaged: building it mends it
+            return False
+
+    def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
+        """Take the images; nothing is read or built yet."""
+        self.dataset, self.tracker, self.narrator = dataset, tracker, narrator
+        zoo, trials = self.config.zoo.name, self.config.search.trials
+        return f"{self.config.pair} on {dataset.name}, zoo {zoo}, {trials} trials"
+
+    def prepare(self, build: bool) -> TranslatorTask:
+        """Train what the zoo lacks, or raise ZooError if that is not wanted."""
+        if build:
+            self.zoo = _build(self.config, self.workspace, self.dataset, self.tracker, self.narrator)
+        else:
+            store, name = self.store, self.config.zoo.name
+            lacking = len(store.missing(self.config.zoo))
+            if lacking:
+                raise ZooError(f"zoo {name} lacks {lacking} members; `kt-ray zoo build` or `kt-ray run` trains them")
+            store.create(self.config.zoo, self.config.pair, self.dataset)
+            self.zoo = store.read()
+        return TranslatorTask(self.zoo, self.dataset)
+
+    def train_alone(self) -> Best:
+        """Raise StudyError: translators are trained by a search, be it of one trial."""
+        raise StudyError("a translator is trained by a search; give `search.trials`")
+
+    @property
+    def fingerprint(self) -> str:
+        """The zoo's."""
+        return self.zoo.fingerprint
+
+    measured_on = fingerprint
+
+    @property
+    def shared(self) -> Input:
+        """The zoo."""
+        name = self.config.zoo.name
+        return Input(name, self.zoo.fingerprint, self.workspace.zoo(name))
+
+    def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
+        """Put the blocks that the translator at `file` writes into the test members."""
+        loaded = load_translator(file)
+        zoo, dataset, translator = self.zoo, self.dataset, loaded.translator
+        found = previous if isinstance(previous, Evaluation) else evaluate(translator, zoo, dataset)
+        translated = found.row("translated")
+        return Result(
+            evaluation=found,
+            measured=Measured(
+                on="zoo",
+                fingerprint=zoo.fingerprint,
+                protocol=f"{len(zoo.where('selection'))} selection members, {len(dataset.selection)} selection images, "
+                f"{dataset.fingerprint}",
+                selection=selection_accuracy(loaded, zoo),
+                test=translated.mean,
+                free=free_accuracies(zoo, dataset),
+            ),
+            module=translator,
+            example={name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
+            card=model_card(self.config, found.to_markdown()),
+            metrics={"test_mean": translated.mean, "test_min": translated.min, "test_max": translated.max},
+            figures=figures(found),
+        )
+
+
+def selection_accuracy(loaded: LoadedTranslator, zoo: Zoo) -> float | None:
+    """Return the mean accuracy that the trial reported of these weights; None if that was on another zoo."""
+    if loaded.extra.get("zoo") != zoo.fingerprint:
+        return None
+    accuracy: float | None = loaded.extra.get("metrics", {}).get("accuracy_mean")
+    return accuracy
+
+
+def model_card(config: StudyConfig, table: str) -> str:
+    """Return what a registered translator is for, from what it was made, how well it did. Markdown."""
+    counts = config.zoo.members
+    return (
+        f"# {config.model_name}: translator for {config.pair}\n\n"
+        f"Reads the parameters of a trained source block and writes those of the target block (arXiv 2401.05772).\n\n"
+        f"Found by the study `{config.name}` over the zoo `{config.zoo.name}`: {counts.train} training, "
+        f"{counts.selection} selection and {counts.test} test members trained on {config.dataset.name}. "
+        "Selected, as champion too, on selection members and selection images; the table below is on test members and "
+        "test images.\n\n"
+        f"{table}\n"
+        "It translates blocks of networks trained like these members; others were not measured.\n"
+    )
+
+
+def build_zoo_of(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
+    """Train what the zoo of `config` lacks."""
+    dataset = load_dataset(config.dataset)
+    with connected(config.ray):
+        return _build(config, workspace, dataset, open_tracker(config, workspace), narrator)
+
+
+def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> Zoo:
+    """Train what the zoo of `config` lacks on the Ray cluster that is connected, with an MLflow run of its own."""
+    store = ZooStore(workspace.zoo(config.zoo.name))
+    lacking = store.prepare(config.zoo, config.pair, dataset)
+    run_id = None
+    if lacking:
+        narrator.say(f"zoo {config.zoo.name}: training {len(lacking)} members into {store.uri}")
+        params = {"members": sum(config.zoo.members.model_dump().values()), **config.zoo.recipe.model_dump(mode="json")}
+        run_id = tracker.zoo_run(config.zoo.name, dataset.fingerprint, params, {"kt_ray.pair": config.pair})
+        tracker.log_inputs(run_id, [Input(dataset.name, dataset.fingerprint, dataset.name)])
+
+    def on_progress(progress: BuildProgress) -> None:
+        narrator.building(progress)
+        if run_id is not None:
+            metrics = {"members": progress.done, "members_per_hour": progress.members_per_hour}
+            if progress.mean_accuracy is not None:
+                metrics["source_accuracy"] = progress.mean_accuracy
+            tracker.log(run_id, metrics, progress.done)
+
+    with tracker.ending(run_id):
+        zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress)
+    narrator.settle()
+    if run_id is not None:
+        tracker.finish(run_id, "FINISHED", {"kt_ray.zoo_fingerprint": zoo.fingerprint})
+        info = store.info()
+        narrator.say(
+            f"zoo {config.zoo.name}: {sum(info.members.values())} members, {info.bytes / 1e6:.1f} MB, mean accuracy of "
+            f"sources {info.source_accuracy:.4f}, of targets {info.target_accuracy:.4f}"
+        )
+    return zoo
