@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -77,7 +78,7 @@ def stop(job: JobId, address: Address = None) -> None:
     from kt_ray.jobs import stop as stop_job
 
     ended = stop_job(job, address)
-    say(f"{job}: {ended.status}\nnext: kt-ray jobs resume {job}")
+    say(f"{job}: {ended.status}\nnext: kt-ray jobs resume {shlex.quote(job)}")
 
 
 @jobs.command()

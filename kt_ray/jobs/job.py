@@ -25,6 +25,7 @@ HOME_WORKSPACE = "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"  # the job's working 
 EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
 SECRET = re.compile(r"PASSW|TOKEN|SECRET|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
 RECONNECTIONS = 5
+JOB_VARIABLE = "KT_RAY_JOB"  # in a job: its id
 ENTRYPOINT = ("command", "workspace", "overrides", "python")
 Command = Literal["run", "check"]
 
@@ -132,7 +133,7 @@ def follow(job: str, address: str | None = None, write: Callable[[str], object] 
 
 def hint(job: str, address: str | None = None) -> str:
     """How to follow, stop and resume a job that nobody follows any more."""
-    at = f" --address {job_server(address)}"
+    at, job = f" --address {shlex.quote(job_server(address))}", shlex.quote(job)
     return (
         f"job {job} goes on without this terminal\n"
         f"  follow it   kt-ray jobs logs {job} --follow{at}\n"
@@ -187,14 +188,16 @@ def _submit(request: Mapping[str, Any], study: str, address: str | None) -> str:
                     f"study {study!r} is already run by job {job.id}; follow it with `kt-ray jobs logs {job.id} "
                     f"--follow`, or end it with `kt-ray jobs stop {job.id}`"
                 )
+        job_id = f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         with packed(request["study"], code=request["code"]) as directory:
             return str(
                 client.submit_job(
                     entrypoint=entrypoint(**{key: request[key] for key in ENTRYPOINT}),
-                    submission_id=f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}",
+                    submission_id=job_id,
                     runtime_env={
                         "working_dir": str(directory),
-                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | request["environment"],
+                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), JOB_VARIABLE: job_id}
+                        | request["environment"],
                     },
                     metadata={"kt_ray": json.dumps(request), "study": study},
                 )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from kt_ray._io.scratch import scratch_directory
 
 STUDY_FILE = "study.yaml"
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -20,8 +21,7 @@ def packed(study: str, *, code: bool = True) -> Iterator[Path]:
 
     The cluster needs the dependencies alone; Python finds the package in the working directory first.
     """
-    with TemporaryDirectory(prefix="kt-ray-job-") as directory:
-        root = Path(directory)
+    with scratch_directory("kt-ray-job-") as root:
         (root / STUDY_FILE).write_text(study, encoding="utf-8")
         if code:
             for name in ("kt_ray", "kt_ray.search_spaces"):  # a working tree keeps the second outside the first

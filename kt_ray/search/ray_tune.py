@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from kt_ray._io.scratch import make_scratch
 from kt_ray.config import TrialResources, validate
 from kt_ray.errors import StudyError
 from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
@@ -170,7 +170,7 @@ def run_trials(driver: SearchDriver, lease: Lease, task: Task, resources: TrialR
         ),
         tune.PlacementGroupFactory([demand], bundle_label_selector=[labels] if labels else None),
     )
-    directory = Path(tempfile.mkdtemp(prefix=".tune-", dir=scratch))
+    directory = make_scratch(".tune-", scratch)
     try:
         with _quiet_tune(driver.concurrency):
             tune.Tuner(

@@ -15,10 +15,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray._io.urls import redacted
+from kt_ray.config.study import Constraint
 from kt_ray.errors import StudyError
 from kt_ray.search.integrity import check_trials, search_of
 from kt_ray.search.lease import holder_of
-from kt_ray.search.retries import REASON, SECONDS, STEP, lineage_of, lineages, retries_of, select_champion
+from kt_ray.search.retries import (
+    METRICS,
+    REASON,
+    SECONDS,
+    STEP,
+    lineage_of,
+    lineages,
+    retries_of,
+    select_champion,
+    violated_constraints,
+)
 from kt_ray.search.storage import open_storage, study_names
 
 
@@ -134,12 +145,36 @@ def row(study: optuna.Study, lineage: int, trial: FrozenTrial, paths: Sequence[s
     }
 
 
+def no_champion(study: optuna.Study) -> StudyError:
+    """Return why the study has no best trial: none is complete, or none keeps the constraints."""
+    name = study.study_name
+    constraints = [Constraint.model_validate(text) for text in search_of(study).get("constraints", [])]
+    last = lineages(study.get_trials(deepcopy=False)).values()
+    complete = [trial for trial in last if trial.state is TrialState.COMPLETE]
+    if not complete:
+        return StudyError(f"no trial of {name} is complete; `kt-ray trials {name}` shows their states and reasons")
+
+    def excess(trial: FrozenTrial) -> float:
+        return sum(max(bound.excess(trial.user_attrs.get(METRICS, {})), 0.0) for bound in constraints)
+
+    nearest = min(complete, key=excess)
+    metrics = nearest.user_attrs.get(METRICS, {})
+    broken = ", ".join(
+        f"{bound} (it has {metrics.get(bound.metric, 'no such metric')})"
+        for bound in violated_constraints(nearest, constraints)
+    )
+    return StudyError(
+        f"no trial of {name} keeps the constraints; the nearest of {len(complete)} complete ones, trial "
+        f"{lineage_of(nearest)}, breaks {broken}; loosen `search.constraints`, or add trials"
+    )
+
+
 def best_trial(url: str, name: str) -> dict[str, Any]:
     """Number, value and parameters of the champion. Raises StudyError where no trial is complete."""
     study = load_study(url, name)
     best = select_champion(study)
     if best is None:
-        raise StudyError(f"no trial of {name} is complete yet; `kt-ray status {name}` shows how far it is")
+        raise no_champion(study)
     return {"trial": lineage_of(best), "value": best.values[0], "params": dict(best.params)}
 
 
@@ -148,7 +183,7 @@ def pareto_rows(url: str, name: str) -> list[dict[str, Any]]:
     study = load_study(url, name)
     front = [trial for trial in study.best_trials if trial.state is TrialState.COMPLETE]
     if not front:
-        raise StudyError(f"no trial of {name} is complete yet; `kt-ray status {name}` shows how far it is")
+        raise no_champion(study)
     rows = [row(study, lineage_of(trial), trial, _paths(front)) for trial in front]
     falling = study.directions[0] is StudyDirection.MAXIMIZE
     return sorted(rows, key=lambda entry: float(entry["value"]), reverse=falling)

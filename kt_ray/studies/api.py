@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
 
 from kt_ray import data
 from kt_ray._io.display import Displayed, ProgressLine
+from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import duration
 from kt_ray.config import DatasetConfig, RayConfig, Split, TrialConfig, ZooConfig, validate
 from kt_ray.data import Dataset
@@ -332,8 +332,8 @@ def translate(
     """
     from kt_ray.translation.translate import translate as translate_file
 
-    with TemporaryDirectory(prefix="kt-ray-") as folder:
-        model, checkpoint, output = (Path(folder) / f"{name}.safetensors" for name in ("model", "network", "small"))
+    with scratch_directory() as folder:
+        model, checkpoint, output = (folder / f"{name}.safetensors" for name in ("model", "network", "small"))
         if isinstance(translator, LoadedTranslator):
             translator.save(model)
         else:

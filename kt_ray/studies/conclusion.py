@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from kt_ray._io.text import number
 from kt_ray.config import Frozen
 from kt_ray.distillation.distill import Distillation
 from kt_ray.errors import StudyError
+from kt_ray.search.summary import trial_rows
 from kt_ray.studies.console import Narrator
+from kt_ray.studies.doubts import doubts
+from kt_ray.studies.extension import resume_command
 from kt_ray.studies.report import study_report
 from kt_ray.studies.study_file import Config, Kind
 from kt_ray.studies.study_task import Best, Result, StudyTask
@@ -142,7 +146,7 @@ def conclude(task: StudyTask, tracker: Tracker, best: Best, *, accept_weak: bool
             reported=False,
             model_uri=registered.uri,
             weakness=registered.weakness,
-            doubts=result.doubts,
+            doubts=tuple(_doubts(task, best, result)),
         )
         _write(workspace, conclusion)  # the report reads it
         if task.demands:
@@ -151,6 +155,17 @@ def conclude(task: StudyTask, tracker: Tracker, best: Best, *, accept_weak: bool
         conclusion = conclusion.model_copy(update={"reported": True})
         _write(workspace, conclusion)
     return conclusion
+
+
+def _doubts(task: StudyTask, best: Best, result: Result) -> Iterator[str]:
+    """Yield what a person should look at before using the model."""
+    values: list[float] = []
+    objectives = task.config.search.objectives
+    if task.demands and len(objectives) == 1 and objectives[0].metric in ("accuracy", "accuracy_mean"):
+        rows = trial_rows(task.workspace.study_storage, task.config.name)
+        values = [row["value"] for row in rows if row["state"] == "COMPLETE"]
+    measured, images = result.measured, task.dataset.selection
+    return doubts(result.trained, task.dataset.classes, measured.selection, measured.test, values, len(images))
 
 
 def _file_of(task: StudyTask, tracker: Tracker, best: Best) -> Path:
@@ -219,7 +234,7 @@ def tell(config: Config, workspace: Workspace, conclusion: Conclusion, narrator:
     if config.kind == "translation":
         narrator.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{workspace.option}")
     if searched:
-        narrator.say(f"extend:    kt-ray resume {config.name}{workspace.option} --add 12")
+        narrator.say(f"extend:    {resume_command(config, workspace, more=True)}")
 
 
 def _write(workspace: Workspace, conclusion: Conclusion) -> None:

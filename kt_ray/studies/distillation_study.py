@@ -151,6 +151,7 @@ class DistillationStudy:
             example={"images": images},
             card=f"# {name}: student by {found.method} on {self.dataset.name}\n\n{found.to_markdown()}\n",
             metrics={"test_accuracy": accuracy},
+            trained={row.name: row.accuracy for row in found.rows},
         )
 
 

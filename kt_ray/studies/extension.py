@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from kt_ray._io.bundled import PREFIX
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError, StudyError
+from kt_ray.jobs.job import JOB_VARIABLE
 from kt_ray.studies.study_file import Config
 from kt_ray.studies.warm_start import point_of_model, points_of_study
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.registry import load_champion_path
 from kt_ray.translation.bundled import TRANSLATORS
-
-JOB_VARIABLE = "KT_RAY_JOB"  # in a job of a cluster: its id
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,13 @@ def started_from(config: Config, workspace: Workspace, sources: Sequence[str]) -
     return config.model_copy(update={"search": search})
 
 
-def resume_command(config: Config, workspace: Workspace) -> str:
-    """Return what to type to go on with the study; in a job of a cluster, what to type where it was submitted."""
+def resume_command(config: Config, workspace: Workspace, more: bool = False) -> str:
+    """Return what to type to go on with the study, with more trials if `more`.
+
+    In a job of a cluster, it is what to type where the job was submitted, which can add no trials.
+    """
     job = os.environ.get(JOB_VARIABLE)
-    if job:
+    if job and not more:
         return f"kt-ray jobs resume {shlex.quote(job)}"
-    return f"kt-ray resume {config.name}{workspace.option}"
+    add = " --add 12" if more else ""
+    return f"kt-ray resume {config.name}{workspace.option}{add}"

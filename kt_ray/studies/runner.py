@@ -6,11 +6,11 @@ from pathlib import Path
 
 from kt_ray.config import DistillConfig
 from kt_ray.data import load_dataset
-from kt_ray.errors import StudyError
 from kt_ray.jobs.connection import connected, ending_on_sigterm
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
+from kt_ray.search.summary import load_study, no_champion
 from kt_ray.studies.conclusion import CONCLUSION, Conclusion, conclude, read_conclusion, tell
 from kt_ray.studies.console import Narrator
 from kt_ray.studies.distillation_study import DistillationStudy
@@ -108,7 +108,7 @@ def _of_search(task: StudyTask, result: SearchResult, tracker: Tracker) -> Best:
     name = task.config.name
     if result.best_trial is None:
         tracker.finish(result.study_run, "FAILED")
-        raise StudyError(f"no trial of {name} was complete; `kt-ray trials {name}` says why")
+        raise no_champion(load_study(task.workspace.study_storage, name))
     run = tracker.trial_run(result.study_run, name, result.best_trial, {}, {})
     return Best(
         trial=result.best_trial,

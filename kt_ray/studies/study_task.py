@@ -63,7 +63,7 @@ class Result:
     card: str
     metrics: dict[str, float]
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    doubts: tuple[str, ...] = ()
+    trained: Mapping[str, float] = field(default_factory=dict)  # mean accuracy of what should be well above chance
 
 
 class StudyTask(Protocol):

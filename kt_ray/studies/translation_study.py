@@ -14,6 +14,7 @@ from kt_ray.jobs.connection import connected
 from kt_ray.networks import Architecture
 from kt_ray.networks.cost import parameter_count
 from kt_ray.studies.console import Narrator
+from kt_ray.studies.doubts import doubts
 from kt_ray.studies.study_task import Best, Demand, Result
 from kt_ray.studies.workspace import Workspace, open_tracker
 from kt_ray.tracking.promotion import Measured
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kt_ray.zoo.members import Zoo
     from kt_ray.zoo.progress import BuildProgress
 
+TRAINED = ("source", "trained target")
 PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
 
 
@@ -137,6 +139,7 @@ class TranslationStudy:
             card=model_card(self.config, found.to_markdown()),
             metrics={"test_mean": translated.mean, "test_min": translated.min, "test_max": translated.max},
             figures=figures(found),
+            trained={f"{row.name} blocks": row.mean for row in found.rows if row.name in TRAINED},
         )
 
 
@@ -195,8 +198,13 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
     if run_id is not None:
         tracker.finish(run_id, "FINISHED", {"kt_ray.zoo_fingerprint": zoo.fingerprint})
         info = store.info()
+        means = {"sources": info.source_accuracy, "targets": info.target_accuracy}
         narrator.say(
             f"zoo {config.zoo.name}: {sum(info.members.values())} members, {info.bytes / 1e6:.1f} MB, mean accuracy of "
             f"sources {info.source_accuracy:.4f}, of targets {info.target_accuracy:.4f}"
         )
+        for doubt in doubts(
+            {name: mean for name, mean in means.items() if mean is not None}, dataset.classes, None, 0.0
+        ):
+            narrator.say(f"look: {doubt}")
     return zoo

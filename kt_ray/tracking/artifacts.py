@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from kt_ray._compat.mlflow import artifact_repository
+from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import first_line
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.store import open_store, reaching, shown
@@ -22,11 +22,11 @@ def probe_artifacts(uri: str, root: str | None = None) -> None:
     Raises TrackingError where one of these fails.
     """
     os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # boto's own patience outlasts that of whoever waits for this
-    with reaching(uri), TemporaryDirectory(prefix="kt-ray-probe-") as directory:
+    with reaching(uri), scratch_directory("kt-ray-probe-") as directory:
         place = root or _default_root(uri)
-        file = Path(directory) / f".kt-ray-probe-{secrets.token_hex(8)}"
+        file = directory / f".kt-ray-probe-{secrets.token_hex(8)}"
         file.write_text(CONTENT)
-        (back := Path(directory) / "back").mkdir()
+        (back := directory / "back").mkdir()
         try:
             repository = artifact_repository(place, uri)
             repository.log_artifact(str(file))

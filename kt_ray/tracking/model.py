@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray._compat.mlflow import EXPORTED_GRAPH
+from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import first_line
 from kt_ray.networks import State
 from kt_ray.tracking import pyfunc
@@ -164,8 +164,8 @@ def _with_code(directory: Path, module: FlatTranslator, rows: Tensor, translator
     outputs = module(rows)
     names = {"source": module.source, "target": module.target}
     model.metadata = (model.metadata or {}) | names | {"kt_ray": package_version()}
-    with tempfile.TemporaryDirectory(prefix="kt-ray-") as scratch:
-        data, code = Path(scratch) / "translator", Path(scratch) / PACKAGE.name
+    with scratch_directory() as scratch:
+        data, code = scratch / "translator", scratch / PACKAGE.name
         data.mkdir()
         shutil.copyfile(translator_file, data / pyfunc.FILE)
         (data / pyfunc.LAYOUT).write_text(json.dumps(names), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from kt_ray._io.scratch import scratch_directory
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
 from kt_ray.tracking.description import describe_study
@@ -223,8 +223,8 @@ def _log_model(tracker: Tracker, candidate: Candidate, run_id: str, tags: Mappin
     )
     if str(logged.status) == "READY":
         return logged.model_id, None
-    with tempfile.TemporaryDirectory(prefix="kt-ray-") as scratch:
-        directory = Path(scratch) / "model"
+    with scratch_directory() as scratch:
+        directory = scratch / "model"
         reason = write_model(
             directory,
             candidate.module,

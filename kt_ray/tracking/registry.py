@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from kt_ray._io.scratch import make_scratch
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.model import TRANSLATOR_FILE
 from kt_ray.tracking.store import filter_text, open_store, reaching, shown
@@ -112,9 +112,9 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
             if not local.is_file():
                 raise TrackingError(f"{model_uri} is missing: its file should be {local}; bring its folder back")
             return _checked(local, digest, model_uri)
-        target = tempfile.mkdtemp(prefix="kt-ray-")
+        target = make_scratch()
         uri = f"{location.rstrip('/')}/{TRANSLATOR_FILE}"
-        downloaded = Path(download_artifacts(uri, dst_path=target, tracking_uri=tracking_uri))
+        downloaded = Path(download_artifacts(uri, dst_path=str(target), tracking_uri=tracking_uri))
         return _checked(downloaded, digest, model_uri)
 
 

@@ -102,12 +102,22 @@ def test_what_is_missing_is_named(url: str) -> None:
     SearchStudy(study_config("empty"), storage)
     try:
         for function in (best_trial, pareto_rows):
-            with pytest.raises(StudyError, match="no trial of empty is complete yet; `kt-ray status empty`"):
+            with pytest.raises(StudyError, match="no trial of empty is complete; `kt-ray trials empty`"):
                 function(url, "empty")
         with pytest.raises(StudyError, match="importance needs two complete trials or more; empty has 0"):
             importance_rows(url, "empty")
     finally:
         storage.delete_study(storage.get_study_id_from_name("empty"))
+
+
+def test_constraints_that_no_trial_keeps_are_told_with_the_nearest(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    constraints = ["accuracy_mean >= 2", "unreported <= 1"]
+    config = study_config("tight", trials=3, sampler={"name": "random"}, constraints=constraints)
+    searched(config, open_storage(url))
+    for read in (best_trial, pareto_rows):
+        with pytest.raises(StudyError, match=r"keeps the constraints; the nearest of 3 .*no such metric"):
+            read(url, "tight")
 
 
 def test_another_studys_best_points_that_lie_in_the_space(url: str) -> None:

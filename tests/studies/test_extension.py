@@ -9,7 +9,8 @@ import pytest
 
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import ConfigError
-from kt_ray.studies.extension import JOB_VARIABLE, Extension, resume_command
+from kt_ray.jobs.job import JOB_VARIABLE
+from kt_ray.studies.extension import Extension, resume_command
 from kt_ray.studies.workspace import Workspace
 
 LAST = StudyConfig.model_validate({"name": "s", "search": {"trials": 12, "hours": 2.0, "seed": 3}})
