@@ -158,7 +158,7 @@ def summary(rows: list[Row]) -> list[Row]:
             first = [row for row in group if row["seed"] == 0]
             seeded = {
                 seed: statistics.mean(row["ratio"] for row in group if row["seed"] == seed and row["network"] < SEEDED)
-                for seed in sorted({row["seed"] for row in group})
+                for seed in sorted({row["seed"] for row in group if row["network"] < SEEDED})
             }
             found.append(
                 {
@@ -237,6 +237,8 @@ def draw(found: list[Row]) -> None:
     axes = figure.subplots()
     for method in dict.fromkeys(row["method"] for row in found):
         rows = sorted((row for row in found if row["method"] == method), key=lambda row: row["multiply_adds"])
+        if len(rows) < len(SHARES):
+            continue  # not measured at every width
         style = "-" if "kt_ray" in method else "--" if method in WITH_DATA else ":"
         axes.plot(
             [row["multiply_adds"] for row in rows], [row["mean_ratio"] for row in rows], style, marker="o", label=method
