@@ -8,11 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from common.plain import PILImages
+from common.timing import in_turn, medians
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from torchvision import transforms
 
 from kt_ray.config import ClassifierConfig, DatasetConfig, ResNetOptions
 from kt_ray.data import Dataset, as_float, load_dataset
@@ -37,22 +42,22 @@ def build(depth: int, seed: int) -> nn.Module:
     return build_network(ClassifierConfig(resnet=options), (1, 28, 28), 10, seed)
 
 
-def train(network: nn.Module, dataset: Dataset, seed: int, fast: bool = True) -> float:
+def train(network: nn.Module, dataset: Dataset, seed: int, fast: bool = True, epochs: int = EPOCHS) -> float:
     """Train `network` by SGD with one cycle of learning rate and flips; return the seconds of its processor.
 
     `fast` computes in bfloat16 with channels last.
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels = dataset.train.images, dataset.train.labels
-    steps = len(labels) // BATCH * EPOCHS
+    steps = len(labels) // BATCH * epochs
     layout = torch.channels_last if fast else torch.contiguous_format
     network = network.train().to(memory_format=layout)
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
     began = time.process_time()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator)
-        for rows in order[: steps // EPOCHS * BATCH].split(BATCH):
+        for rows in order[: steps // epochs * BATCH].split(BATCH):
             batch = as_float(images[rows])
             flipped = torch.rand(BATCH, generator=generator) < 0.5
             batch[flipped] = batch[flipped].flip(-1)
@@ -64,6 +69,29 @@ def train(network: nn.Module, dataset: Dataset, seed: int, fast: bool = True) ->
             schedule.step()
     network.eval().to(memory_format=torch.contiguous_format)
     return time.process_time() - began
+
+
+def speedup(dataset: Dataset, rounds: int = 3, steps: int = 12) -> dict[str, float]:
+    """Return processor seconds of a step of a plain loop and of `train`, medians of rounds in turn, and their ratio.
+
+    The plain loop is float32, on a DataLoader of torchvision's transforms, as tutorials have it.
+    """
+    transform = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()])
+    images = dataset.train.take(slice(0, steps * BATCH))
+    loader = DataLoader(PILImages(images, transform), BATCH, shuffle=True, drop_last=True)
+
+    def plain() -> None:
+        network = build(20, 0).train()
+        optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        for batch, labels in loader:
+            optimizer.zero_grad()
+            cross_entropy(network(batch), labels).backward()
+            optimizer.step()
+
+    small = replace(dataset, train=images)
+    works = {"plain": plain, "ours": lambda: train(build(20, 0), small, 0, epochs=1)}
+    found = {name: value / steps for name, value in medians(in_turn(works, rounds, time.process_time)).items()}
+    return found | {"speedup": found["plain"] / found["ours"]}
 
 
 def member(directory: Path, depth: int, seed: int, dataset: Dataset) -> nn.Module:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from common.memory import peak_mib, resident_mib
 from common.results import RESULTS, write
-from resnet_zoo import BATCH, DEPTHS, EPOCHS, STEM_STRIDE, WIDTH, fashion_mnist, member
+from resnet_zoo import BATCH, DEPTHS, EPOCHS, STEM_STRIDE, WIDTH, fashion_mnist, member, speedup
 from torch import Tensor, nn
 from whole_network_peers import (
     FINE_TUNING_STEPS,
@@ -158,7 +158,7 @@ def summary(rows: list[Row]) -> list[Row]:
             first = [row for row in group if row["seed"] == 0]
             seeded = {
                 seed: statistics.mean(row["ratio"] for row in group if row["seed"] == seed and row["network"] < SEEDED)
-                for seed in sorted({row["seed"] for row in group})
+                for seed in sorted({row["seed"] for row in group if row["network"] < SEEDED})
             }
             found.append(
                 {
@@ -237,6 +237,8 @@ def draw(found: list[Row]) -> None:
     axes = figure.subplots()
     for method in dict.fromkeys(row["method"] for row in found):
         rows = sorted((row for row in found if row["method"] == method), key=lambda row: row["multiply_adds"])
+        if len(rows) < len(SHARES):
+            continue  # not measured at every width
         style = "-" if "kt_ray" in method else "--" if method in WITH_DATA else ":"
         axes.plot(
             [row["multiply_adds"] for row in rows], [row["mean_ratio"] for row in rows], style, marker="o", label=method
@@ -277,12 +279,17 @@ def main() -> None:
                 ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]
                 shown = ", ".join(f"{row['width']} {row['ratio']:.4f}" for row in ours[-3:])
                 print(f"resnet{depth} {number}: {shown}", flush=True)
+    speed = arguments.directory / "speed.json"
+    if not speed.exists():
+        speed.write_text(json.dumps(speedup(dataset)))
+    trained = json.loads(speed.read_text())
     found = summary(rows)
     networks = {(row["depth"], row["network"]): row["original"] for row in rows}
     text = table(found, len(networks), statistics.mean(networks.values()))
     recipe = {"depths": DEPTHS, "width": WIDTH, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
-    results = {"recipe": recipe, "summary": found, "rows": rows}
-    write("whole_networks", headline(found), results, SEEDS, text)
+    results = {"recipe": recipe, "summary": found, "training_step": trained, "rows": rows}
+    figures = headline(found) | {"zoo_speedup": trained["speedup"]}
+    write("whole_networks", figures, results, SEEDS, text)
     draw(found)
     print(text)
 

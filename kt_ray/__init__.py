@@ -18,6 +18,7 @@ _HOMES = {  # each public name, and the module that it is in
     "load_dataset": "kt_ray.studies.api",
     "open_study": "kt_ray.studies.study",
     "open_zoo": "kt_ray.studies.api",
+    "register": "kt_ray.registry",
     "resume": "kt_ray.studies.study",
     "run": "kt_ray.studies.study",
     "train": "kt_ray.studies.api",
@@ -32,6 +33,7 @@ __all__ = [
     "load_dataset",
     "open_study",
     "open_zoo",
+    "register",
     "resume",
     "run",
     "train",
@@ -40,6 +42,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from kt_ray.errors import KTError
+    from kt_ray.registry import register
     from kt_ray.studies.api import build_zoo, evaluate, load, load_dataset, open_zoo, train, translate
     from kt_ray.studies.study import open_study, resume, run
 

@@ -69,6 +69,10 @@ class RefinementOptions(Frozen):
     """
 
     steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
+    method: Literal["adam", "newton"] = Field(
+        "adam", description="newton: Levenberg-Marquardt by conjugate gradients, whose steps are not trained through"
+    )
+    products: PositiveInt = Field(8, description="products with the curvature in a step of newton")
     images: Literal["strokes", "mixture"] = Field(
         "strokes", description="how probes begin: drawn from no data, or from a mixture fitted to the training images"
     )
@@ -86,6 +90,8 @@ class RefinementOptions(Frozen):
     def _heads_divide_width(self) -> RefinementOptions:
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width={self.width}, heads={self.heads}")
+        if self.method == "newton" and self.trained:
+            raise ValueError("method newton is not trained through, got trained=true; set trained: false")
         return self
 
 

@@ -225,6 +225,7 @@ class SearchDriver:
         del self._running[tune_id]
         self._budget.update()
         self._remove_checkpoints(running)
+        self._log_best()
         self._show_progress()
 
     def _end_failed(self, running: _RunningTrial, reason: str) -> None:
@@ -274,6 +275,13 @@ class SearchDriver:
                 entry.unlink(missing_ok=True)
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
+
+    def _log_best(self) -> None:
+        """Log the best value so far on the study's run: a curve over the trials that have ended."""
+        progress = self.progress()
+        if progress.best_value is not None:
+            metric = self._study.objectives[0].metric
+            self._tracker.log(self._study_run, {f"best_{metric}": progress.best_value}, progress.done + progress.pruned)
 
     def _show_progress(self) -> None:
         if self._on_progress is not None:

@@ -209,8 +209,8 @@ def load(model: str | Path, workspace: str | Path | None = None) -> LoadedTransl
     """Load a trained translator.
 
     Args:
-        model: A translator's file, `pretrained:NAME` for one bundled with kt_ray, or `models:/NAME@champion` or
-            `models:/NAME/VERSION` in MLflow's registry.
+        model: A translator's file, the directory of `save_pretrained`, `pretrained:NAME` for one bundled with kt_ray,
+            or `models:/NAME@champion` or `models:/NAME/VERSION` in MLflow's registry.
         workspace: Directory of the workspace with the registry; `KT_RAY_WORKSPACE`, else `./kt-workspace`, if None.
 
     Returns:

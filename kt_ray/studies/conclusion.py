@@ -122,6 +122,7 @@ def conclude(task: StudyTask, tracker: Tracker, best: Best, *, accept_weak: bool
                 measured=result.measured,
                 evaluation=result.evaluation.to_dict(),
                 card=result.card,
+                dataset=task.dataset.name,
             ),
             accept_weak=accept_weak,
         )

@@ -71,6 +71,11 @@ def translate_named(
     `steps` of an optimiser follow the least squares; with 0, these alone write the blocks. Raises ConfigError and
     CheckpointError as `NetworkRequest.build`, `draw_probes` and `translate_network` do.
     """
+    if dataset is not None and dataset.image_shape != request.image_shape:
+        raise ConfigError(
+            f"{dataset.name} has images {dataset.image_shape}, the network takes {request.image_shape}; name another "
+            "--dataset"
+        )
     network = request.build()
     images = draw_probes(probes, request.image_shape)
     fitting = replace(Fitting() if steps else LEAST_SQUARES, images=len(images) // FITTED, network_steps=steps)
@@ -112,7 +117,10 @@ def parse_options(assignments: Sequence[str] | None) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {assignment!r}: expected NAME=VALUE")
-        options[name] = yaml.safe_load(value)
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment!r}: {first_line(error)}; expected NAME=VALUE") from None
     return options
 
 

@@ -20,6 +20,7 @@ from kt_ray.networks import State
 from kt_ray.tracking import pyfunc
 from kt_ray.tracking.flat import FlatTranslator, flat, layout
 from kt_ray.tracking.store import quiet
+from kt_ray.translation.card import front_matter
 from kt_ray.translation.translator import Translator
 
 TRANSLATOR_FILE = pyfunc.FILE
@@ -92,8 +93,19 @@ def write_model(
                 new_model().save(str(directory / "MLmodel"))
                 loading = FILE_ALONE.format(file=TRANSLATOR_FILE, reason=reason)
     shutil.copyfile(translator_file, directory / TRANSLATOR_FILE)
-    (directory / CARD_FILE).write_text(card.rstrip() + "\n" + loading, encoding="utf-8")
+    head = "" if card.startswith("---") or not isinstance(module, Translator) else _front_matter(module, facts)
+    (directory / CARD_FILE).write_text(head + card.rstrip() + "\n" + loading, encoding="utf-8")
     return reason
+
+
+def _front_matter(translator: Translator, facts: Mapping[str, Any]) -> str:
+    """Return the head of a registered translator's card."""
+    accuracies = {
+        split: float(facts[f"kt_ray.{split}_accuracy"])
+        for split in ("selection", "test")
+        if f"kt_ray.{split}_accuracy" in facts
+    }
+    return front_matter(translator.architecture.pair, facts.get("kt_ray.dataset"), accuracies) + "\n"
 
 
 def package_version() -> str:

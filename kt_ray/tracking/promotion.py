@@ -15,6 +15,7 @@ from torch import nn
 from kt_ray._io.scratch import scratch_directory
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
+from kt_ray.tracking.description import describe_study
 from kt_ray.tracking.model import write_model
 from kt_ray.tracking.registry import (
     CHAMPION,
@@ -84,8 +85,8 @@ class Measured:
 class Candidate:
     """A translator (or student) for the registry: its safetensors `file`, and the `module` that the file holds.
 
-    `example` is a stack of source blocks, `evaluation` plain values for JSON, `card` the model card (Markdown), and
-    `run_id` the run of the trial that made it.
+    `example` is a stack of source blocks, `evaluation` plain values for JSON, `card` the model card (Markdown),
+    `run_id` the run of the trial that made it, and `dataset` the name of the images.
     """
 
     file: Path
@@ -97,6 +98,7 @@ class Candidate:
     measured: Measured
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     card: str = ""
+    dataset: str = ""
 
     @property
     def sha256(self) -> str:
@@ -106,7 +108,7 @@ class Candidate:
     def tags(self) -> dict[str, str]:
         """What the registry keeps of a candidate."""
         made = {"kt_ray.sha256": self.sha256, "kt_ray.study": self.study, "kt_ray.trial": str(self.trial)}
-        tags = made | self.measured.tags()
+        tags = made | self.measured.tags() | ({"kt_ray.dataset": self.dataset} if self.dataset else {})
         return tags | {TAGS_SHA256: tags_digest(tags)}
 
 
@@ -145,7 +147,7 @@ def register_champion(
             client.update_model_version(model_name, version.version, comparison)
         if promoted:
             client.set_registered_model_alias(model_name, CHAMPION, version.version)
-    return ChampionResult(
+    result = ChampionResult(
         version=number,
         promoted=promoted,
         comparison=comparison,
@@ -153,6 +155,8 @@ def register_champion(
         weakness=candidate.measured.weakness,
         not_exported=not_exported,
     )
+    describe_study(tracker, model_name, candidate, result)
+    return result
 
 
 def register(tracker: Tracker, model_name: str, candidate: Candidate) -> tuple[ModelVersion, str | None]:

@@ -129,6 +129,11 @@ class Runs:
         for batch in _batches([RunTag(key, value) for key, value in tags.items()], PARAMS_A_BATCH):
             self.client.log_batch(run_id, tags=batch)
 
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        with reaching(self.uri):
+            self._write(run_id, {}, tags)
+
     def lifecycle_stage(self, run_id: str) -> str | None:
         """Return "active" or "deleted"; None if there is no such run any more."""
         from mlflow.exceptions import MlflowException

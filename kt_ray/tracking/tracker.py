@@ -257,6 +257,10 @@ class Tracker:
             raise TrackingError(f"no run is known for {reference!r}: it was opened by another process and not sent")
         return run
 
+    def tag(self, run_id: str, tags: Mapping[str, Any]) -> None:
+        """Set tags of a run."""
+        self._keep(run_id, lambda run: self._runs.tag(run, texts(tags)))
+
     def log_artifact(self, run_id: str, path: Path, directory: str | None = None) -> None:
         """Copy the file at `path` to the run's artifacts, into `directory` there."""
         self._keep(run_id, lambda run: self.client.log_artifact(run, str(path), directory))

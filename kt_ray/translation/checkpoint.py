@@ -11,14 +11,17 @@ import torch
 from pydantic import Field, ValidationError
 
 from kt_ray._io.display import Displayed
+from kt_ray._io.files import write_whole
 from kt_ray.config import NetworkConfig, PairName, TranslatorConfig
 from kt_ray.config.base import Frozen
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, State
 from kt_ray.networks.checkpoint import read_written, write_state
+from kt_ray.translation.card import card
 from kt_ray.translation.translator import Translator, build_translator
 
 FORMAT = "kt_ray.translator/1"
+FILE, CONFIG, CARD = "translator.safetensors", "config.json", "README.md"
 Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
@@ -59,6 +62,28 @@ class LoadedTranslator(Displayed):
         save_translator(Path(path), self.translator, self.config, self.architecture, self.extra)
         return Path(path)
 
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write a directory that can be uploaded to a hub as it is: the translator, its description and a model card.
+
+        Args:
+            directory: Made if it is missing.
+
+        Returns:
+            The directory, which `kt_ray.load` reads.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        folder = Path(directory)
+        self.save(folder / FILE)
+        described = {"config": self.config.model_dump(mode="json"), "architecture": _described(self.architecture)}
+        try:
+            write_whole(folder / CONFIG, json.dumps({"format": FORMAT, **described}, indent=1).encode())
+            write_whole(folder / CARD, card(self).encode())
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be written ({error.strerror}); name another directory") from None
+        return folder
+
     def display_title(self) -> str:
         """Return pair and family."""
         return f"translator for {self.architecture.pair}, {self.config.family}"
@@ -84,14 +109,22 @@ def save_translator(
     metadata = {
         "format": FORMAT,
         "config": config.model_dump_json(),
-        "architecture": json.dumps(asdict(architecture) | {"network": architecture.network.model_dump()}),
+        "architecture": json.dumps(_described(architecture)),
         "extra": json.dumps(extra),
     }
     write_state(path, translator.state_dict(), metadata)
 
 
+def _described(architecture: Architecture) -> dict[str, Any]:
+    return asdict(architecture) | {"network": architecture.network.model_dump()}
+
+
 def load_translator(path: Path) -> LoadedTranslator:
-    """The translator at `path`. Raises CheckpointError where it is missing, damaged or of another format."""
+    """Return the translator in the file at `path`, or in the directory that `save_pretrained` wrote.
+
+    Raises CheckpointError if it is missing, damaged or of another format.
+    """
+    path = path / FILE if path.is_dir() else path
     tensors, metadata = read_written(path)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(

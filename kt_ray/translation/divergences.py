@@ -26,5 +26,10 @@ def kl(given: Tensor, wanted: Tensor) -> Tensor:
 def tempered_kl(given: Tensor, wanted: Tensor) -> Tensor:
     """`kl` at a temperature that follows the spread of `wanted`: on made-up images predictions are too sure to learn
     from. [B]."""
-    temperature = TEMPERATURE * wanted.flatten(1).std(1).clamp_min(1e-6)[:, None, None]
-    return kl(given / temperature, wanted / temperature)
+    scale = temperature(wanted)
+    return kl(given / scale, wanted / scale)
+
+
+def temperature(wanted: Tensor) -> Tensor:
+    """That of `tempered_kl` for wanted logits [B, N, classes]: [B, 1, 1]."""
+    return TEMPERATURE * wanted.flatten(1).std(1).clamp_min(1e-6)[:, None, None]

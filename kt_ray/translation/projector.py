@@ -48,16 +48,25 @@ class Projector(nn.Module):
 
     def forward(self, members: State, count: int = 1) -> list[Projected]:
         """The best `count` blocks for each of `members` (the source block with `stem.` and `head.`), best first."""
-        activations = stem_activations(members, to_images(self.probes))
-        return projections(members, Surroundings(members, activations, self.architecture), self.architecture, count)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
+            activations = stem_activations(members, to_images(self.probes))
+            surroundings = Surroundings(members, activations, self.architecture)
+            return projections(members, surroundings, self.architecture, count)
 
 
 @dataclass(frozen=True)
 class Projected:
-    """Projected blocks: their `units`, and the source units they are made of, int64 [B, K], None if these are all."""
+    """Projected blocks, and what the probes tell of them.
+
+    `units` are the blocks; `chosen` int64 [B, K] are the source units they are made of, None if they are made of none
+    in particular; `activity` [B, H, 2] holds mean and root mean square of each candidate unit's activation, `errors`
+    [B, C, 2] the same of what each channel still lacks of the source's response.
+    """
 
     units: Units
     chosen: Tensor | None
+    activity: Tensor
+    errors: Tensor
 
 
 def projected_block(members: State, architecture: Architecture, images: Tensor) -> State:
@@ -84,7 +93,21 @@ def projections(
     fits = project(equations, hidden, keep, shortlist=max(SHORTLIST, count))
     if fits.units.shape[1] > 1:
         fits = fits.pick(_divergences(fits, features, hidden, surroundings).argsort(1)[:, :count])
-    return [_block(fits, number, candidates, layout) for number in range(fits.units.shape[1])]
+    activity = _moments(features[:, : hidden * layout.values].reshape(len(features), hidden, -1))
+    return [
+        _block(fits, number, candidates, layout, activity, _moments(wanted - _response(fits, number, features, hidden)))
+        for number in range(fits.units.shape[1])
+    ]
+
+
+def _moments(values: Tensor) -> Tensor:
+    """Mean and root mean square over samples of values [B, n, S], side by side: [B, n, 2]."""
+    return torch.stack([values.mean(-1), values.square().mean(-1).add(1e-12).sqrt()], dim=-1)
+
+
+def _response(fits: Fits, number: int, features: Tensor, hidden: int) -> Tensor:
+    """What the last layer of the fit `number` of each member makes of features [B, F, S]: [B, C, S]."""
+    return _last_layers(fits, hidden)[:, number] @ features
 
 
 def _candidates(members: State, surroundings: Surroundings, layout: Layout, keep: int) -> Units:
@@ -139,20 +162,25 @@ def _pointwise(kernels: Tensor, biases: Tensor, surroundings: Surroundings, keep
 @torch.no_grad()
 def _divergences(fits: Fits, features: Tensor, hidden: int, surroundings: Surroundings) -> Tensor:
     """Of the predictions with each of n fits from the source's, [B, n]."""
-    batch, count, outputs, _, values = fits.weights.shape
-    whole = features.new_zeros(batch, count, outputs, hidden, values)
-    index = fits.units[:, :, None, :, None].expand_as(fits.weights)
-    whole = whole.scatter(3, index, fits.weights).flatten(3)
-    if fits.biases is not None:
-        whole = torch.cat([whole, fits.biases[..., None]], dim=3)
     found = []
-    for weights in whole.unbind(1):
+    for weights in _last_layers(fits, hidden).unbind(1):
         block = torch.relu(torch.baddbmm(surroundings.skipped, weights, features))
         found.append(kl(surroundings.logits(surroundings.features(block)), surroundings.wanted_logits))
     return torch.stack(found, dim=1).nan_to_num(nan=torch.inf)
 
 
-def _block(fits: Fits, number: int, candidates: Units, layout: Layout) -> Projected:
+def _last_layers(fits: Fits, hidden: int) -> Tensor:
+    """Weights [B, n, O, F] over the features of all hidden units, zeros for units that a fit leaves out."""
+    batch, count, outputs, _, values = fits.weights.shape
+    whole = fits.weights.new_zeros(batch, count, outputs, hidden, values)
+    index = fits.units[:, :, None, :, None].expand_as(fits.weights)
+    whole = whole.scatter(3, index, fits.weights).flatten(3)
+    if fits.biases is not None:
+        whole = torch.cat([whole, fits.biases[..., None]], dim=3)
+    return whole
+
+
+def _block(fits: Fits, number: int, candidates: Units, layout: Layout, activity: Tensor, errors: Tensor) -> Projected:
     """The block of the fit `number` of each member."""
     units = fits.units[:, number]
     kept = candidates.take(units)
@@ -160,4 +188,4 @@ def _block(fits: Fits, number: int, candidates: Units, layout: Layout) -> Projec
     edges = torch.cat([kept.edges[:, :, :, :-1], outgoing[:, :, :, None]], dim=3)
     channel = kept.channel if fits.biases is None else fits.biases[:, number, :, None]
     chosen = units if layout.values > 1 else None
-    return Projected(Units(edges, kept.unit, channel), chosen)
+    return Projected(Units(edges, kept.unit, channel), chosen, activity, errors)

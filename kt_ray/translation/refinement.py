@@ -1,4 +1,4 @@
-"""Optimiser steps on a translated block, driven by images that the translator carries.
+"""Optimiser steps on a translated block, Adam's or second-order ones, driven by images that the translator carries.
 
 Probe images as in neural graphs (arXiv 2403.12143), steps as in learned optimisers (arXiv 1606.04474). At translation
 the probes are run through the user's own stem, block and head, and no data is needed.
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations
-from kt_ray.translation.divergences import relative_error, tempered_kl
+from kt_ray.translation.divergences import relative_error, temperature, tempered_kl
 from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
 from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves, to_images, to_parameters
-from kt_ray.translation.units import LAYOUTS, Units, feature_widths, write
+from kt_ray.translation.second_order import Curvature, newton_step
+from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, write
 
 FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
@@ -50,12 +51,12 @@ class Refiner(nn.Module):
         self.matched = round(options.predictions * options.steps)
         self.sets, self.images = options.probe_sets, options.images
         count = options.probes * options.probe_sets
+        self.steps, self.newton, self.products = options.steps, options.method == "newton", options.products
         self.curves = random_curves(count, architecture.image_shape)  # before what comes of the same generator below
         rates = torch.linspace(FIRST_RATE, LAST_RATE, options.steps).log()
-        held = {
-            "probes": torch.zeros(count, *architecture.image_shape),
-            "log_rates": rates[:, None].repeat(1, self.layout.kernels + 2),
-        }
+        held = {"probes": torch.zeros(count, *architecture.image_shape)}
+        if not self.newton:
+            held["log_rates"] = rates[:, None].repeat(1, self.layout.kernels + 2)
         for name, value in held.items():
             if options.trained:
                 self.register_parameter(name, nn.Parameter(value))
@@ -77,12 +78,11 @@ class Refiner(nn.Module):
         probes = to_images(self.probes)
         sets = [
             Surroundings(members, stem_activations(members, part), self.architecture)
-            for part in probes.chunk(self.sets)[: len(self.log_rates)]
+            for part in probes.chunk(self.sets)[: self.steps]
         ]
-        steps = len(self.log_rates)
-        first = max(1, steps // SCREENING) if len(starts) > 1 else 0
+        first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
         units = self._best([self._steps(units, source, sets, range(first)) for units in starts], sets)
-        return self._steps(units, source, sets, range(first, steps))
+        return self._steps(units, source, sets, range(first, self.steps))
 
     def _best(self, candidates: Sequence[Units], sets: Sequence[Surroundings]) -> Units:
         """For each member the candidate with the least divergence; what is not finite comes last."""
@@ -100,7 +100,11 @@ class Refiner(nn.Module):
 
     def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings], steps: range) -> Units:
         """`units` after `steps`, with an optimiser of their own."""
-        adam, count = Adam(), len(self.log_rates)
+        adam, count = Adam(), self.steps
+        if self.newton:
+            for step in steps:
+                units = self._newton(units, sets[step % len(sets)], step >= count - self.matched)
+            return units
         tokens = self.change.begin(units, source) if self.change is not None and steps else None
         for step in steps:
             gradient, errors = self._gradient(units, sets[step % len(sets)], step >= count - self.matched)
@@ -115,6 +119,31 @@ class Refiner(nn.Module):
                 units.channel - rates[-1] * direction.channel,
             )
         return units
+
+    def _newton(self, units: Units, surroundings: Surroundings, predictions: bool) -> Units:
+        """`units` after one second-order step on the error that `_gradient` descends."""
+        parts = [units.edges, units.unit, units.channel]
+        used = [number for number, part in enumerate(parts) if part.numel()]
+
+        def outputs(values: Sequence[Tensor]) -> list[Tensor]:
+            whole = list(parts)
+            for number, value in zip(used, values, strict=True):
+                whole[number] = value
+            features = surroundings.features(surroundings.outputs(write(Units(*whole), self.layout)))
+            return [features, surroundings.logits(features)]
+
+        stepped = newton_step(
+            [parts[number] for number in used],
+            Curvature(
+                outputs,
+                lambda found: _error(surroundings, found[0], found[1], predictions),
+                lambda found, moved: _curved(surroundings, found[1], moved[0], moved[1], predictions),
+            ),
+            self.products,
+        )
+        for number, value in zip(used, stepped, strict=True):
+            parts[number] = value
+        return Units(*parts)
 
     def _divergence(self, units: Units, sets: Sequence[Surroundings]) -> Tensor:
         """Of the tempered predictions of `units` on all probes from the source's, [B]."""
@@ -139,15 +168,40 @@ class Refiner(nn.Module):
                 relative_error(features, surroundings.wanted_features, surroundings.feature_variance),
                 relative_error(logits, surroundings.wanted_logits, surroundings.logit_variance),
             ]
-            total = errors[0] + errors[1]
-            if predictions:
-                total = FEATURES * errors[0] + errors[1] + tempered_kl(logits, surroundings.wanted_logits)
+            total = _error(surroundings, features, logits, predictions)
             used = [part for part in parts if part.numel()]
             found = iter(torch.autograd.grad(total.sum(), used, create_graph=self.training, retain_graph=self.training))
         gradient = [next(found) if part.numel() else part for part in parts]
         size = gradient[0].flatten(1).square().mean(1).add(1e-12).sqrt()
         logs = torch.stack([*errors, size], dim=1).clamp_min(1e-8).log()
         return gradient, 0.2 * (logs if self.training else logs.detach())
+
+
+def _error(surroundings: Surroundings, features: Tensor, logits: Tensor, predictions: bool) -> Tensor:
+    """Of head inputs and logits, each over its variance, with `predictions` that of tempered predictions too: [B]."""
+    head = relative_error(features, surroundings.wanted_features, surroundings.feature_variance)
+    last = relative_error(logits, surroundings.wanted_logits, surroundings.logit_variance)
+    if predictions:
+        return FEATURES * head + last + tempered_kl(logits, surroundings.wanted_logits)
+    return head + last
+
+
+def _curved(
+    surroundings: Surroundings, logits: Tensor, features: Tensor, moved: Tensor, predictions: bool
+) -> list[Tensor]:
+    """The second derivatives of `_error` at `logits` times a direction of head inputs and of logits."""
+    scales = [
+        2 / (part[0].numel() * variance)[:, None, None]
+        for part, variance in ((features, surroundings.feature_variance), (moved, surroundings.logit_variance))
+    ]
+    last = scales[1] * moved
+    if not predictions:
+        return [scales[0] * features, last]
+    scale = temperature(surroundings.wanted_logits)
+    chances = torch.softmax(logits / scale, dim=-1)
+    weighted = chances * moved
+    spread = weighted - chances * weighted.sum(-1, keepdim=True)
+    return [FEATURES * scales[0] * features, last + spread / (scale.square() * logits.shape[1])]
 
 
 class Change(nn.Module):
@@ -160,7 +214,7 @@ class Change(nn.Module):
         super().__init__()
         width, layout = config.refinement.width, LAYOUTS[architecture.pair]
         values = layout.kernels * layout.values + len(layout.unit) + len(layout.channel)
-        self.source = nn.Linear(18 + sum(feature_widths(config, architecture)), width)
+        self.source = nn.Linear(edge_width(config, architecture) + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)
         self.seen = nn.Linear(2 * values + 3 + RANK_CODE, width)
         self.layer = AxialLayer(width, config.refinement.heads, 0.0)

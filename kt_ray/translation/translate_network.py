@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kt_ray._io.display import Displayed
 from kt_ray._io.files import write_whole
+from kt_ray._io.text import first_line
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
@@ -129,6 +130,7 @@ def translate_network(
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
     network.eval().requires_grad_(False)
     prepare = preprocessing or (lambda images: images)
+    _check_images(network, prepare(probes[:2]))
     began = time.perf_counter()
     sites = residual_sites(network)
     hidden = hidden_widths(network, sites, share)
@@ -162,6 +164,18 @@ def translate_network(
         accuracy_before=_accuracy(network, dataset, prepare) if dataset else None,
         accuracy_after=_accuracy(small, dataset, prepare) if dataset else None,
     )
+
+
+@torch.no_grad()
+def _check_images(network: nn.Module, images: Tensor) -> None:
+    """Raise CheckpointError if `network` cannot take `images`."""
+    try:
+        network(images)
+    except Exception as error:  # a person's network raises what it likes
+        raise CheckpointError(
+            f"{type(network).__name__} cannot take images {tuple(images.shape[1:])} ({first_line(error)}); give the "
+            "shape that it was trained on"
+        ) from error
 
 
 @torch.no_grad()

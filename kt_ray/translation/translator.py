@@ -11,7 +11,7 @@ from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translation import units as tokens
 from kt_ray.translation.bases import BASES
 from kt_ray.translation.families import FAMILIES
-from kt_ray.translation.projector import Projector
+from kt_ray.translation.projector import Projected, Projector
 from kt_ray.translation.refinement import Refiner
 from kt_ray.translation.units import LAYOUTS, Units
 
@@ -109,7 +109,10 @@ class Translator(nn.Module):
             plain, unit = plain.take(order), tokens.take(unit, order)
         if self.config.canonical:
             plain = tokens.balanced(plain)
-        read = Units(plain.edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
+        edges = plain.edges
+        if projected and projected[0].chosen is not None:
+            edges, unit, channel = _beside_base(edges, unit, channel, projected[0], order)
+        read = Units(edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
         written: Units = self.body(read)
         if self.config.output == "residual":
             base = projected[0].units if projected else self._one_shot(plain)
@@ -136,6 +139,23 @@ class Translator(nn.Module):
         starts = starts if chooses else 1
         orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
         return [self._one_shot(plain.take(order.expand(len(plain.edges), -1))) for order in orders]
+
+
+def _beside_base(
+    edges: Tensor, unit: Tensor, channel: Tensor, base: Projected, order: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges and features of source units, the chosen ones first, with what the projected `base` makes of them beside.
+
+    Edges of the base are zero for the units that it leaves out; its activity and errors are further features.
+    """
+    missing = edges.shape[1] - base.units.edges.shape[1]
+    kept = torch.nn.functional.pad(base.units.edges, (0, 0, 0, 0, 0, 0, 0, missing))
+    activity = tokens.take(base.activity, order)
+    return (
+        torch.cat([edges, kept], dim=3),
+        torch.cat([unit, activity], dim=-1),
+        torch.cat([channel, base.errors], dim=-1),
+    )
 
 
 def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:

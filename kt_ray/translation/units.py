@@ -191,7 +191,19 @@ def feature_widths(config: TranslatorConfig, architecture: Architecture) -> tupl
     """U and V of what the families are given: biases and `features`."""
     folded, statistics, context = config.batch_norm == "folded", config.statistics, config.context == "network"
     stem = 9 * architecture.image_shape[0] + 1
-    return folded + 4 * statistics, folded + 2 * statistics + (stem + 1) * context
+    probed = 2 * tells_base(config, architecture)
+    return folded + 4 * statistics + probed, folded + 2 * statistics + (stem + 1) * context + probed
+
+
+def edge_width(config: TranslatorConfig, architecture: Architecture) -> int:
+    """Values that join a source unit with a channel, as the families are given them: both kernels, and the base's."""
+    layout = LAYOUTS[architecture.pair]
+    return 18 + tells_base(config, architecture) * layout.kernels * layout.values
+
+
+def tells_base(config: TranslatorConfig, architecture: Architecture) -> bool:
+    """Whether the family is given the projected block: its units are chosen source units."""
+    return config.projects and LAYOUTS[architecture.pair].values > 1
 
 
 def features(members: Mapping[str, Tensor], config: TranslatorConfig) -> tuple[Tensor, Tensor]:

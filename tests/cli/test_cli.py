@@ -195,6 +195,7 @@ class TestWholeNetworks:
         [
             ("shapes", ("--network", "resnet"), "--image-shape"),
             ("shapes", ("--network", "resnet", "--image-shape", "12"), "--image-shape"),
+            ("shapes", ("--network", "resnet", "--set", "depth=[", "--image-shape", "1x12x12"), "depth"),
             ("shapes", ("--network", "vgg", "--image-shape", "1x12x12"), "vgg"),
             ("shapes", ("--network", "torchvision:nothing", "--image-shape", "1x12x12"), "nothing"),
             ("shapes", ("--network", "resnet", "--set", "depth=7", "--image-shape", "1x12x12"), "depth"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 import torch
+import yaml
 from mlflow.models import Model
 from torch import nn
 
@@ -98,7 +99,9 @@ def test_an_exported_model_loads_where_this_package_is_missing(flavour: str, ran
     for rows in (flat(blocks), flat(blocks)[:1]):
         found = predicted_elsewhere(tmp_path, rows, flavour)
         np.testing.assert_allclose(found, expected[: len(rows)], rtol=1e-5, atol=1e-6)
-    assert "kt_ray is not needed" in (tmp_path / "model" / "README.md").read_text()
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "kt_ray is not needed" in text
+    assert yaml.safe_load(text.split("---\n")[1])["library_name"] == "kt_ray"
     again = load_translator(tmp_path / "model" / "translator.safetensors").translator
     with torch.no_grad():
         np.testing.assert_array_equal(flat(again(blocks)).numpy(), expected)

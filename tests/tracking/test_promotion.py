@@ -205,6 +205,28 @@ def test_tags_that_were_not_registered_are_told(tag: str, register: Any, tracker
             load_champion_path(tracker.uri, uri)
 
 
+def test_the_page_of_the_study_says_what_it_came_to(register: Any, tracker: Tracker) -> None:
+    study = tracker.study_run("s", {}, {})
+    trial = tracker.trial_run(study, "s", 1, {"training.learning_rate": 0.01, "loss": "a|b\nc"}, {})
+    result = register(1, 0.7, free={"pruned block": 0.75})
+    tags = tracker.client.get_run(study).data.tags
+    note = tags["mlflow.note.content"]
+    for words in (
+        f"[trial 1](#/experiments/{tracker.experiment_id}/runs/{trial})",
+        f"[{NAME} version 1](#/models/{NAME}/versions/1)",
+        result.comparison,
+        "**Weak:** 70.00% on selection is below the pruned block",
+        "| training.learning_rate | 0.01 |",
+        "| loss | a\\|b c |",
+        "# A translator",
+        "kt-ray resume s",
+    ):
+        assert words in note
+    assert tags["best.training.learning_rate"] == "0.01"
+    assert tags["kt_ray.model"] == f"models:/{NAME}/1"
+    assert tracker.client.get_model_version(NAME, "1").run_id == trial
+
+
 def test_promote_by_hand(register: Any, tracker: Tracker) -> None:
     register(1, 0.7)
     register(2, 0.6)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from kt_ray.config import NetworkConfig, NeuronTransformerOptions, TranslatorConfig
@@ -14,7 +15,7 @@ from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, stacked
 from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation import refinement
-from kt_ray.translation.checkpoint import FORMAT, load_translator, save_translator
+from kt_ray.translation.checkpoint import FORMAT, LoadedTranslator, load_translator, save_translator
 from kt_ray.translation.translator import build_translator
 
 CONFIG = TranslatorConfig(
@@ -105,3 +106,27 @@ def test_a_flipped_bit_is_found_or_changes_nothing(seed: int, tmp_path: Path) ->
     assert (after.config, after.architecture, after.extra) == (before.config, before.architecture, before.extra)
     for name, value in after.translator.state_dict().items():
         assert torch.equal(value, before.translator.state_dict()[name])
+
+
+def test_a_directory_for_a_hub_is_loaded_again(tmp_path: Path) -> None:
+    architecture = Architecture("basic_to_simple")
+    extra = {"metrics": {"accuracy_mean": 0.875}, "zoo": "z"}
+    translator = LoadedTranslator(build_translator(CONFIG, architecture).eval(), CONFIG, architecture, extra)
+    folder = translator.save_pretrained(tmp_path / "a" / "translator")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "translator.safetensors"]
+    loaded = load_translator(folder)
+    assert (loaded.config, loaded.architecture, loaded.extra) == (CONFIG, architecture, extra)
+    _, head, body = (folder / "README.md").read_text().split("---\n", 2)
+    described = yaml.safe_load(head)
+    assert (described["library_name"], described["license"], described["metrics"]) == (
+        "kt_ray",
+        "apache-2.0",
+        ["accuracy"],
+    )
+    assert described["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.875
+    assert "# Translator basic_to_simple" in body
+    with pytest.raises(CheckpointError):
+        load_translator(tmp_path / "a")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        translator.save_pretrained(tmp_path / "file")

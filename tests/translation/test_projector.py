@@ -80,8 +80,10 @@ def test_the_family_reads_the_chosen_units_first(random_zoo: Zoo) -> None:
     built(members)
     chosen = built.projector(members)[0].chosen
     plain = read(members, "folded")
-    torch.testing.assert_close(seen[0].edges[:, :3], plain.take(chosen).edges)
-    torch.testing.assert_close(seen[0].edges.sum(1), plain.edges.sum(1))
+    base = built.projector(members)[0].units.edges
+    torch.testing.assert_close(seen[0].edges[:, :3], torch.cat([plain.take(chosen).edges, base], dim=3))
+    assert not seen[0].edges[:, 3:, :, 2:].any()
+    torch.testing.assert_close(seen[0].edges[:, :, :, :2].sum(1), plain.edges.sum(1))
 
 
 @pytest.mark.parametrize("learned", [True, False])

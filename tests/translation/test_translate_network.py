@@ -69,3 +69,11 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, output: str, share: f
     with pytest.raises(CheckpointError):
         translate_network(network(), checkpoint, tmp_path / output, PROBES, share, fitting=BRIEF)
     assert not (tmp_path / "small.safetensors").exists()
+
+
+def test_images_that_the_network_does_not_take_are_refused(tmp_path: Path) -> None:
+    write_state(tmp_path / "resnet8.safetensors", network().state_dict())
+    with pytest.raises(CheckpointError, match="CifarResNet"):
+        translate_network(
+            network(), tmp_path / "resnet8.safetensors", tmp_path / "small.safetensors", PROBES[:, :1], fitting=BRIEF
+        )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import FeedForward, SelfAttention, linear_or_nothing
-from kt_ray.translation.units import LAYOUTS, Layout, Units, feature_widths, target_hidden
+from kt_ray.translation.units import LAYOUTS, Layout, Units, edge_width, feature_widths, target_hidden
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> AxialTransformer:
@@ -29,7 +29,7 @@ class AxialTransformer(nn.Module):
         options = config.axial_transformer
         self.ordered = config.output == "residual" or config.canonical
         self.target_hidden = target_hidden(architecture)
-        features = 18 + sum(feature_widths(config, architecture))
+        features = edge_width(config, architecture) + sum(feature_widths(config, architecture))
         self.source = nn.Linear(features, options.width)
         self.target = nn.Linear(features, options.width)
         self.rank = nn.Linear(RANK_CODE, options.width)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.axial_transformer import RANK_CODE, EdgeOutput, rank_code
-from kt_ray.translation.units import LAYOUTS, Units, feature_widths, target_hidden
+from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> Graph:
@@ -29,7 +29,7 @@ class Graph(nn.Module):
         self.ordered = config.output == "residual" or config.canonical
         self.target_hidden = target_hidden(architecture)
         unit, channel = feature_widths(config, architecture)
-        self.edge = nn.Linear(18 + unit + channel, options.width)
+        self.edge = nn.Linear(edge_width(config, architecture) + unit + channel, options.width)
         self.rank = nn.Linear(RANK_CODE, options.width)
         self.is_target = nn.Parameter(torch.randn(options.width) * 0.1)
         self.layers = nn.ModuleList(GraphLayer(options.width, options.dropout) for _ in range(options.depth))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kt_ray.config import MixerOptions, TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import Biases
-from kt_ray.translation.units import LAYOUTS, Units, feature_widths, target_hidden
+from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
 
 SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 128, "depth": 24, "token_hidden": 256, "channel_hidden": 512},
@@ -44,7 +44,7 @@ class Mixer(nn.Module):
         self.hidden, self.channels = target_hidden(architecture), network.channels
         read = 2 * network.source_hidden * network.channels
         written = self.layout.kernels * self.hidden * self.channels
-        self.embed = nn.Linear(9 + sum(feature_widths(config, architecture)), width)
+        self.embed = nn.Linear(edge_width(config, architecture) // 2 + sum(feature_widths(config, architecture)), width)
         self.layers = nn.Sequential(
             *(MixerLayer(read, width, token_hidden, channel_hidden, options.dropout) for _ in range(depth))
         )
@@ -90,9 +90,12 @@ def mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential
 
 
 def kernel_tokens(units: Units) -> Tensor:
-    """One token a kernel in the paper's order, [B, 2·H·C, 9 + U + V]: conv1's [H, C], then conv2's [C, H]."""
+    """One token a kernel in the paper's order, [B, 2·H·C, 9 + U + V]: conv1's [H, C], then conv2's [C, H].
+
+    Where edges hold a projected block's kernels too, each stands beside the source's of its kind.
+    """
     tokens = units.tokens()
     shared = tokens[..., units.edges.shape[3] * units.edges.shape[4] :]
-    into = torch.cat([units.edges[:, :, :, 0], shared], dim=-1)
-    out = torch.cat([units.edges[:, :, :, 1], shared], dim=-1).transpose(1, 2)
+    into = torch.cat([units.edges[:, :, :, 0::2].flatten(3), shared], dim=-1)
+    out = torch.cat([units.edges[:, :, :, 1::2].flatten(3), shared], dim=-1).transpose(1, 2)
     return torch.cat([into.flatten(1, 2), out.flatten(1, 2)], dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import Biases, FeedForward
-from kt_ray.translation.units import LAYOUTS, Units, feature_widths, target_hidden
+from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> MLP:
@@ -25,7 +25,10 @@ class MLP(nn.Module):
         unit, channel = feature_widths(config, architecture)
         self.layout = LAYOUTS[architecture.pair]
         self.shape = (target_hidden(architecture), network.channels, self.layout.kernels, self.layout.values)
-        read = network.source_hidden * (18 * network.channels + unit) + network.channels * channel
+        read = (
+            network.source_hidden * (edge_width(config, architecture) * network.channels + unit)
+            + network.channels * channel
+        )
         self.embed = nn.Linear(read, options.width)
         self.layers = nn.Sequential(*(FeedForward(options.width, options.dropout) for _ in range(options.depth)))
         self.norm = nn.LayerNorm(options.width)

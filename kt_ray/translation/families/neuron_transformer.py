@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import FeedForward, SelfAttention, linear_or_nothing
-from kt_ray.translation.units import LAYOUTS, Units, feature_widths, target_hidden
+from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> NeuronTransformer:
@@ -31,7 +31,7 @@ class NeuronTransformer(nn.Module):
         self.layout = LAYOUTS[architecture.pair]
         self.channels = channels
         self.residual = config.output == "residual"
-        self.unit = nn.Linear(18 * channels + unit, options.width)
+        self.unit = nn.Linear(edge_width(config, architecture) * channels + unit, options.width)
         self.channel = nn.Linear(channels * channel, options.width) if channel else None
         self.queries = nn.Parameter(torch.randn(target_hidden(architecture) + 1, options.width))
         self.layers = nn.Sequential(
