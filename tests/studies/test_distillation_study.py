@@ -11,21 +11,25 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from kt_ray._io.checksum import file_digest
 from kt_ray.cli import main
 from kt_ray.config import DistillConfig, validate
+from kt_ray.data import load_dataset
 from kt_ray.distillation.distill import load_student
-from kt_ray.errors import ConfigError
+from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search.space_problems import problems
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.studies.conclusion import Conclusion, read_conclusion
+from kt_ray.studies.conclusion import Conclusion, _file_of, read_conclusion
 from kt_ray.studies.console import Narrator
+from kt_ray.studies.distillation_study import DistillationStudy
 from kt_ray.studies.runner import run_study
 from kt_ray.studies.spaces import locate
 from kt_ray.studies.study import open_study, resume
 from kt_ray.studies.study_file import read_study, read_study_file, space_rows
+from kt_ray.studies.study_task import Best
 from kt_ray.studies.validation import validate_file
-from kt_ray.studies.workspace import Workspace
+from kt_ray.studies.workspace import Workspace, open_tracker
 from kt_ray.tracking.tracker import Tracker
 
 FIT = {"epochs": 2, "learning_rate": 0.05, "schedule": "cosine", "crop": 0, "batch_size": 64}
@@ -227,3 +231,20 @@ def test_a_study_that_ends_early_ends_its_mlflow_run(
     tracker = Tracker(Workspace.open(workspace).tracking_uri, "kt_ray")
     (found,) = tracker.client.search_runs([tracker.experiment_id])
     assert found.info.status == status
+
+
+def test_a_best_model_whose_file_is_gone_is_taken_from_the_registry(workspace: Path) -> None:
+    made = run(config("lost", method={"name": "none"}), workspace)
+    place = Workspace.open(workspace)
+    task = DistillationStudy(config("lost"), place)
+    task.dataset = load_dataset(task.config.dataset)
+    found = _file_of(task, open_tracker(task.config, place), Best(made.trial, None, {}, None, "", "", 1))
+    assert file_digest(found) == file_digest(Path(made.file))
+    with pytest.raises(StudyError, match="missing"):
+        _file_of(task, open_tracker(task.config, place), Best(7, None, {}, None, "", "", 1))
+
+
+def test_trials_ask_for_the_labels_of_the_file(tmp_path: Path) -> None:
+    search = {"resources": {"label_selector": {"zone": "a"}}}
+    labelled = config("labelled", space={"method.kd.temperature": {"float": [1.0, 5.0]}}, search=search)
+    assert DistillationStudy(labelled, Workspace(tmp_path)).demands["trials"].labels == {"zone": "a"}
