@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 WANTS_TOKEN = "it wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's"
 ANSWER_SECONDS = 5.0
+SILENT_SECONDS, LAST_SECONDS = 3.0, 4.0  # until a Ray that is silent is gone; for what is done before the end
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty frame of type 4, which both ends of HTTP/2 send first
 
@@ -56,6 +58,7 @@ def ending_on_sigterm() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
+        end_if_ray_is_gone(number)
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
@@ -63,6 +66,40 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_if_ray_is_gone(number: int, before: Callable[[], object] | None = None) -> None:
+    """After signal `number`, end this process once Ray has not answered for some seconds; call `before` before that.
+
+    Who sends a signal to a whole process group ends Ray's processes too, and Ray's client would wait a minute for them.
+    """
+    with suppress(Exception):  # no Ray, or one that is reached by ray://
+        address = ray.get_runtime_context().gcs_address
+        threading.Thread(target=_watch, args=(address, 128 + number, before), daemon=True).start()
+
+
+def _watch(address: str, status: int, before: Callable[[], object] | None) -> None:
+    host, _, port = address.rpartition(":")
+    silent_since = None
+    while ray.is_initialized():
+        time.sleep(0.25)
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+            silent_since = None
+        except OSError:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() - silent_since > SILENT_SECONDS:
+                break
+    else:
+        return
+    last = threading.Timer(LAST_SECONDS, os._exit, (status,))
+    last.daemon = True
+    last.start()
+    logger.warning("Ray's processes are gone; nothing is lost: the same command goes on from here")
+    with suppress(Exception):
+        if before is not None:
+            before()
+    os._exit(status)
 
 
 def _start(config: RayConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from kt_ray.config import DistillConfig, SearchConfig, StudyConfig
 from kt_ray.errors import ConfigError
-from kt_ray.jobs.connection import fitting
+from kt_ray.jobs.connection import end_if_ray_is_gone, fitting
 from kt_ray.search.budget import SearchProgress
 from kt_ray.search.driver import SearchDriver, Tracking
 from kt_ray.search.lease import hold_lease
@@ -94,8 +94,13 @@ def run_search(
         checkpoints = Path(workspace.checkpoints(config.name)).absolute()  # workers have other working directories
         driver = SearchDriver(study, tracker, run, checkpoints, _concurrency(config.search), on_progress)
         if not driver.finished:
+
+            def abandon() -> None:
+                driver.interrupt(driver.stopped or "Ray's processes are gone")
+                tracker.finish(run, "KILLED", {"kt_ray.state": f"stopped by {driver.stopped}"})
+
             try:
-                with _stopping_on_signals(driver):
+                with _stopping_on_signals(driver, abandon):
                     run_trials(driver, lease, task, config.search.resources, workspace.root)
             except BaseException as error:
                 if lease.lost is None:  # else the run is another driver's now
@@ -141,7 +146,7 @@ def _concurrency(search: SearchConfig) -> int:
 
 
 @contextmanager
-def _stopping_on_signals(driver: SearchDriver) -> Iterator[None]:
+def _stopping_on_signals(driver: SearchDriver, abandon: Callable[[], None]) -> Iterator[None]:
     """Let SIGINT and SIGTERM stop the search in order, and a second one at once. Only the main thread gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -151,6 +156,7 @@ def _stopping_on_signals(driver: SearchDriver) -> Iterator[None]:
         if driver.stopped is not None:
             raise KeyboardInterrupt
         driver.stop(signal.Signals(number).name)
+        end_if_ray_is_gone(number, abandon)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -95,11 +95,11 @@ def _best(task: StudyTask, tracker: Tracker, narrator: Narrator, *, build: bool,
         shared = task.prepare(build)
         narrator.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
         result = run_search(config, workspace, shared, tracker, narrator.searching, accept_changes=accept_changes)
-    narrator.settle()
-    if result.stopped is not None:
-        tracker.finish(result.study_run, "KILLED", {"kt_ray.state": f"stopped by {result.stopped}"})
-        narrator.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
-        return None
+        narrator.settle()
+        if result.stopped is not None:
+            tracker.finish(result.study_run, "KILLED", {"kt_ray.state": f"stopped by {result.stopped}"})
+            narrator.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
+            return None
     return _of_search(task, result, tracker)
 
 

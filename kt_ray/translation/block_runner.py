@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
+from kt_ray.networks.blocks import SimpleBlock
 from kt_ray.translation.divergences import spread
 from kt_ray.translation.units import fold, fold_batch_norm
 
@@ -83,7 +84,7 @@ class Surroundings:
 
     def outputs(self, block: State) -> Tensor:
         """Outputs of a stack of target blocks at the positions the head reads, [B, C, L·N]."""
-        if "conv1.weight" in block:
+        if type(self.target) is SimpleBlock:
             return torch.relu(self.skipped + self._response(block))
         return stacked.forward(self.target, block, self.inputs).movedim(1, -1).flatten(2)
 
@@ -98,7 +99,7 @@ class Surroundings:
 
     def last_inputs(self, block: State) -> Tensor:
         """What the last layer of a stack of target blocks reads, [B, F, L·N], a unit's features beside each other."""
-        if "conv1.weight" in block:
+        if type(self.target) is SimpleBlock:
             return unfold(self._hidden(block), READ_STRIDE)
         features = stacked.forward(_LastInputs(self.target), stacked.join(block=block), self.inputs)  # [B, N, F, L]
         return features.movedim(1, -1).flatten(2)

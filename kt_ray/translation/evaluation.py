@@ -306,7 +306,9 @@ def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[i
 
 
 def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:
-    """The structure whose parameters these are, for what heads read: source blocks have BN, target blocks none."""
-    build = zoo.architecture.source_block if "bn1.weight" in block else zoo.architecture.target_block
+    """The structure whose parameters these are, the source's or the target's, for what heads read."""
     with torch.device("meta"):
-        return build(READ_STRIDE)
+        source, target = (make(READ_STRIDE) for make in (zoo.architecture.source_block, zoo.architecture.target_block))
+    shapes = {name: value.shape[1:] for name, value in block.items()}
+    parameters = {name: value.shape for name, value in source.state_dict().items() if name in shapes}
+    return source if parameters == shapes and dict(source.named_parameters()).keys() <= shapes.keys() else target

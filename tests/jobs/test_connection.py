@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -123,3 +124,33 @@ def test_what_fits_is_counted_over_nodes() -> None:
         fitting({"GPU": 1})
     with pytest.raises(ResourceError, match=r"labels {'role': 'worker'}"):
         fitting({"CPU": 1}, {"role": "worker"})
+
+
+GROUP = """
+import signal, time
+import ray
+from kt_ray.config import RayConfig
+from kt_ray.jobs.connection import connected, end_if_ray_is_gone
+with connected(RayConfig(cpus=1)):
+    signal.signal(signal.SIGTERM, lambda number, frame: end_if_ray_is_gone(number, lambda: print("told", flush=True)))
+    print("ready", flush=True)
+    while True:
+        ray.nodes()
+        time.sleep(0.2)
+"""
+
+
+def test_a_signal_to_the_whole_process_group_ends_a_command_soon() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", GROUP],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=45)[0]  # seconds; Ray's client alone would wait for 60
+    assert process.returncode == 128 + signal.SIGTERM
+    assert output.splitlines()[-1] == "told"

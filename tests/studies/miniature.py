@@ -10,11 +10,18 @@ from pathlib import Path
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 
 
-def kt_ray(*arguments: str, workspace: Path) -> subprocess.Popen[str]:
+def kt_ray(*arguments: str, workspace: Path, new_session: bool = False) -> subprocess.Popen[str]:
     """The command as a process of its own, as a person starts it."""
     environment = os.environ | {"KT_RAY_WORKSPACE": str(workspace), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "kt_ray", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=new_session,
+    )
 
 
 def finished(process: subprocess.Popen[str], seconds: float = 900) -> str:

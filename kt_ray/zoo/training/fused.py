@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kt_ray.networks import Architecture
+from kt_ray.networks.blocks import BasicBlock, SimpleBlock
 from kt_ray.zoo.training import head_kernels, kernels
 
 Array = npt.NDArray[np.float32]
@@ -206,9 +207,11 @@ class TargetNetwork:
 
 def supports_source(architecture: Architecture) -> bool:
     """Whether the source of this pair is the BasicBlock network written out here."""
-    return architecture.pair.startswith("basic_to_")
+    with torch.device("meta"):
+        return type(architecture.source_block()) is BasicBlock
 
 
 def supports_target(architecture: Architecture) -> bool:
     """Whether the target of this pair is the SimpleBlock written out here."""
-    return architecture.pair in ("basic_to_simple", "basic_to_biased")
+    with torch.device("meta"):
+        return type(architecture.target_block()) is SimpleBlock

@@ -16,9 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from kt_ray.networks import State, stacked
-from kt_ray.networks.blocks import AttentionBlock
+from kt_ray.networks.blocks import BasicBlock, MLPBlock, SimpleBlock
+from kt_ray.networks.pairs import Head, Stem
 
 Implementation = Literal["fused", "loop", "vmap", "grouped", "channels_last", "unfold"]
+GROUPED = {  # the modules that compute the same side by side; anything else runs by vmap
+    nn.Sequential, Stem, Head, BasicBlock, SimpleBlock, MLPBlock, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d,
+    nn.Flatten, nn.Linear, nn.Identity,
+}  # fmt: skip
 Apply = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
@@ -59,7 +64,7 @@ class UnfoldedConvolution(nn.Module):
 
 def can_group(module: nn.Module) -> bool:
     """Whether every layer of `module` treats channels of one member apart from another's when grouped."""
-    return not any(isinstance(layer, AttentionBlock) for layer in module.modules())
+    return all(type(layer) in GROUPED for layer in module.modules())
 
 
 def grouped(module: nn.Module, members: int, unfold: bool = False) -> nn.Module:
