@@ -4,8 +4,8 @@ Held-out members are the test members of a zoo, which nothing was trained on or 
 processor time of one thread in batches, the median of a few rounds; probes are drawn before it. Each kind of block is
 timed and evaluated once for what is unlearned and once for each learned translator (another seed each).
 
-    KT_RAY_DATA=… python benchmarks/frontier_training.py ZOO WORK --seed 0 --minutes 60
-    KT_RAY_DATA=… python benchmarks/frontier.py ZOO --learned WORK/translator.safetensors
+    KT_RAY_DATA=… kt-ray run benchmarks/frontier.yaml --workspace WORKSPACE
+    KT_RAY_DATA=… python benchmarks/frontier.py WORKSPACE/zoos/zoo-mnist-sources --learned TRANSLATOR
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 from common.results import RESULTS, write
-from frontier_training import trial
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from kt_ray.config import DatasetConfig, TranslatorConfig
 from kt_ray.data import load_dataset
 from kt_ray.networks import State
+from kt_ray.studies.study_file import read_study
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.evaluation import Transplants, readable
 from kt_ray.translation.probe_images import mixture, to_parameters
@@ -33,6 +33,7 @@ from kt_ray.translation.units import write as written
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
+STUDY = Path(__file__).with_suffix(".yaml")
 AT_ONCE = 32
 BUDGETS = (5, 50)  # milliseconds
 
@@ -45,7 +46,7 @@ def refinements(
     for count in probes:
         for steps in second_order:
             options = {"method": "newton", "steps": steps, "probes": count, "probe_sets": 1}
-            found[f"{steps} on {count} images, second-order"] = options | {"trained": False}
+            found[f"{steps} on {count} images, second-order"] = options | {"trained": False, "predictions": 1.0}
     for steps in adam:
         sets = min(8, steps)
         found[f"{steps} Adam"] = {
@@ -128,7 +129,7 @@ def main() -> None:
 
 def unlearned(zoo: Zoo, drawn: Tensor) -> Translator:
     """Return a fresh translator over blocks that are projected on the first of the images `drawn`."""
-    translator = build_translator(trial(0, 8, 1).translator, zoo.architecture)
+    translator = build_translator(read_study(STUDY).trial.translator, zoo.architecture)
     assert translator.projector is not None
     probes = translator.projector.probes
     probes.data = to_parameters(drawn[: len(probes)]).to(probes)
