@@ -13,11 +13,11 @@ import pytest
 import kt_ray as kt
 
 PUBLIC = (
-    "KTError", "__version__", "build_zoo", "evaluate", "load", "load_dataset", "open_study", "open_zoo", "resume",
-    "run", "train", "translate",
+    "KTError", "__version__", "build_zoo", "evaluate", "load", "load_dataset", "open_study", "open_zoo", "register",
+    "resume", "run", "train", "translate",
 )  # fmt: skip
 HEAVY = ("torch", "ray", "mlflow", "optuna", "numpy", "pandas", "pyarrow", "pydantic")
-FUNCTIONS = tuple(name for name in PUBLIC if name[0].islower() and name.isidentifier() and not name.startswith("_"))
+FUNCTIONS = tuple(name for name in PUBLIC if inspect.isfunction(getattr(kt, name)))
 
 
 def test_the_public_names_are_these() -> None:
