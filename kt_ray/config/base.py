@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kt_ray.config.source import Source
+from kt_ray.config.yaml_rules import parse
 from kt_ray.errors import ConfigError
 
 
@@ -18,6 +21,38 @@ class Frozen(BaseModel):
     """Base of every configuration model: immutable, unknown keys refused, defaults checked too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, serialize_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, content: Any) -> Any:
+        """Python counts true as 1: a truth value for a number is given on as text, which is then refused there."""
+        if not isinstance(content, Mapping) or not any(isinstance(value, bool) for value in content.values()):
+            return content
+        numbers = _numbers(cls)
+        return {
+            name: str(value).lower() if isinstance(value, bool) and name in numbers else value
+            for name, value in content.items()
+        }
+
+
+@functools.cache
+def _numbers(model: type[BaseModel]) -> frozenset[str]:
+    """Return names of fields that take numbers, and neither truth values nor text."""
+    return frozenset(
+        name
+        for name, field in model.model_fields.items()
+        if (kinds := _kinds(field.annotation)) & {int, float} and not kinds & {bool, str}
+    )
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the plain types that `annotation` is made of, unions and Annotated taken apart."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    if origin in (Union, UnionType):
+        return set().union(*(_kinds(argument) for argument in arguments))
+    return {annotation}
 
 
 def _one_device(gpus: float) -> float:
@@ -43,9 +78,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not separator or not path:
             raise ConfigError(f"override {override!r} is not of the form path=value, such as search.trials=20")
         try:
-            parsed[path.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"override {override!r}: the value is not YAML") from None
+            parsed[path.strip()] = parse(value)
+        except (yaml.YAMLError, RecursionError):
+            raise ConfigError(f"override {_shown.repr(override)}: the value is not YAML") from None
     return parsed
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from kt_ray.config.base import Frozen
-from kt_ray.config.study import Distribution, Objective, RayConfig, SearchConfig, StorageConfig
+from kt_ray.config.study import MODEL_NAME, PRINTABLE, Distribution, Objective, RayConfig, SearchConfig, StorageConfig
 from kt_ray.config.zoo import DatasetConfig, NetworkConfig, PairName
 
 MethodName = Literal["none", "kd", "at", "ft", "ft+kd"]
@@ -168,9 +168,11 @@ class DistillConfig(DistillTrialConfig):
     """A distillation file. Its defaults are Factor Transfer's example: ResNet-56 → ResNet-20 on CIFAR-10."""
 
     kind: Literal["distillation"] = Field("distillation", description="need not be given where there is a `student`")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    project: str = Field("kt_ray", min_length=1, description="the MLflow experiment")
-    model_name: str = Field("kt-student", min_length=1, description="the registered model of the student")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    project: str = Field("kt_ray", pattern=PRINTABLE, max_length=250, description="the MLflow experiment")
+    model_name: str = Field(
+        "kt-student", pattern=MODEL_NAME, max_length=250, description="the registered model of the student"
+    )
     description: str = ""
     dataset: DatasetConfig = DatasetConfig(name="cifar10")
     space: dict[str, Distribution] = Field(default_factory=dict, description="dotted paths; no search if empty")

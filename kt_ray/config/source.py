@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from kt_ray.config.yaml_rules import ENTRIES, StudyLoader
 from kt_ray.errors import ConfigError
 
 INCLUDE = "include"
+LONGEST = 1_000  # characters of a path
 
 
 class Source:
@@ -79,16 +81,19 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _compose(path: Path) -> tuple[yaml.SafeLoader, MappingNode]:
+def _compose(path: Path) -> tuple[StudyLoader, MappingNode]:
     """The nodes of a file, whose marks carry its name, and the loader that turns them into content."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = StudyLoader(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}; `kt-ray spaces list` names the study files that ship") from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"not YAML: {error.reason}", str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", str(path)) from None
+    except UnicodeDecodeError as error:
+        wide = bytes(error.object[:2]) in (b"\xff\xfe", b"\xfe\xff")
+        raise ConfigError(f"is {'UTF-16' if wide else 'no UTF-8'} text; save it as UTF-8", str(path)) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", f"{path!s:.200}") from None
     loader.name = str(path)
     root = loader.get_single_node()
     if not isinstance(root, MappingNode):
@@ -135,7 +140,8 @@ def _files(key: Node, value: Node, chain: tuple[Path, ...]) -> Iterator[Path]:
         if not isinstance(entry, ScalarNode) or not entry.value:
             raise ConfigError(f"{_place(key)}: {INCLUDE}: expected a file or a list of files")
         path = Path(key.start_mark.name).parent / entry.value
-        if not path.is_file():
+        if len(entry.value) > LONGEST or not path.is_file():
+            path = Path(f"{path!s:.{LONGEST}}")
             raise ConfigError(f"{_place(entry)}: {INCLUDE}: no such file: {path}; paths are relative to this file")
         if path.resolve() in chain:
             names = " includes ".join(file.name for file in (*chain[chain.index(path.resolve()) :], path))
@@ -145,6 +151,8 @@ def _files(key: Node, value: Node, chain: tuple[Path, ...]) -> Iterator[Path]:
 
 def _refuse_double_keys(node: MappingNode) -> None:
     """YAML takes the last of two equal keys in silence."""
+    if len(node.value) > ENTRIES:
+        raise ConfigError(f"{_place(node)}: a mapping of {len(node.value):,} entries; expected at most {ENTRIES:,}")
     lines: dict[str, Node] = {}
     for key, _ in node.value:
         if isinstance(key, ScalarNode) and key.value != "<<":

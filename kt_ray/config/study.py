@@ -13,6 +13,8 @@ from kt_ray.config.base import Frozen, GPUShare
 from kt_ray.config.trial import TrialConfig
 from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
 
+PRINTABLE = r"^[^\s\x00-\x1f](?:[^\x00-\x1f]*[^\s\x00-\x1f])?$"  # no blank at either end
+MODEL_NAME = r"^[^\s\x00-\x1f/:](?:[^\x00-\x1f/:]*[^\s\x00-\x1f/:])?$"  # MLflow takes neither `/` nor `:`
 Choice = None | bool | int | float | str
 
 
@@ -202,14 +204,27 @@ class StorageConfig(Frozen):
             )
         return value
 
+    @field_validator("study")
+    @classmethod
+    def _outlives_the_process(cls, value: str | None) -> str | None:
+        if value is not None and "://" not in value:
+            raise ValueError(f"expected a URL of an Optuna storage, got {value!r}; a file is sqlite:///{value}")
+        if value is not None and (":memory:" in value or re.fullmatch(r"sqlite(\+\w+)?:/{2,3}", value)):
+            raise ValueError(
+                f"{value!r} ends with the process, and the study with it; name a file: sqlite:///optuna.db"
+            )
+        return value
+
 
 class StudyConfig(Frozen):
     """A study file: base configuration and search space in one."""
 
     kind: Literal["translation"] = Field("translation", description="need not be given")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    project: str = Field("kt_ray", min_length=1, description="the MLflow experiment")
-    model_name: str = Field("kt-translator", min_length=1, description="the registered model of the champion")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    project: str = Field("kt_ray", pattern=PRINTABLE, max_length=250, description="the MLflow experiment")
+    model_name: str = Field(
+        "kt-translator", pattern=MODEL_NAME, max_length=250, description="the registered model of the champion"
+    )
     description: str = ""
     dataset: DatasetConfig = DatasetConfig()
     pair: PairName = "basic_to_simple"

@@ -194,7 +194,7 @@ class ActorConfig(Frozen):
 class ZooConfig(Frozen):
     """A zoo: its members, the recipe that trains them, the actors that do it."""
 
-    name: str = Field("zoo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field("zoo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     seed: int = Field(0, ge=0)
     members: MemberCounts = MemberCounts()
     network: NetworkConfig = NetworkConfig()

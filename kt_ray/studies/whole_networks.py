@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kt_ray import data
 from kt_ray._io.text import first_line
 from kt_ray.config import ClassifierConfig, DatasetConfig, validate
+from kt_ray.config.yaml_rules import parse
 from kt_ray.data import Dataset
 from kt_ray.distillation.networks import build_network
 from kt_ray.errors import ConfigError
@@ -118,8 +119,8 @@ def parse_options(assignments: Sequence[str] | None) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"--set {assignment!r}: expected NAME=VALUE")
         try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            options[name] = parse(value)
+        except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"--set {assignment!r}: {first_line(error)}; expected NAME=VALUE") from None
     return options
 

@@ -38,7 +38,11 @@ class Workspace:
     @classmethod
     def at(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
         """The workspace at `root`, else at `KT_RAY_WORKSPACE`, else `./kt-workspace`, whether it is there or not."""
-        path = Path(root or os.environ.get(VARIABLE) or DEFAULT).expanduser().absolute()
+        given = root or os.environ.get(VARIABLE) or DEFAULT
+        try:
+            path = Path(given).expanduser().absolute()
+        except RuntimeError:
+            raise ConfigError(f"workspace {given}: no such user's home; name another with --workspace") from None
         return cls(path, from_environment(storage or StorageConfig()))
 
     @classmethod
