@@ -6,7 +6,7 @@ PyYAML reads YAML 1.1, in which `1:30` is 90, `010` is 8, `no` is false and `1e-
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -31,7 +31,7 @@ SCALARS = (
 class StudyLoader(yaml.SafeLoader):
     """A safe loader by these rules: raises YAMLError for any wrong value, RecursionError if nested too deeply."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         """Return what `node` stands for; whatever its constructor raises becomes a fault of its line."""
