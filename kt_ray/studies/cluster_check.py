@@ -20,7 +20,7 @@ from kt_ray.jobs.job import follow, submit
 from kt_ray.studies import node_probes as probes
 from kt_ray.studies.workspace import Workspace
 
-SECONDS = 60.0  # a node that has not answered by then is told as one that does not
+SECONDS = 120.0  # a node that has not answered by then is told as one that does not
 RESULT = "kt_ray cluster check: "
 
 

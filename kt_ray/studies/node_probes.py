@@ -24,7 +24,7 @@ from kt_ray._io.text import first_line
 from kt_ray.errors import KTError
 
 SECONDS = 10.0
-GPU_SECONDS = 40.0  # for a process that imports torch
+GPU_SECONDS = 60.0  # for a process that imports torch
 PROBE = ".kt-ray-probe-"
 AGREE = ("python", "ray", "torch", "kt_ray")
 
