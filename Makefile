@@ -47,8 +47,10 @@ types: $(VENV)/installed-dev
 # `make test` in the same run of CI has tested already: `make check TESTED=1` leaves the tests out.
 check: lint types $(if $(TESTED),,test)
 
+# What only a CUDA device shows, and the benchmark of it; elsewhere both say why they skip.
 test-gpu: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu -rs tests $(PYTEST)
+	$(BIN)/python benchmarks/gpu.py
 
 # As root: five hosts in network namespaces, PostgreSQL, MLflow, a Ray cluster; a study undisturbed and disturbed.
 test-cluster: $(VENV)/installed-dev

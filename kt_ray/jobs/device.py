@@ -39,6 +39,13 @@ def open_device(gpus: float) -> str:
     return "cuda"
 
 
+def free_memory(device: torch.device | str) -> int:
+    """Return the bytes of a CUDA device that this process can still have, within its share of it."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return max(0, min(free, int(share * total) - torch.cuda.memory_reserved(device)))
+
+
 def release_memory(device: str) -> None:
     """Give the cached memory of `device` back, so that others on the same GPU can have it."""
     if device != "cpu":

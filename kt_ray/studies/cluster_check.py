@@ -21,7 +21,7 @@ from kt_ray.studies.study_file import Config, read_study_file
 from kt_ray.studies.submission import submit
 from kt_ray.studies.workspace import Workspace
 
-SECONDS = 60.0  # a node that has not answered by then is told as one that does not
+SECONDS = 120.0  # a node that has not answered by then is told as one that does not
 RESULT = "kt_ray cluster check: "
 
 
@@ -88,7 +88,7 @@ def check_nodes(config: Config, workspace: Workspace) -> ClusterCheck:
         answers = {
             node["NodeID"]: ask.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(storages, {str(file.parent) for file in marked}, marker)
+            ).remote(storages, {str(file.parent) for file in marked}, marker, node["Resources"].get("GPU", 0.0))
             for node in nodes
         }
         ray.wait(list(answers.values()), num_returns=len(answers), timeout=SECONDS)
@@ -116,8 +116,8 @@ def storages_of(config: Config, workspace: Workspace) -> dict[str, str]:
     }
 
 
-def _ask(storages: dict[str, str], shared: set[str], marker: str) -> tuple[dict[str, str], list[str]]:
-    return probes.versions(), probes.problems(storages, shared, marker)
+def _ask(storages: dict[str, str], shared: set[str], marker: str, gpus: float) -> tuple[dict[str, str], list[str]]:
+    return probes.versions(), probes.problems(storages, shared, marker) + probes.gpu_problems(gpus)
 
 
 def _node_check(node: dict[str, Any], answer: Any) -> NodeCheck:

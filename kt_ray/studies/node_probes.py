@@ -9,6 +9,8 @@ import os
 import platform
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +24,7 @@ from kt_ray._io.text import first_line
 from kt_ray.errors import KTError
 
 SECONDS = 10.0
+GPU_SECONDS = 60.0  # for a process that imports torch
 PROBE = ".kt-ray-probe-"
 AGREE = ("python", "ray", "torch", "kt_ray")
 
@@ -35,6 +38,28 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "missing"
     return found | {"kt_ray": f"{kt_ray.__version__}+{_source_digest()}"}
+
+
+def gpu_problems(counted: float) -> list[str]:
+    """Return a line if torch sees fewer GPUs on this node than the `counted` that Ray gives out.
+
+    Another process looks: Ray hides the GPUs from a task that asked for none.
+    """
+    if not counted:
+        return []
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS, check=True, env=environment)
+        seen = int(done.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return [f"Ray counts {counted:g} GPUs, and torch cannot say how many it sees: {first_line(error)}"]
+    if seen >= counted:
+        return []
+    return [
+        f"Ray counts {counted:g} GPUs, torch {version('torch')} sees {seen}: install a CUDA build of torch and a "
+        "driver there, or start that node with fewer --num-gpus"
+    ]
 
 
 def problems(storages: Mapping[str, str], shared: Set[str] = frozenset(), marker: str = "") -> list[str]:

@@ -132,14 +132,15 @@ class Transplants:
         """Predicted classes [R, N], on the CPU, of every member with each kind of block; stems are run once for all."""
         modules = {name: _block(self.zoo, block) for name, block in blocks.items()}
         heads = {name: value.to(self.device) for name, value in self.zoo.part("head").items()}
-        predicted = {name: torch.empty(len(self.zoo), len(self.images), dtype=torch.long) for name in blocks}
+        shape = len(self.zoo), len(self.images)
+        predicted = {name: torch.empty(shape, dtype=torch.long, device=self.device) for name in blocks}
         for rows, columns, x in self._activations() if self.kept is None else self.kept:
             of_rows = {name: value[rows] for name, value in heads.items()}
             for name, block in blocks.items():
                 state = {key: value[rows].to(self.device) for key, value in block.items()}
                 outputs = stacked.forward(modules[name], state, x)
-                predicted[name][rows, columns] = stacked.forward(self.head, of_rows, outputs).argmax(-1).cpu()
-        return predicted
+                predicted[name][rows, columns] = stacked.forward(self.head, of_rows, outputs).argmax(-1)
+        return {name: classes.cpu() for name, classes in predicted.items()}
 
     def accuracy(self, blocks: State) -> Tensor:
         """Accuracy of each member with its row of `blocks` (source or target blocks) in place, float [R]."""

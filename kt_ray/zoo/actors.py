@@ -201,6 +201,7 @@ class _Build:
         plan = memory.recall(key)
         if plan is None or not runs(plan, self.architecture, device, at_once):
             plan = choose({phase: self._measure(phase, device, at_once) for phase in ("source", "target")})
+            plan = dataclasses.replace(plan, counter_draws=device != "cpu")
             memory.keep(key, plan)
         return plan
 

@@ -104,6 +104,32 @@ def epoch_of(orders: list[Order], device: torch.device | str) -> Draw:
     )
 
 
+def counted_epoch(seeds: Tensor, epoch: int, images: int, recipe: RecipeConfig) -> Draw:
+    """The epoch number `epoch` of members with `seeds`, int64 [M], made on their device by hashing a counter.
+
+    It is a function of seed, epoch and image alone, the same on every device, and other than what `epoch_of` gives.
+    """
+    assert isinstance(recipe.shift, int)
+    places = torch.arange(images, device=seeds.device)
+    keys = [
+        _hashed(_hashed(seeds + 3 * epoch + stream)[:, None] + places) for stream in range(3 if recipe.shift else 2)
+    ]
+    flips = (keys[1] & 1).bool() & recipe.horizontal_flip
+    shifts = torch.empty(len(seeds), 0, 2, dtype=torch.int64, device=seeds.device)
+    if recipe.shift:
+        width = 2 * recipe.shift + 1
+        shifts = torch.stack([keys[2] >> 40, keys[2] & 0xFFFFFF], dim=-1).remainder(width) - recipe.shift
+    return Draw(keys[0].argsort(dim=1, stable=True), flips, shifts)
+
+
+def _hashed(x: Tensor) -> Tensor:
+    """SplitMix64's output function (Steele et al., 2014) of int64 numbers, whose products wrap around."""
+    x = x * -7046029254386353131  # 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30 & 2**34 - 1)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27 & 2**37 - 1)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ (x >> 31 & 2**33 - 1)
+
+
 def steps_of(phase: PhaseConfig, images: int) -> int:
     """Steps of a phase; its epochs must be a number."""
     assert isinstance(phase.epochs, int)

@@ -61,6 +61,22 @@ def test_waits_do_not_grow_with_steps(images: Dataset) -> None:
     assert waits[0] == waits[1]
 
 
+def test_draws_on_the_device_are_those_of_a_hash_on_the_cpu(images: Dataset) -> None:
+    """The default plan of a GPU copies images, labels, seeds and initial weights to it, and no order of an epoch."""
+    architecture, plan = Architecture(PAIRS[0]), Plan("grouped", "grouped", 2, counter_draws=True)
+    expected, _ = train_members(MEMBERS, RECIPES["drawn"], architecture, images, "cpu", plan)
+    waits = []
+    for epochs in (1, 3):
+        phase = PHASE.model_copy(update={"epochs": epochs})
+        with pretended_cuda() as device:
+            found, _ = train_members(MEMBERS, RECIPES["drawn"], architecture, images, "cuda", plan)
+            before = device.waits
+            train_members(MEMBERS[:2], RecipeConfig(source=phase, target=phase), architecture, images, "cuda", plan)
+            waits.append(device.waits - before)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, equal_nan=True)
+    assert waits[0] == waits[1]
+
+
 def test_an_actor_measures_its_share_of_a_device(images: Dataset) -> None:
     with pretended_cuda():
         actor = trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, 0.25)

@@ -6,7 +6,7 @@ import torch
 from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig, validate
 from kt_ray.errors import ConfigError
 from kt_ray.zoo.members import Member, members_of
-from kt_ray.zoo.recipe import Order, learning_rates, ranges_of, recipe_of, steps_of
+from kt_ray.zoo.recipe import Order, counted_epoch, learning_rates, ranges_of, recipe_of, steps_of
 
 
 def test_members_differ_and_purposes_have_their_own_seeds() -> None:
@@ -69,3 +69,18 @@ def test_presets_can_be_named_and_changed() -> None:
 def test_a_range_reversed_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"learning_rate: low must not be above high, got \[0\.1, 0\.01\]"):
         validate(PhaseConfig, {"learning_rate": [0.1, 0.01]})
+
+
+def test_a_hashed_epoch_is_a_permutation_with_even_flips_and_shifts() -> None:
+    recipe = RecipeConfig(shift=2, horizontal_flip=True)
+    seeds = torch.tensor([3, 4, 2**62])
+    draw = counted_epoch(seeds, 1, 4_000, recipe)
+    assert torch.equal(draw.rows.sort(1).values, torch.arange(4_000).expand(3, -1))
+    assert draw.flips.float().mean(1).tolist() == pytest.approx([0.5] * 3, abs=0.03)
+    assert set(draw.shifts.flatten().tolist()) == {-2, -1, 0, 1, 2}
+    assert draw.shifts.float().mean((0, 1)).tolist() == pytest.approx([0, 0], abs=0.08)
+    alone = counted_epoch(seeds[1:2], 1, 4_000, recipe)
+    assert torch.equal(alone.rows[0], draw.rows[1])
+    assert not torch.equal(counted_epoch(seeds, 2, 4_000, recipe).rows, draw.rows)
+    correlations = torch.corrcoef(draw.rows.double()) - torch.eye(3)
+    assert float(correlations.abs().max()) < 0.06

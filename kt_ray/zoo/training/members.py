@@ -17,15 +17,26 @@ from torch import nn
 
 from kt_ray.config import PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, LabelledImages
+from kt_ray.jobs.device import free_memory
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.zoo.members import Member
-from kt_ray.zoo.recipe import Hyperparameters, Order, epoch_of, learning_rates, ranges_of, recipe_of, steps_of
+from kt_ray.zoo.recipe import (
+    Draw,
+    Hyperparameters,
+    Order,
+    counted_epoch,
+    epoch_of,
+    learning_rates,
+    ranges_of,
+    recipe_of,
+    steps_of,
+)
 from kt_ray.zoo.training import fused
 from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
 from kt_ray.zoo.training.optimizers import Optimizer, Parameters
 from kt_ray.zoo.training.stacking import Implementation, fresh
 
-CACHE_BYTES = 1 << 30  # of stem activations kept for the target phase; where they need more, they are computed anew
+CACHE_BYTES = 1 << 30  # of stem activations kept on a CPU for the target phase; else they are computed anew
 
 
 @dataclass(frozen=True)
@@ -37,12 +48,13 @@ class Plan:
     at_once: int = 1
     bfloat16: bool = False
     compile: bool = False
+    counter_draws: bool = False  # orders, flips and shifts hashed on the device: see `recipe.counted_epoch`
 
 
 def default_plan(architecture: Architecture, device: str) -> Plan:
     """A plan without measuring: fused kernels on a CPU where they cover the pair, stacked networks elsewhere."""
     if device != "cpu":
-        return Plan("grouped", "grouped", 64)
+        return Plan("grouped", "grouped", 64, counter_draws=True)
     return Plan(
         "fused" if fused.supports_source(architecture) else "grouped",
         "fused" if fused.supports_target(architecture) else "grouped",
@@ -136,7 +148,15 @@ def _train_chunk(
         if epoch in recipe.snapshots:
             kept[epoch] = network.copy()
 
-    last = descend(network, source, training, orders("source"), [recipe.source for recipe in recipes], keep)
+    def draw(phase: str) -> Callable[[int], Draw]:
+        """What draws an epoch (from 1) of all members."""
+        if plan.counter_draws:
+            seeds = torch.tensor([member.seed_of(f"{phase} order") for member in members], device=device)
+            return lambda epoch: counted_epoch(seeds, epoch, len(training), recipe)
+        generators = orders(phase)
+        return lambda epoch: epoch_of(generators, device)
+
+    last = descend(network, source, training, draw("source"), [recipe.source for recipe in recipes], keep)
     kept[last] = network.copy()
     accuracies = {epoch: source.accuracy(state, selection) for epoch, state in kept.items()}
     blank = fresh(architecture.target_block, [member.seed_of("target") for member in members])
@@ -146,7 +166,7 @@ def _train_chunk(
         frozen = {name: value for name, value in kept[last].items() if not name.startswith("block.")}
         block = start(architecture.target_block, "target")
         target = _target_objective(architecture, frozen, training, recipe, plan)
-        descend(block, target, training, orders("target"), [recipe.target for recipe in recipes])
+        descend(block, target, training, draw("target"), [recipe.target for recipe in recipes])
         targets = {name: value.cpu() for name, value in block.copy().items()}
         target_accuracy = target.accuracy(block.state, selection)
 
@@ -178,7 +198,7 @@ def _target_objective(
     """The target phase, on cached stem activations where they pay and fit."""
     variants = 2 if recipe.horizontal_flip else 1
     needed = stacked.size(frozen) * len(training) * variants * 4 * math.prod(architecture.activation_shape)
-    if recipe.shift or needed > CACHE_BYTES or recipe.target.fewest_epochs <= variants:
+    if recipe.shift or needed > _cache_bytes(training.images.device) or recipe.target.fewest_epochs <= variants:
         variants = 0
     if plan.target == "fused":
         return FusedTarget(architecture, frozen, training, variants)
@@ -186,15 +206,23 @@ def _target_objective(
     return TorchTarget(architecture, frozen, training, plan.target, variants, **options)
 
 
+def _cache_bytes(device: torch.device) -> int:
+    """Return the bytes that stem activations may take: on a GPU, half of what is free there."""
+    return free_memory(device) // 2 if device.type == "cuda" else CACHE_BYTES
+
+
 def descend(
     parameters: Parameters,
     objective: Objective,
     data: LabelledImages,
-    orders: list[Order],
+    draw: Callable[[int], Draw],
     phases: list[PhaseConfig],
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> int:
-    """Train `parameters` for one phase, each member on its own batches; returns the epochs begun."""
+    """Train `parameters` for one phase, each member on its own batches of what `draw` gives for an epoch.
+
+    Returns the epochs begun.
+    """
     phase = phases[0]
     optimizer = Optimizer(parameters.theta, phases)
     steps = steps_of(phase, len(data))
@@ -202,9 +230,9 @@ def descend(
     epoch = 0
     while steps:
         epoch += 1
-        draw = epoch_of(orders, data.labels.device)
+        drawn = draw(epoch)
         for start in range(0, len(data), phase.batch_size)[:steps]:
-            gradient = objective.gradient(parameters, draw.batch(start, phase.batch_size))
+            gradient = objective.gradient(parameters, drawn.batch(start, phase.batch_size))
             optimizer.step(gradient, next(shares))
             steps -= 1
         after_epoch(epoch)

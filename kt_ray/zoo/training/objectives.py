@@ -18,7 +18,8 @@ from kt_ray.zoo.training import compiling, fused, gather_kernels
 from kt_ray.zoo.training.optimizers import Parameters
 from kt_ray.zoo.training.stacking import Apply, Implementation, many
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500  # images at once, at most
+EVALUATED = 32 * EVALUATION_BATCH  # images times members at once
 
 
 class Objective(Protocol):
@@ -50,11 +51,18 @@ def images_of(data: LabelledImages, draw: Draw) -> Tensor:
 
 def accuracy(module: torch.nn.Module, state: State, images: LabelledImages) -> Tensor:
     """`Objective.accuracy` for stacked networks of one module."""
-    hits = torch.zeros(stacked.size(state), dtype=torch.float64)
-    for batch, labels in images.batches(EVALUATION_BATCH):
+    count = stacked.size(state)
+    hits = torch.zeros(count, dtype=torch.float64, device=images.labels.device)
+    for batch, labels in images.batches(evaluation_batch(count)):
         logits = stacked.forward(module, state, batch, shared=True)
-        hits += (logits.argmax(-1) == labels).sum(1).cpu()
+        hits += (logits.argmax(-1) == labels).sum(1)
+    hits = hits.cpu()
     return hits / len(images) if len(images) else torch.full_like(hits, math.nan)
+
+
+def evaluation_batch(members: int) -> int:
+    """Return how many images `members` networks see at once in evaluation, whose memory is that of all of them."""
+    return max(1, min(EVALUATION_BATCH, EVALUATED // members))
 
 
 def _torch_gradient(parameters: Parameters, apply: Apply, x: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
@@ -106,7 +114,7 @@ class TorchTarget:
     def _cache(self, variants: int) -> Tensor:
         """Stem activations [M, variants·images, channels, H, W] of all images, and then of their mirror images."""
         sides = [self.data.images, self.data.images.flip(-1)][:variants]
-        chunks = [chunk for side in sides for chunk in torch.split(side, EVALUATION_BATCH)]
+        chunks = [chunk for side in sides for chunk in torch.split(side, evaluation_batch(stacked.size(self.frozen)))]
         stem = stacked.part(self.frozen, "stem")
         return torch.cat([stacked.forward(self.stem, stem, as_float(chunk), shared=True) for chunk in chunks], dim=1)
 
