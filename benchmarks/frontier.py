@@ -161,7 +161,18 @@ def report(
         lines.append(f"| {name} | {cost} | {mean[name]:.4f} | {worst[name]:.4f} |")
     count = len(accuracies["source"])
     lines += ["", f"{count} held-out networks, {images:,} test images. Ratios are to the trained target's mean."]
+    results = {"mean_ratio": mean, "min_ratio": worst, "milliseconds": taken, "learned": extras, "ceiling": ceiling}
+    write("frontier", headlines(mean, worst, taken), results, list(range(len(extras))), "\n".join(lines))
+    print("\n".join(lines))
+    figure(mean, taken)
+
+
+def headlines(mean: dict[str, float], worst: dict[str, float], taken: dict[str, float]) -> dict[str, float]:
+    """Return the best within each budget, and blocks of no step: the least squares alone, and learned from seed 0."""
     headline: dict[str, float] = {}
+    for kind, name in (("unlearned", "unlearned, no step"), ("learned", "learned 0, no step")):
+        if name in mean:
+            headline |= {f"{kind}_no_step_mean_ratio": mean[name], f"{kind}_no_step_min_ratio": worst[name]}
     for budget in BUDGETS:
         best = {}
         for kind in ("unlearned", "learned"):
@@ -175,10 +186,7 @@ def report(
         if len(found) == 2:
             difference = mean[str(best["learned"])] - mean[str(best["unlearned"])]
             headline[f"learned_minus_unlearned_at_{budget}ms"] = difference
-    results = {"mean_ratio": mean, "min_ratio": worst, "milliseconds": taken, "learned": extras, "ceiling": ceiling}
-    write("frontier", headline, results, list(range(len(extras))), "\n".join(lines))
-    print("\n".join(lines))
-    figure(mean, taken)
+    return headline
 
 
 def figure(mean: dict[str, float], taken: dict[str, float]) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from kt_ray import __version__
 from kt_ray.cli import files, jobs, models, reports, studies, system, zoos
-from kt_ray.cli.output import complain
+from kt_ray.cli.output import UNWRITABLE, complain, prepare_streams
 from kt_ray.errors import KTError
 
 app = typer.Typer(
@@ -39,12 +39,22 @@ def _common(
 
 
 def main() -> None:
-    """Run the command. A KTError is told in a line, with exit status 2."""
+    """Run the command. A KTError, or an output that cannot be written, is told in a line, with exit status 2."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # worker processes of one thread each; see README, limits
+    prepare_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KTError as error:
         if os.environ.get("KT_RAY_DEBUG"):
             raise
         complain(error)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is not None or error.errno not in UNWRITABLE or os.environ.get("KT_RAY_DEBUG"):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes nowhere
+        complain(KTError(f"the output cannot be written ({error.strerror}); send it elsewhere"))
         sys.exit(2)
