@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from kt_ray._io.urls import has_password, in_memory
 from kt_ray.config.base import Frozen, GPUShare
 from kt_ray.config.trial import TrialConfig
 from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
@@ -197,7 +198,7 @@ class StorageConfig(Frozen):
     @field_validator("*")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
-        if value is not None and re.search(r"://[^/@]*:[^/@]*@", value):
+        if value is not None and has_password(value):
             raise ValueError(
                 "a URL here holds no password, for it would reach logs; set PGPASSWORD or PGPASSFILE for PostgreSQL, "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for MLflow"
@@ -209,7 +210,7 @@ class StorageConfig(Frozen):
     def _outlives_the_process(cls, value: str | None) -> str | None:
         if value is not None and "://" not in value:
             raise ValueError(f"expected a URL of an Optuna storage, got {value!r}; a file is sqlite:///{value}")
-        if value is not None and (":memory:" in value or re.fullmatch(r"sqlite(\+\w+)?:/{2,3}", value)):
+        if value is not None and in_memory(value):
             raise ValueError(
                 f"{value!r} ends with the process, and the study with it; name a file: sqlite:///optuna.db"
             )

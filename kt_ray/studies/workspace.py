@@ -19,6 +19,7 @@ from kt_ray.errors import ConfigError, StudyError
 from kt_ray.tracking.tracker import Tracker
 
 VARIABLE = "KT_RAY_WORKSPACE"
+LONGEST = 200  # bytes of a name that becomes a directory
 DEFAULT = "kt-workspace"
 OUTBOX = "mlflow-outbox.jsonl"
 Made = TypeVar("Made")
@@ -43,6 +44,11 @@ class Workspace:
             path = Path(given).expanduser().absolute()
         except RuntimeError:
             raise ConfigError(f"workspace {given}: no such user's home; name another with --workspace") from None
+        if found := set(str(path)) & set("?#%"):
+            raise ConfigError(
+                f"workspace {path}: a URL of a database in it cannot hold {' '.join(sorted(found))}; name another "
+                f"directory with --workspace or {VARIABLE}"
+            )
         return cls(path, from_environment(storage or StorageConfig()))
 
     @classmethod
@@ -83,15 +89,17 @@ class Workspace:
 
     def zoo(self, name: str) -> str:
         """Path or URI of the zoo `name`."""
-        return _under(self.storage.zoos or str(self.root / "zoos"), name)
+        return _under(self.storage.zoos or str(self.root / "zoos"), _part(name))
 
     def study_directory(self, name: str) -> Path:
         """Directory of the study `name`: its resolved study file, report and figures."""
-        return self.root / "studies" / name
+        return self.root / "studies" / _part(name)
 
     def checkpoints(self, study: str) -> str:
         """Directory of the trial checkpoints of `study`, which every node must see."""
-        return f"{self.storage.checkpoints or self.root / 'studies'}/{study}/checkpoints"
+        place = self.storage.checkpoints or str(self.root / "studies")
+        place = place if "://" in place else str(Path(place).expanduser().absolute())  # workers run elsewhere
+        return f"{place.rstrip('/')}/{_part(study)}/checkpoints"
 
     @property
     def study_storage(self) -> str:
@@ -109,6 +117,16 @@ class Workspace:
         if self.storage.artifacts:
             return self.storage.artifacts
         return None if self.storage.tracking else (self.root / "artifacts").as_uri()
+
+
+def _part(name: str) -> str:
+    """Return `name` as the name of a directory. Raises ConfigError if it would be another place, or none at all.
+
+    A database that other programs use may hold studies of any name.
+    """
+    if not name or name in (".", "..") or len(name.encode()) > LONGEST or set(name) & set("/\\\0\n"):
+        raise ConfigError(f"{name[:LONGEST]!r} cannot name a directory; expected one without slashes")
+    return name
 
 
 def _under(place: str, name: str) -> str:

@@ -107,3 +107,38 @@ def test_a_storage_elsewhere_is_read_without_a_workspace(tmp_path: Path, monkeyp
     monkeypatch.setenv("KT_RAY_STORAGE_TRACKING", "http://mlflow:5000")
     assert Workspace.existing(tmp_path / "missing").tracking_uri == "http://mlflow:5000"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["what?now", "a%20b", "a#b", "~nosuchuser/x"])
+def test_a_workspace_that_no_url_can_hold_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        Workspace.open(Path(name) if name.startswith("~") else tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "team A/lr sweep", "a\0b", "a" * 300])
+def test_names_from_a_database_stay_in_the_workspace(name: str, tmp_path: Path) -> None:
+    workspace = Workspace.at(tmp_path)
+    for place in (workspace.study_directory, workspace.checkpoints, workspace.zoo):
+        with pytest.raises(ConfigError):
+            place(name)
+    assert workspace.study_directory("lr sweep").parent == tmp_path / "studies"
+
+
+def test_a_relative_place_for_checkpoints_is_the_same_for_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Workspace.at(tmp_path, StorageConfig(checkpoints="./ckpts")).checkpoints("s")
+    assert here == str(tmp_path / "ckpts/s/checkpoints")
+    there = Workspace.at(tmp_path, StorageConfig(checkpoints="s3://bucket/ckpts")).checkpoints("s")
+    assert there == "s3://bucket/ckpts/s/checkpoints"
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u@h/db?password=secret", "postgresql://u:a/b@h/db", "mysql://u:p@h:3306/db"]
+)
+def test_no_place_holds_a_secret(url: str) -> None:
+    with pytest.raises(ValueError, match="password") as raised:
+        StorageConfig(tracking=url)
+    assert "secret" not in str(raised.value).split("input_value")[0]
