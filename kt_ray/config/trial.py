@@ -8,6 +8,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from kt_ray.config.base import Frozen
 
+# What a trial reports; the last two are what it has cost so far.
+METRICS = (
+    "accuracy_mean", "accuracy_min", "accuracy_max", "loss", "seconds", "parameters", "trial_seconds", "device_hours"
+)  # fmt: skip
 Sides = Literal["source", "target", "both"]
 Family = Literal["mixer", "mlp", "neuron_transformer", "axial_transformer", "graph"]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import types
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import optuna
 from optuna import pruners, samplers
@@ -13,6 +15,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+from pydantic import TypeAdapter, ValidationError
 
 from kt_ray._compat.optuna import HyperbandByPlace, SafeCmaEsSampler, StudyWithoutFailures
 from kt_ray.config import PrunerConfig, SamplerConfig
@@ -100,10 +103,42 @@ def build_pruner(config: PrunerConfig) -> BasePruner:
 
 
 def _built(kind: Callable[..., Any], where: str, name: str, options: dict[str, Any]) -> Any:
+    _check_types(kind, f"{where}.options", options)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return kind(**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         given = {key: value for key, value in options.items() if isinstance(value, (int, float, str, bool, list))}
         raise ConfigError(f"{where}: {name} with {given}: {error}") from None
+
+
+def _check_types(kind: Callable[..., Any], where: str, options: dict[str, Any]) -> None:
+    """Raise ConfigError with every option whose value is not of the type that Optuna's signature names.
+
+    Optuna itself compares `"3"` with numbers only when the search is under way. Types other than plain ones are not
+    checked.
+    """
+    init = inspect.unwrap(kind.__init__)
+    faults = []
+    for name, value in options.items():
+        annotation = init.__annotations__.get(name)
+        hint = _plain_type(annotation, init.__globals__)
+        if hint is None:
+            continue
+        try:
+            TypeAdapter(hint).validate_python(value, strict=True)
+        except ValidationError:
+            faults.append(f"{where}.{name}: expected {annotation}, got {value!r}")
+    if faults:
+        raise ConfigError(faults)
+
+
+def _plain_type(annotation: Any, names: dict[str, Any]) -> Any:
+    """Return the type that an annotation stands for, if it is made of truth values, numbers, text and None alone."""
+    holder = types.SimpleNamespace(__annotations__={"value": annotation})
+    try:
+        hint = get_type_hints(holder, globalns=names)["value"]
+    except (NameError, TypeError, SyntaxError, KeyError):  # a name that Optuna imports for type checkers alone
+        return None
+    return hint if {*(get_args(hint) or (hint,))} <= {bool, int, float, str, type(None)} else None

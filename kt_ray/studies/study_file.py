@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,8 @@ from kt_ray.config import (
     validate,
     validate_source,
 )
+from kt_ray.config.study import SearchConfig
+from kt_ray.config.trial import METRICS
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search.samplers import build_pruner, build_sampler
 from kt_ray.search.space import grid_problems
@@ -113,7 +116,20 @@ def search_problems(config: Config) -> list[str]:
             build()
         except ConfigError as error:
             faults += error.problems
-    return faults
+    return faults + (metric_problems(search) if isinstance(config, StudyConfig) else [])
+
+
+def metric_problems(search: SearchConfig) -> list[str]:
+    """Return objectives and constraints over metrics that no trial of a translator reports, with the nearest one."""
+    asked = {f"search.objectives.{number}.metric": one.metric for number, one in enumerate(search.objectives)}
+    asked |= {f"search.constraints.{number}": one.metric for number, one in enumerate(search.constraints)}
+    return [
+        f"{where}: no trial reports {metric!r}; did you mean {nearest[0]}?"
+        if (nearest := difflib.get_close_matches(metric, METRICS, n=1))
+        else f"{where}: no trial reports {metric!r}; expected one of {', '.join(METRICS)}"
+        for where, metric in asked.items()
+        if metric not in METRICS
+    ]
 
 
 def _space_problems(model: type[Config], content: Mapping[str, Any]) -> list[str]:
