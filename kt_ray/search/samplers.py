@@ -123,7 +123,7 @@ def _check_types(kind: Callable[..., Any], where: str, options: dict[str, Any]) 
     faults = []
     for name, value in options.items():
         annotation = init.__annotations__.get(name)
-        hint = _plain_type(annotation, init.__globals__)
+        hint = None if annotation is None else _plain_type(annotation, init.__globals__)
         if hint is None:
             continue
         try:
