@@ -14,6 +14,8 @@ from kt_ray.config.base import Frozen, GPUShare
 from kt_ray.config.trial import TrialConfig
 from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
 
+LARGEST = 2.0**53  # of a bound: whole numbers above it are not told apart by a float
+STEPS = 1_000_000  # of a stepped range, whose values are counted
 PRINTABLE = r"^[^\s\x00-\x1f](?:[^\x00-\x1f]*[^\s\x00-\x1f])?$"  # no blank at either end
 MODEL_NAME = r"^[^\s\x00-\x1f/:](?:[^\x00-\x1f/:]*[^\s\x00-\x1f/:])?$"  # MLflow takes neither `/` nor `:`
 Choice = None | bool | int | float | str
@@ -46,6 +48,12 @@ class Distribution(Frozen):
                 raise ValueError("`log` and `step` belong to float and int, not to categorical")
             return self
         low, high = self.float_range or self.int_range or (0, 0)
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError(f"bounds must be finite, got low={low}, high={high}")
+        if max(abs(low), abs(high)) > LARGEST:
+            raise ValueError(f"bounds must be within ±{LARGEST:.0e}, got low={low:g}, high={high:g}")
+        if self.step is not None and (high - low) / self.step > STEPS:
+            raise ValueError(f"at most {STEPS:,} steps fit between the bounds, got step={self.step:g}; use no `step`")
         if not low <= high:
             raise ValueError(f"`low` must not be above `high`, got low={low}, high={high}")
         if self.log and low <= 0:

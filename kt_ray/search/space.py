@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from kt_ray.errors import ConfigError
 if TYPE_CHECKING:
     import optuna
 
+LISTED = 100_000  # integers of one path that are counted and gridded; more are as good as continuous
 Distributions = Mapping[str, Distribution]
 Base = TypeVar("Base", bound=Frozen)  # what one trial is configured by: TrialConfig, DistillTrialConfig
 
@@ -144,7 +146,8 @@ def cardinality(distribution: Distribution) -> float:
 def grid_problems(space: Distributions) -> list[str]:
     """The paths that no grid can have."""
     return [
-        f"space.{path}: a grid needs a categorical, an int or a float with a `step` on every path"
+        f"space.{path}: a grid needs a categorical, an int or a float with a `step` on every path, of at most "
+        f"{LISTED:,} values"
         for path, distribution in space.items()
         if values_of(distribution) is None
     ]
@@ -188,19 +191,21 @@ def _suggest(trial: Suggests, path: str, distribution: Distribution) -> Any:
 
 
 def values_of(distribution: Distribution) -> list[Any] | None:
-    """Every value of a discrete distribution, or None for a continuous one."""
+    """Every value of a discrete distribution, or None for a continuous one and for more than `LISTED` integers."""
     if distribution.categorical is not None:
         return list(distribution.categorical)
     if distribution.int_range is not None:
         low, high = distribution.int_range
-        return list(range(low, high + 1, int(distribution.step or 1)))
+        whole = range(low, high + 1, int(distribution.step or 1))
+        return list(whole) if len(whole) <= LISTED else None
     assert distribution.float_range is not None
     bottom, top = distribution.float_range
     if bottom == top:
         return [bottom]
     if distribution.step is None:
         return None
-    return [bottom + distribution.step * index for index in range(int((top - bottom) / distribution.step + 1e-9) + 1)]
+    first, last, step = (Decimal(str(value)) for value in (bottom, top, distribution.step))  # as Optuna counts
+    return [float(first + step * index) for index in range(int((last - first) // step) + 1)]
 
 
 def lookup(base: Frozen, path: str) -> Any:

@@ -60,6 +60,9 @@ def test_overrides_that_cannot_be_read_are_faults(override: str) -> None:
         ("storage: {study: 'sqlite:///:memory:'}", "storage.study"),
         ("storage: {study: optuna.db}", "storage.study"),
         ("include: " + "a" * 5_000, "include"),
+        ("space: {training.learning_rate: {float: [0.0001, .inf]}}", "space.training.learning_rate"),
+        ("space: {training.learning_rate: {float: [0, 1], step: 1e-300}}", "space.training.learning_rate"),
+        ("space: {trial.seed: {int: [0, 100000000000000000000000]}}", "space.trial.seed"),
         ("\n".join(f"k{number}: 1" for number in range(6_000)), "entries"),
     ],
 )  # fmt: skip
