@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from kt_ray.config import DistillConfig, SearchConfig, StudyConfig
 from kt_ray.errors import ConfigError
-from kt_ray.jobs.connection import end_if_ray_is_gone, fitting
+from kt_ray.jobs.connection import fitting, handling
 from kt_ray.search.budget import SearchProgress
 from kt_ray.search.driver import SearchDriver, Tracking
 from kt_ray.search.lease import hold_lease
@@ -148,19 +147,11 @@ def _concurrency(search: SearchConfig) -> int:
 @contextmanager
 def _stopping_on_signals(driver: SearchDriver, abandon: Callable[[], None]) -> Iterator[None]:
     """Let SIGINT and SIGTERM stop the search in order, and a second one at once. Only the main thread gets signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if driver.stopped is not None:
             raise KeyboardInterrupt
         driver.stop(signal.Signals(number).name)
-        end_if_ray_is_gone(number, abandon)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(handle, signal.SIGINT, signal.SIGTERM, before_exit=abandon):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
