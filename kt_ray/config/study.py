@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from kt_ray._io.urls import has_password, in_memory
-from kt_ray.config.base import Frozen, GPUShare
+from kt_ray.config.base import Frozen, Resources
 from kt_ray.config.trial import TrialConfig
 from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
 
@@ -94,18 +94,8 @@ class PrunerConfig(Frozen):
         return self
 
 
-class TrialResources(Frozen):
+class TrialResources(Resources):
     """What one trial takes of a node."""
-
-    cpus: PositiveFloat = 1.0
-    gpus: GPUShare = 0.0
-    resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
-    label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
-
-    @property
-    def demand(self) -> dict[str, float]:
-        """Amounts by the names of Ray's resources."""
-        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
 
     @property
     def devices(self) -> float:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from kt_ray.config.base import Frozen, GPUShare
+from kt_ray.config.base import Frozen, Resources
 
 DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
 PairName = Literal["basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_to_attention"]
@@ -180,15 +180,11 @@ class MemberCounts(Frozen):
     brief: NonNegativeInt = Field(0, description="further training members with a briefly trained source, no target")
 
 
-class ActorConfig(Frozen):
+class ActorConfig(Resources):
     """What one zoo actor takes, and how many members it trains at once."""
 
     count: PositiveInt | None = Field(None, description="as many as the cluster bears if unset")
-    cpus: PositiveFloat = 1.0
-    gpus: GPUShare = 0.0
     members_at_once: PositiveInt = 8
-    resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
-    label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
 
 
 class ZooConfig(Frozen):
