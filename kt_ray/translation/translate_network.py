@@ -93,6 +93,7 @@ def translate_network(
     fitting: Fitting | None = None,
     dataset: Dataset | None = None,
     state_dict: str | None = None,
+    device: str = "cpu",
     progress: Callable[[SiteReport], None] | None = None,
 ) -> NetworkTranslation:
     """Write the network in `checkpoint` with `share` of the hidden units of each residual block.
@@ -110,6 +111,7 @@ def translate_network(
         fitting: How blocks are fitted; the defaults if None.
         dataset: Measures accuracy on its test images before and after, if given.
         state_dict: Which of several networks of the file.
+        device: What computes, as torch names it.
         progress: Called after each block.
 
     Returns:
@@ -128,7 +130,8 @@ def translate_network(
         raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
     found = find_network(checkpoint, network.state_dict().keys(), state_dict)
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
-    network.eval().requires_grad_(False)
+    network.to(device).eval().requires_grad_(False)
+    probes = probes.to(device)
     prepare = preprocessing or (lambda images: images)
     _check_images(network, prepare(probes[:2]))
     began = time.perf_counter()
@@ -137,14 +140,15 @@ def translate_network(
     small = narrowed(network, hidden)
     report = translate_blocks(network, small, sites, prepare(probes), fitting, progress)
     seconds = time.perf_counter() - began
-    state = {name: value for name, value in small.state_dict().items() if not name.endswith(STEPS)}
+    written = {name: value.cpu() for name, value in small.state_dict().items()}
+    state = {name: value for name, value in written.items() if not name.endswith(STEPS)}
     for name, value in state.items():
         if not value.isfinite().all():
             raise CheckpointError(
                 f"the network translated from {checkpoint} holds NaN or infinity in {name}: nothing is written; check "
                 "that the network works"
             )
-    counters = {name: value for name, value in small.state_dict().items() if name.endswith(STEPS)}
+    counters = {name: value for name, value in written.items() if name.endswith(STEPS)}
     write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
     write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
     image_shape = tuple(probes.shape[1:])
@@ -161,8 +165,8 @@ def translate_network(
         multiply_adds_before=multiply_adds(network, image_shape),
         multiply_adds_after=multiply_adds(small, image_shape),
         dataset=dataset.name if dataset else None,
-        accuracy_before=_accuracy(network, dataset, prepare) if dataset else None,
-        accuracy_after=_accuracy(small, dataset, prepare) if dataset else None,
+        accuracy_before=_accuracy(network, dataset, prepare, device) if dataset else None,
+        accuracy_after=_accuracy(small, dataset, prepare, device) if dataset else None,
     )
 
 
@@ -179,9 +183,8 @@ def _check_images(network: nn.Module, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, dataset: Dataset, prepare: Preprocessing) -> float:
+def _accuracy(network: nn.Module, dataset: Dataset, prepare: Preprocessing, device: str) -> float:
     """Return the share of the test images that `network` gets right."""
-    right = sum(
-        int((network(prepare(images)).argmax(1) == labels).sum()) for images, labels in dataset.test.batches(250)
-    )
+    batches = dataset.test.to(device).batches(250)
+    right = sum(int((network(prepare(images)).argmax(1) == labels).sum()) for images, labels in batches)
     return right / len(dataset.test)
