@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from kt_ray import jobs
 from kt_ray._compat.ray import TimedJobClient
 from kt_ray.errors import ConfigError, ResourceError, StudyError
+from kt_ray.jobs import job as jobs
 from kt_ray.jobs.client import ADDRESS_VARIABLES
 from kt_ray.jobs.job import entrypoint
 from kt_ray.jobs.packing import packed
@@ -149,7 +149,7 @@ def test_a_wrong_study_file_is_told_before_anything_is_sent(tmp_path: Path, stud
 
 
 def test_without_the_token_the_cluster_refuses(head: str) -> None:
-    ask = f"from kt_ray import jobs; jobs.jobs({head!r})"
+    ask = f"from kt_ray.jobs.job import jobs; jobs({head!r})"
     for given in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "not-this-one" * 3}):
         answer = subprocess.run(
             [sys.executable, "-c", ask], env=os.environ | given, capture_output=True, text=True, timeout=300
