@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from kt_ray._io.tables import Row, cell, html_table, render
+from kt_ray._io.tables import Row, html_table, render, render_facts
 
 
 class Displayed:
@@ -28,11 +28,8 @@ class Displayed:
     def __repr__(self) -> str:
         rows, width = self.display_rows(), shutil.get_terminal_size((120, 24)).columns
         if rows and list(rows[0]) == ["", "value"]:
-            label = max(len(row[""]) for row in rows) + 2
-            table = "\n".join(f"{row['']:<{label}}{cell(row['value'])}" for row in rows)
-        else:
-            table = render(rows, width=width)
-        return f"{self.display_title()}\n\n{table}"
+            return render_facts({row[""]: row["value"] for row in rows}, self.display_title(), width)
+        return render(rows, self.display_title(), width)
 
     def _repr_html_(self) -> str:
         return html_table(self.display_rows(), self.display_title())

@@ -47,11 +47,10 @@ def render(rows: Sequence[Row], title: str | None = None, width: int | None = No
     """
     if not rows:
         return f"{title}: none" if title else "none"
-    heading = fill(title, width or UNLIMITED, break_long_words=False) + "\n" if title else ""
     cells = _cells(rows, list(rows[0]))
     widths = _widths(cells, width or UNLIMITED)
     if widths is None:
-        return heading + _blocks(cells, width or UNLIMITED)
+        return _heading(title, width, "\n\n") + _blocks(cells, width or UNLIMITED)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name, size in widths.items():
         right = all(isinstance(row.get(name), int | float | None) for row in rows)
@@ -62,7 +61,13 @@ def render(rows: Sequence[Row], title: str | None = None, width: int | None = No
     Console(file=text, force_jupyter=False, width=UNLIMITED, markup=False, highlight=False, color_system=None).print(
         table
     )
-    return heading + "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    return _heading(title, width, "\n") + "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def render_facts(facts: Mapping[str, Any], title: str | None = None, width: int | None = None) -> str:
+    """Return names and their values, a line each; long values are folded between words."""
+    cells = {name: cell(value) for name, value in facts.items()}
+    return _heading(title, width, "\n\n") + _blocks([cells], width or UNLIMITED)
 
 
 def fitting(rows: Sequence[Row], names: Sequence[str], width: int) -> list[str]:
@@ -89,6 +94,10 @@ def html_table(rows: Sequence[Row], title: str | None = None) -> str:
     caption = f"<caption>{escape(title)}</caption>" if title else ""
     body = "".join(line("td", [cell(row.get(name)) for name in columns]) for row in rows)
     return f"<table>{caption}<thead>{line('th', columns)}</thead><tbody>{body}</tbody></table>"
+
+
+def _heading(title: str | None, width: int | None, end: str) -> str:
+    return fill(title, width or UNLIMITED, break_long_words=False) + end if title else ""
 
 
 def _cells(rows: Sequence[Row], names: Sequence[str]) -> list[dict[str, str]]:

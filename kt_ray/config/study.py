@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from kt_ray._io.urls import has_password, in_memory
 from kt_ray.config.base import Frozen, Resources
 from kt_ray.config.trial import TrialConfig
-from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
+from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, PairName, ZooConfig
 
 LARGEST = 2.0**53  # of a bound: whole numbers above it are not told apart by a float
 STEPS = 1_000_000  # of a stepped range, whose values are counted
@@ -219,7 +219,7 @@ class StudyConfig(Frozen):
     """A study file: base configuration and search space in one."""
 
     kind: Literal["translation"] = Field("translation", description="need not be given")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = Field(pattern=FILE_NAME, max_length=100, description=FILE_NAME_SAYS)
     project: str = Field("kt_ray", pattern=PRINTABLE, max_length=250, description="the MLflow experiment")
     model_name: str = Field(
         "kt-translator", pattern=MODEL_NAME, max_length=250, description="the registered model of the champion"

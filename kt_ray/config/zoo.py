@@ -23,7 +23,8 @@ PairName = Literal["basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_
 Split = Literal["train", "selection", "test"]
 SPLITS: tuple[Split, ...] = ("train", "selection", "test")
 
-
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a study or zoo, whose folder has it
+FILE_NAME_SAYS = "letters, digits, `_`, `.`, `-`; a letter or digit first"
 TORCHVISION = "torchvision:"  # before the name of one of torchvision's datasets
 
 
@@ -190,7 +191,7 @@ class ActorConfig(Resources):
 class ZooConfig(Frozen):
     """A zoo: its members, the recipe that trains them, the actors that do it."""
 
-    name: str = Field("zoo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = Field("zoo", pattern=FILE_NAME, max_length=100, description=FILE_NAME_SAYS)
     seed: int = Field(0, ge=0)
     members: MemberCounts = MemberCounts()
     network: NetworkConfig = NetworkConfig()

@@ -300,7 +300,7 @@ class TranslatedNetwork(Displayed):
 
     def display_title(self) -> str:
         """Return pair and time."""
-        return f"{self.report.pair}, translated in {1000 * self.report.seconds:.0f} ms"
+        return self.report.display_title()
 
     def display_rows(self) -> list[dict[str, Any]]:
         """Return parameters, multiply-adds and accuracy, before and after."""
