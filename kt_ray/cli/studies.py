@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import File, Format, Set, Study, WorkspaceRoot
+from kt_ray.cli.options import AllowCode, File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Go on although zoo, dataset or base trial differ from before.")
+    bool, typer.Option("--accept-changes", help="Go on although zoo, dataset, code or base trial differ from before.")
 ]
 
 AcceptWeak = Annotated[
@@ -43,6 +43,7 @@ def run(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     accept_weak: AcceptWeak = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
     from kt_ray.studies import study
@@ -53,6 +54,7 @@ def run(
         overrides=overrides or (),
         start_from=start_from or (),
         accept_changes=accept_changes,
+        allow_code=allow_code,
         accept_weak=accept_weak,
     )
 
@@ -63,6 +65,7 @@ def distill(
     start_from: From = None,
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
     from kt_ray.studies import study
@@ -74,6 +77,7 @@ def distill(
         overrides=overrides or (),
         start_from=start_from or (),
         accept_changes=accept_changes,
+        allow_code=allow_code,
     )
 
 
@@ -83,6 +87,7 @@ def search(
     start_from: From = None,
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
     from kt_ray.studies import study
@@ -95,6 +100,7 @@ def search(
         overrides=overrides or (),
         start_from=start_from or (),
         accept_changes=accept_changes,
+        allow_code=allow_code,
     )
 
 
@@ -115,6 +121,7 @@ def resume(
     start_from: From = None,
     accept_changes: AcceptChanges = False,
     accept_weak: AcceptWeak = False,
+    allow_code: AllowCode = False,
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Go on with a study or distillation after any end, or give a finished one more trials."""
@@ -129,6 +136,7 @@ def resume(
         device_hours=gpu_hours,
         start_from=start_from or (),
         accept_changes=accept_changes,
+        allow_code=allow_code,
         accept_weak=accept_weak,
     )
 

@@ -26,7 +26,8 @@ EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
 SECRET = re.compile(r"PASSW|TOKEN|SECRET|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
 RECONNECTIONS = 5
 JOB_VARIABLE = "KT_RAY_JOB"  # in a job: its id
-ENTRYPOINT = ("command", "workspace", "overrides", "python")
+ALLOW_CODE = "--allow-code"
+ENTRYPOINT = ("command", "workspace", "overrides", "python", "allow_code")
 Command = Literal["run", "check"]
 
 
@@ -61,6 +62,7 @@ def submit_study(
     *,
     workspace: str | None,
     overrides: Sequence[str],
+    allow_code: bool,
     environment: Mapping[str, str],
     code: bool,
     python: str,
@@ -69,7 +71,7 @@ def submit_study(
     """Submit the text `study` of the study `name`, which is checked; return the job's id. See `studies.submission`."""
     request = {
         "study": study, "overrides": list(overrides), "workspace": workspace, "environment": _public(environment),
-        "code": code, "python": python, "command": command,
+        "allow_code": allow_code, "code": code, "python": python, "command": command,
     }  # fmt: skip
     return _submit(request, name, address)
 
@@ -192,7 +194,7 @@ def _submit(request: Mapping[str, Any], study: str, address: str | None) -> str:
         with packed(request["study"], code=request["code"]) as directory:
             return str(
                 client.submit_job(
-                    entrypoint=entrypoint(**{key: request[key] for key in ENTRYPOINT}),
+                    entrypoint=entrypoint(**{key: request[key] for key in ENTRYPOINT if key in request}),
                     submission_id=job_id,
                     runtime_env={
                         "working_dir": str(directory),
@@ -204,14 +206,18 @@ def _submit(request: Mapping[str, Any], study: str, address: str | None) -> str:
             )
 
 
-def entrypoint(command: Command, workspace: str | None, overrides: Sequence[str], python: str) -> str:
+def entrypoint(
+    command: Command, workspace: str | None, overrides: Sequence[str], python: str, allow_code: bool = False
+) -> str:
     """The shell command of a job. `exec`: the signal that stops a job then reaches Python and no shell before it."""
     where = shlex.quote(workspace) if workspace else f'"{HOME_WORKSPACE}"'
+    allowed = [ALLOW_CODE] if allow_code else []
     values = [shlex.quote(override) for override in overrides]
     if command == "check":
-        arguments = ["kt_ray.studies", STUDY_FILE, where, *values]
+        arguments = ["kt_ray.studies", *allowed, STUDY_FILE, where, *values]
     else:
-        arguments = ["kt_ray run", STUDY_FILE, "--workspace", where, *(f"--set {value}" for value in values)]
+        sets = [f"--set {value}" for value in values]
+        arguments = ["kt_ray run", *allowed, STUDY_FILE, "--workspace", where, *sets]
     return f"exec {shlex.quote(python)} -m {' '.join(arguments)}"
 
 
