@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture, State
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import relative_error, temperature, tempered_kl
 from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
 from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves, to_images, to_parameters
 from kt_ray.translation.second_order import Curvature, newton_step
-from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, write
+from kt_ray.translation.units import Units, edge_width, feature_widths, target_layout, write
 
 FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
@@ -47,7 +47,7 @@ class Refiner(nn.Module):
         super().__init__()
         options = config.refinement
         self.architecture = architecture
-        self.layout = LAYOUTS[architecture.pair]
+        self.layout = target_layout(architecture)
         self.matched = round(options.predictions * options.steps)
         self.sets, self.images = options.probe_sets, options.images
         count = options.probes * options.probe_sets
@@ -77,7 +77,7 @@ class Refiner(nn.Module):
         `head.`."""
         probes = to_images(self.probes)
         sets = [
-            Surroundings(members, stem_activations(members, part), self.architecture)
+            surround(members, stem_activations(members, part, self.architecture), self.architecture)
             for part in probes.chunk(self.sets)[: self.steps]
         ]
         first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
@@ -212,7 +212,7 @@ class Change(nn.Module):
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        width, layout = config.refinement.width, LAYOUTS[architecture.pair]
+        width, layout = config.refinement.width, target_layout(architecture)
         values = layout.kernels * layout.values + len(layout.unit) + len(layout.channel)
         self.source = nn.Linear(edge_width(config, architecture) + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)

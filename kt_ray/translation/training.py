@@ -40,6 +40,7 @@ class TranslatorTraining:
         self.config, self.device = config, device
         self.architecture = zoo.architecture
         self.loss = TranslationLoss(config.loss, zoo.architecture)
+        augmentations.check_known(config.augmentation, zoo.architecture)
         members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
@@ -123,10 +124,11 @@ class TranslatorTraining:
         """One optimiser step on the members at `rows`; its loss."""
         settings, augmentation = self.config.training, self.config.augmentation
         members = {name: value[rows] for name, value in self.members.items()}
-        members = augmentations.augment(members, augmentation, self.architecture.pair, generator)
+        members = augmentations.augment(members, augmentation, self.architecture, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
-        source |= stacked.surroundings(members)
+        copied = self.architecture.layouts()[1].copied_of(stacked.part(members, "source"))
+        source |= copied | stacked.surroundings(members)
         translated = orientation.turn_back(self.model(orientation.turn(source)))
         images, labels = self._images(generator)
         loss = self.loss(translated, members, target, images, labels, step / steps)

@@ -8,7 +8,7 @@ import torch
 from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.members import members_of
@@ -72,7 +72,7 @@ def test_one_and_three_actors_give_the_same_bits(tmp_path: Path, dataset: Datase
 
 
 def _key(actors: ActorConfig) -> str:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     return ProbeMemory.key(architecture, CONFIG.recipe, actors.members_at_once, device_name("cpu"))
 
 
