@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_v
 from kt_ray.config.base import Frozen
 from kt_ray.config.network import NetworkConfig, PairName
 from kt_ray.config.study import MODEL_NAME, PRINTABLE, Distribution, Objective, RayConfig, SearchConfig, StorageConfig
-from kt_ray.config.zoo import DatasetConfig
+from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig
 
 MethodName = Literal["none", "kd", "at", "ft", "ft+kd"]
 
@@ -169,7 +169,7 @@ class DistillConfig(DistillTrialConfig):
     """A distillation file. Its defaults are Factor Transfer's example: ResNet-56 → ResNet-20 on CIFAR-10."""
 
     kind: Literal["distillation"] = Field("distillation", description="need not be given where there is a `student`")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = Field(pattern=FILE_NAME, max_length=100, description=FILE_NAME_SAYS)
     project: str = Field("kt_ray", pattern=PRINTABLE, max_length=250, description="the MLflow experiment")
     model_name: str = Field(
         "kt-student", pattern=MODEL_NAME, max_length=250, description="the registered model of the student"

@@ -144,7 +144,7 @@ def _known_paths(model: type[BaseModel], path: str) -> str:
         model = children[0]
         walked.append(part)
     section = ".".join(walked) or "trial"
-    return f"{section} has {', '.join(sorted(model.model_fields))}"
+    return f"{section} has {', '.join(sorted(model.model_fields))}; `kt-ray spaces explain {section}` describes them"
 
 
 class _Probe:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from kt_ray._io.tables import render
 from kt_ray._io.text import duration, number
 from kt_ray.translation.evaluation import Evaluation
 
@@ -106,23 +107,20 @@ class Narrator:
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The table of an evaluation, a row a kind of block."""
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            collapse_padding=True,
-            title=f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
-            f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block",
-            title_justify="left",
+        title = (
+            f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
+            f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block"
         )
-        for name in ("block", "mean", "min", "max", "agreement", "parameters", "multiply-adds", "ms a block"):
-            table.add_column(name, justify="left" if name == "block" else "right")
-        for row in evaluation["rows"]:
-            table.add_row(
-                row["name"],
-                *(f"{row[key]:.4f}" for key in ("mean", "min", "max", "agreement")),
-                *(f"{row[key]:,}" for key in ("parameters", "multiply_adds")),
-                "-" if row["seconds"] is None else f"{1000 * row['seconds']:.2f}",
-            )
-        self.console.print(table)
+        rows = [
+            {
+                "block": row["name"],
+                **{name: row[name] for name in ("mean", "min", "max", "agreement", "parameters")},
+                "multiply-adds": row["multiply_adds"],
+                "ms a block": None if row["seconds"] is None else 1000 * row["seconds"],
+            }
+            for row in evaluation["rows"]
+        ]
+        self.say(render(rows, title, self.console.width))
 
     def _move(self, stage: str, done: int, total: int, cells: Mapping[str, str]) -> None:
         if self.console.is_terminal:

@@ -57,10 +57,9 @@ class TranslationStudy:
     def demands(self) -> Mapping[str, Demand]:
         """Trials and the actors that build the zoo."""
         actors, search = self.config.zoo.actors, self.config.search
-        amounts = {"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}
         trial = search.resources
         return {
-            "zoo actors": Demand(amounts, actors.label_selector, actors.count),
+            "zoo actors": Demand(actors.demand, actors.label_selector, actors.count),
             "trials": Demand(trial.demand, trial.label_selector, search.concurrency),
         }
 
