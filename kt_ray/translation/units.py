@@ -152,7 +152,7 @@ def to_units(block: Mapping[str, Tensor], layout: Layout, batch_norm: BatchNorm 
     """A stack of blocks in the view of `layout`. With batch norm dropped, biases are left out too."""
     if layout.flat:
         values = torch.cat([block[name].flatten(1) for name, _ in layout.flat], dim=1)[:, None, None, None]
-        return Units(values, *(values.new_zeros(len(values), 1, 0) for _ in range(2)))
+        return Units(values, *(values.new_zeros(values.shape[0], 1, 0) for _ in range(2)))
     edges, biases = [], dict[Layer, Tensor]()
     for layer in layout.layers:
         if batch_norm == "dropped":
@@ -338,7 +338,7 @@ def features(
         head, _ = fold(members, "head.conv", "head.bn")
         channel += [*kernel.flatten(2).unbind(-1), bias, head.flatten(2).square().sum(1).sqrt()]
     like = next(iter(members.values()))
-    empty = [like.new_zeros(len(like), count, 0) for count in (layout.hidden, layout.channels)]
+    empty = [like.new_zeros(like.shape[0], count, 0) for count in (layout.hidden, layout.channels)]
     return tuple(  # type: ignore[return-value]
         torch.stack(values, dim=-1) if values else nothing
         for values, nothing in zip((unit, channel), empty, strict=True)
