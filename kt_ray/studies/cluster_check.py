@@ -27,7 +27,7 @@ RESULT = "kt_ray cluster check: "
 
 @dataclass(frozen=True)
 class NodeCheck:
-    """What one node answered."""
+    """The answer of one node."""
 
     node: str
     resources: dict[str, float]
@@ -37,7 +37,7 @@ class NodeCheck:
 
 @dataclass(frozen=True)
 class ClusterCheck:
-    """What all nodes answered; `problems` has one line for each thing to mend, over the whole cluster."""
+    """The answers of all nodes; `problems` has one line for each thing to mend, over the whole cluster."""
 
     nodes: list[NodeCheck]
     problems: list[str]
@@ -100,7 +100,7 @@ def check_nodes(config: Config, workspace: Workspace) -> ClusterCheck:
 
 
 def storages_of(config: Config, workspace: Workspace) -> dict[str, str]:
-    """What every node must reach, by name. SQLite files are the driver's alone and lie in the workspace."""
+    """Return the storages that every node must reach, by name; SQLite files are the driver's alone."""
     found = {
         "workspace": str(workspace.root),
         "zoos": workspace.storage.zoos,
