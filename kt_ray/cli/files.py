@@ -108,7 +108,7 @@ def validate(
         for line in (*validation.lines(), "`kt-ray spaces explain PATH` describes a key of the file"):
             say(line)
         if cluster is not None:
-            show_table([{"node": node.node, **node.resources, **node.versions} for node in cluster.nodes], "cluster")
+            show_table(cluster.rows(), "cluster")
             for problem in cluster.problems:
                 say(problem)
     if cluster is not None and cluster.problems:

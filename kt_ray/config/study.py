@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from kt_ray._io.urls import has_password, in_memory
 from kt_ray.config.base import Frozen, Resources
+from kt_ray.config.code import CodeFile
 from kt_ray.config.trial import TrialConfig
 from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, PairName, ZooConfig
 
@@ -225,6 +226,7 @@ class StudyConfig(Frozen):
         "kt-translator", pattern=MODEL_NAME, max_length=250, description="the registered model of the champion"
     )
     description: str = ""
+    code: tuple[CodeFile, ...] = Field((), description="Python files that register what is used below")
     dataset: DatasetConfig = DatasetConfig()
     pair: PairName = "basic_to_simple"
     zoo: ZooConfig = ZooConfig()
