@@ -62,7 +62,7 @@ def _one_device(gpus: float) -> float:
 
 
 class Resources(Frozen):
-    """What a trial or a zoo actor takes of a node."""
+    """The share of a node that a trial or a zoo actor takes."""
 
     cpus: PositiveFloat = 1.0
     gpus: Annotated[float, Field(ge=0), AfterValidator(_one_device)] = 0.0

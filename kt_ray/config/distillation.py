@@ -39,7 +39,7 @@ class ClassifierConfig(Frozen):
 
 
 class FitConfig(Frozen):
-    """How a network is fitted by SGD; the defaults are Factor Transfer's for CIFAR (its authors' code)."""
+    """Options of a fit by SGD; the defaults are Factor Transfer's for CIFAR (its authors' code)."""
 
     epochs: PositiveInt = 164
     batch_size: PositiveInt = 128
@@ -140,7 +140,7 @@ class FTOptions(LayerOptions):
 
 
 class MethodConfig(Frozen):
-    """What the student learns from besides the labels. `name` picks; each method has its own options."""
+    """The source that the student learns from besides the labels: `name` chooses it, each has its own options."""
 
     name: MethodName = "ft"
     kd: KDOptions = KDOptions()

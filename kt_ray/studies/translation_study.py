@@ -74,7 +74,7 @@ class TranslationStudy:
         return parameter_count(training.translator), metrics["loss"]
 
     def unchanged(self) -> bool:
-        """Whether the zoo lacks no member."""
+        """Return whether the zoo has every member."""
         try:
             return not self.store.missing(self.config.zoo)
         except ZooError:  # damaged: building it mends it

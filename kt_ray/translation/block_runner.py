@@ -138,14 +138,14 @@ class PaperSurroundings(Surroundings):
         return torch.baddbmm(self.linear_bias[..., None], self.linear, rectified).transpose(1, 2)
 
     def last_inputs(self, block: State) -> Tensor:
-        """What the last layer of a stack of target blocks reads, [B, F, L·N], a unit's features beside each other."""
+        """Return the inputs of the last layer of a stack of target blocks, [B, F, L·N], unit after unit."""
         if type(self.target) is SimpleBlock:
             return unfold(self._hidden(block), READ_STRIDE)
         features = stacked.forward(_LastInputs(self.target), stacked.join(block=block), self.inputs)  # [B, N, F, L]
         return features.movedim(1, -1).flatten(2)
 
     def _response(self, block: Mapping[str, Tensor]) -> Tensor:
-        """What a block of two 3×3 convolutions, with or without biases, adds to its input: [B, C, L·N]."""
+        """Return what a block of two 3×3 convolutions, with or without biases, adds to its input: [B, C, L·N]."""
         features, kernels = unfold(self._hidden(block), READ_STRIDE), block["conv2.weight"].flatten(2)
         if "conv2.bias" in block:
             return torch.baddbmm(block["conv2.bias"][..., None], kernels, features)

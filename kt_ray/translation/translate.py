@@ -20,7 +20,7 @@ from kt_ray.translation.translator import Translator
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Translation(TranslationReport):
-    """What the translation of one block wrote."""
+    """The result of translating one block."""
 
     translator: str
     pair: str
