@@ -7,7 +7,7 @@ Images lie last, so that every shift of a map moves whole rows of neighbouring n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -100,18 +100,22 @@ class Surroundings:
     def last_inputs(self, block: State) -> Tensor:
         """What the last layer of a stack of target blocks reads, [B, F, L·N], a unit's features beside each other."""
         if type(self.target) is SimpleBlock:
-            return unfold(self._hidden(block), READ_STRIDE)
+            return unfold(self.hidden(block), READ_STRIDE)
         features = stacked.forward(_LastInputs(self.target), stacked.join(block=block), self.inputs)  # [B, N, F, L]
         return features.movedim(1, -1).flatten(2)
 
     def _response(self, block: Mapping[str, Tensor]) -> Tensor:
         """What a block of two 3×3 convolutions, with or without biases, adds to its input: [B, C, L·N]."""
-        features, kernels = unfold(self._hidden(block), READ_STRIDE), block["conv2.weight"].flatten(2)
+        return self.response(unfold(self.hidden(block), READ_STRIDE), block)
+
+    def response(self, features: Tensor, block: Mapping[str, Tensor]) -> Tensor:
+        """What such a block's last layer makes of `features` [B, H·9, L·N]: [B, C, L·N]."""
+        kernels = block["conv2.weight"].flatten(2)
         if "conv2.bias" in block:
             return torch.baddbmm(block["conv2.bias"][..., None], kernels, features)
         return kernels @ features
 
-    def _hidden(self, block: Mapping[str, Tensor]) -> Tensor:
+    def hidden(self, block: Mapping[str, Tensor]) -> Tensor:
         """The rectified hidden units of such a block, [B, H, height, width, N]."""
         kernels = block["conv1.weight"].flatten(2)
         if "conv1.bias" in block:
@@ -139,6 +143,12 @@ def unfold(x: Tensor, stride: int) -> Tensor:
     return patches
 
 
+def fold_patches(patches: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
+    """The transpose of `unfold`: patches added up where they came from, in maps of `shape`, (B, C, H, W, N)."""
+    maps: Tensor = _Fold.apply(patches, stride, torch.Size(shape))
+    return maps
+
+
 class _Unfold(torch.autograd.Function):
     """Gathers patches. Autograd's own gradient of nine slices would fill nine maps with zeros first."""
 
@@ -150,7 +160,7 @@ class _Unfold(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Fold.apply(gradient, ctx.stride, ctx.shape), None
+        return fold_patches(gradient, ctx.stride, ctx.shape), None
 
 
 class _Fold(torch.autograd.Function):
