@@ -90,6 +90,8 @@ class Kind:
             if found is not None and not (_is_code(found.origin) and _is_code(origin)):
                 raise ConfigError(f"{self.kind} {name!r} is registered by {found.origin} already; choose another name")
             self._entries[name] = Entry(self.kind, name, make, options, origin)
+            if found is not None:
+                _changed()
             return make
 
         return add
@@ -125,6 +127,16 @@ class Kind:
     def remove(self, origin: str) -> None:
         """Forget everything of one origin."""
         self._entries = {name: entry for name, entry in self._entries.items() if entry.origin != origin}
+        _changed()
+
+    def entries(self, origin: str) -> tuple[Entry, ...]:
+        """Return what is registered of one origin."""
+        return tuple(entry for entry in self._entries.values() if entry.origin == origin)
+
+    def restore(self, entry: Entry) -> None:
+        """Put back what other code has taken the name of since."""
+        self._entries[entry.name] = entry
+        _changed()
 
     def _load(self) -> None:
         for module in _HOMES[self.kind]:
@@ -153,6 +165,17 @@ class Register:
 
 register = Register()
 _origin = "this process"
+_listeners: list[Callable[[], None]] = []
+
+
+def on_change(forget: Callable[[], None]) -> None:
+    """Call `forget` whenever a name comes to mean something else: for caches of what the registry has made."""
+    _listeners.append(forget)
+
+
+def _changed() -> None:
+    for forget in _listeners:
+        forget()
 
 
 @contextmanager

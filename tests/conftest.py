@@ -18,14 +18,19 @@ from kt_ray.config import DatasetConfig, MemberCounts
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.networks import Architecture
 from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.training import compiling
 from kt_ray.zoo.untrained import untrained_zoo
 
 torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ray's token for this user, before there are workers: two that start Ray at once would each write another."""
-    if not hasattr(config, "workerinput") and not (Path.home() / ".ray" / "auth_token").exists():
+    """Before there are workers: the kernels that all share, and the Ray token of this user, which each would write."""
+    if hasattr(config, "workerinput"):
+        return
+    if getattr(config.option, "numprocesses", None):
+        compiling.ensure()
+    if not (Path.home() / ".ray" / "auth_token").exists():
         command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
         subprocess.run(command, capture_output=True, check=False)  # where it cannot, Ray says so when it starts
 

@@ -1,4 +1,4 @@
-"""Files from someone else that mean harm: each is refused with a KTError, quickly, and no code in it runs.
+"""Files from someone else that mean harm: each is refused with a KTError, and no code in it runs.
 
 SECURITY.md says what these tests stand for. The payload of each is a pickle that makes a directory.
 """
@@ -11,7 +11,6 @@ import os
 import pickle
 import sqlite3
 import struct
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,8 +44,6 @@ from kt_ray.zoo.index import encode
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
-LIMIT = 60.0  # seconds; each takes milliseconds on a quiet machine
-
 
 class Payload:
     """Unpickled, makes the directory that it is given."""
@@ -65,10 +62,8 @@ def canary(tmp_path: Path) -> Iterator[Path]:
     pickle.loads(pickle.dumps(Payload(path)))
     assert path.is_dir()
     path.rmdir()
-    began = time.monotonic()
     yield path
     assert not path.exists(), "code from a file was run"
-    assert time.monotonic() - began < LIMIT
 
 
 def torch_zip(canary: Path) -> bytes:

@@ -6,10 +6,9 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from html import escape
 from types import TracebackType
 
-from kt_ray._io.tables import Row, cell, render
+from kt_ray._io.tables import Row, html_table, render, render_facts
 
 
 class Displayed:
@@ -29,31 +28,11 @@ class Displayed:
     def __repr__(self) -> str:
         rows, width = self.display_rows(), shutil.get_terminal_size((120, 24)).columns
         if rows and list(rows[0]) == ["", "value"]:
-            label = max(len(row[""]) for row in rows) + 2
-            table = "\n".join(f"{row['']:<{label}}{cell(row['value'])}" for row in rows)
-        else:
-            table = render(rows, width=width)
-        return f"{self.display_title()}\n\n{table}"
+            return render_facts({row[""]: row["value"] for row in rows}, self.display_title(), width)
+        return render(rows, self.display_title(), width)
 
     def _repr_html_(self) -> str:
         return html_table(self.display_rows(), self.display_title())
-
-
-def html_table(rows: Sequence[Row], title: str | None = None) -> str:
-    """Return `rows`, mappings with the same keys, as an HTML table whose columns are those keys."""
-    columns = list(rows[0]) if rows else []
-    numeric = {name for name in columns if all(isinstance(row.get(name), int | float | None) for row in rows)}
-
-    def line(kind: str, texts: Sequence[str]) -> str:
-        cells = (
-            f'<{kind} style="text-align: {"right" if name in numeric else "left"}">{escape(text)}</{kind}>'
-            for name, text in zip(columns, texts, strict=True)
-        )
-        return f"<tr>{''.join(cells)}</tr>"
-
-    caption = f"<caption>{escape(title)}</caption>" if title else ""
-    body = "".join(line("td", [cell(row.get(name)) for name in columns]) for row in rows)
-    return f"<table>{caption}<thead>{line('th', columns)}</thead><tbody>{body}</tbody></table>"
 
 
 class ProgressLine:

@@ -10,7 +10,8 @@ import typer
 from kt_ray.cli.options import File, Format, Set
 from kt_ray.cli.output import say, show, show_json, show_table
 
-spaces = typer.Typer(help="Study files that ship: list, show, copy.", no_args_is_help=True)
+EXPLAINED = "`kt-ray spaces explain PATH` describes any of these paths"
+spaces = typer.Typer(help="Study files that ship: list, show, copy; what their keys mean.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +42,27 @@ def show_space(file: File, format_: Format = "table") -> None:
         show_json({"name": config.name, "space": rows, "size": size(config.space, config.trial)})
         return
     show_table(rows, config.description.strip() or config.name)
-    say(f"size: {size(config.space, config.trial)}")
+    say(f"size: {size(config.space, config.trial)}\n{EXPLAINED}")
+
+
+@spaces.command("explain")
+def explain(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Of a study file or space: loss.kl, search.pruner, …")],
+    format_: Format = "table",
+) -> None:
+    """Describe a key of study files: type, range, default, meaning and what reads it; of a mapping, its keys too."""
+    from kt_ray._io.tables import render_facts, terminal_width
+    from kt_ray.config.reference import find, section_keys
+
+    keys = find(path)
+    if format_ == "json":
+        show_json([{"path": key.path, **key.facts()} for key in keys])
+        return
+    for key in keys:
+        say(render_facts(key.facts(), key.path, terminal_width()) + "\n")
+        inner = [part for model in key.inner for part in section_keys(key.kinds[0], model)]
+        if inner:
+            show_table([part.row() for part in inner])
 
 
 @spaces.command("copy")
@@ -84,10 +105,10 @@ def validate(
     if format_ == "json":
         show_json(content)
     else:
-        for line in validation.lines():
+        for line in (*validation.lines(), "`kt-ray spaces explain PATH` describes a key of the file"):
             say(line)
         if cluster is not None:
-            show_table([{"node": node.node, **node.resources, **node.versions} for node in cluster.nodes], "cluster")
+            show_table(cluster.rows(), "cluster")
             for problem in cluster.problems:
                 say(problem)
     if cluster is not None and cluster.problems:

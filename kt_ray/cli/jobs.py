@@ -51,7 +51,7 @@ def submit(
 @jobs.command("list")
 def list_jobs(address: Address = None, format_: Format = "table") -> None:
     """List the jobs of kt-ray that the cluster remembers, the newest first."""
-    from kt_ray.jobs import jobs as known
+    from kt_ray.jobs.job import jobs as known
 
     rows = [job.to_dict() for job in known(address)]
     show(rows, rows, format_, "jobs")
@@ -64,7 +64,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """Print what a job has printed."""
-    from kt_ray.jobs import logs as printed
+    from kt_ray.jobs.job import logs as printed
 
     if follow:
         _attend(job, address, detach=False)
@@ -75,7 +75,7 @@ def logs(
 @jobs.command()
 def stop(job: JobId, address: Address = None) -> None:
     """Send a job SIGTERM, on which a search ends in order, and wait until it has."""
-    from kt_ray.jobs import stop as stop_job
+    from kt_ray.jobs.job import stop as stop_job
 
     ended = stop_job(job, address)
     say(f"{job}: {ended.status}\nnext: kt-ray jobs resume {shlex.quote(job)}")
@@ -84,14 +84,14 @@ def stop(job: JobId, address: Address = None) -> None:
 @jobs.command()
 def resume(job: JobId, address: Address = None, detach: Detach = False) -> None:
     """Submit again what a job was: the same study goes on from what it has."""
-    from kt_ray.jobs import resume as resume_job
+    from kt_ray.jobs.job import resume as resume_job
 
     _attend(resume_job(job, address), address, detach)
 
 
 def _attend(job: str, address: str | None, detach: bool) -> None:
     """Follow a job to its end and end as it did; with `detach` or on Ctrl-C say how to come back to it."""
-    from kt_ray.jobs import follow, hint
+    from kt_ray.jobs.job import follow, hint
 
     say(f"job {job}")
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import Format, WorkspaceRoot, Zoo
+from kt_ray.cli.options import Device, Format, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show, show_json, show_table
 
 Model = Annotated[
@@ -58,6 +58,7 @@ def translate(
         int,
         typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
     ] = 100,
+    device: Device = "cpu",
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
@@ -70,9 +71,11 @@ def translate(
     from kt_ray.config import DatasetConfig
     from kt_ray.config import validate as checked
     from kt_ray.data import load_dataset
+    from kt_ray.jobs.device import use_device
     from kt_ray.studies.models import translator_file
     from kt_ray.translation.translate import translate as run
 
+    use_device(device)
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
     if network is not None:
         from kt_ray.errors import ConfigError
@@ -85,7 +88,15 @@ def translate(
             network, parse_options(options), shape, images.classes if images else classes, imagenet
         )
         report = translate_named(
-            request, model, checkpoint, output, hidden, steps=steps, dataset=images, state_dict=state_dict
+            request,
+            model,
+            checkpoint,
+            output,
+            hidden,
+            steps=steps,
+            dataset=images,
+            state_dict=state_dict,
+            device=device,
         )
         if format_ == "json":
             show_json(report.to_dict())
@@ -95,7 +106,7 @@ def translate(
         say(f"read {checkpoint}: {report.checkpoint}")
         say(f"wrote {output}, and {report.builder}, which builds the network that loads it")
         return
-    translation = run(translator_file(model, workspace), checkpoint, output, images, state_dict)
+    translation = run(translator_file(model, workspace), checkpoint, output, images, state_dict, device)
     show(translation.to_dict(), translation.rows(), format_, f"translated in {1000 * translation.seconds:.0f} ms")
     if format_ == "table":
         say(f"read {checkpoint}: {translation.checkpoint}")
@@ -114,6 +125,7 @@ def evaluate(
     fit_steps: Annotated[
         int, typer.Option(min=0, help="Also fit blocks to each member by so many steps: minutes, for comparison.")
     ] = 0,
+    device: Device = "cpu",
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
@@ -125,7 +137,7 @@ def evaluate(
     if output is not None:
         make_output(output)
     loaded, store = api.load(model, workspace), api.open_zoo(zoo, workspace)
-    evaluation = api.evaluate(loaded, store, split="test" if final else "selection", fit_steps=fit_steps)
+    evaluation = api.evaluate(loaded, store, split="test" if final else "selection", fit_steps=fit_steps, device=device)
     written = write_evaluation(evaluation, output) if output is not None else []
     if format_ == "json":
         show_json(evaluation.to_dict())

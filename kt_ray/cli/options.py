@@ -29,4 +29,5 @@ WorkspaceRoot = Annotated[
         help="Where zoos, studies and MLflow's store lie.",
     ),
 ]
+Device = Annotated[str, typer.Option("--device", help="What computes: cpu, or a GPU as torch names it: cuda, cuda:1.")]
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="A table to read, or JSON for programs.")]

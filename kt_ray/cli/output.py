@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from kt_ray._io.tables import Row, render, terminal_width
 from kt_ray.errors import KTError
 
 UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)  # of a standard output that takes nothing
@@ -44,48 +45,17 @@ def show_json(content: Any) -> None:
     say(json.dumps(_plain(content), indent=2, ensure_ascii=False, default=str))
 
 
-def show_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """`rows`, mappings with the same keys, as a table whose columns are those keys."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        say(f"{title}: none" if title else "none")
-        return
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for name in rows[0]:
-        number = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(row.get(name)) for name in rows[0]))
-    if sys.stdout.isatty():
-        Console(markup=False).print(table)
-        return
-    text = io.StringIO()  # a pipe or a log has no width to fold cells into, and no use for blanks at the end of lines
-    Console(file=text, width=1000, markup=False).print(table)
-    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+def show_table(rows: Sequence[Row], title: str | None = None) -> None:
+    """`rows`, mappings with the same keys, as a table whose columns are those keys, as wide as the terminal."""
+    say(render(rows, title, terminal_width()))
 
 
-def show(content: Any, rows: Sequence[Mapping[str, Any]], format_: str, title: str | None = None) -> None:
+def show(content: Any, rows: Sequence[Row], format_: str, title: str | None = None) -> None:
     """`content` as JSON or `rows` as a table, as `--format` says."""
     if format_ == "json":
         show_json(content)
     else:
         show_table(rows, title)
-
-
-def cell(value: Any) -> str:
-    """A value as a table shows it: four significant decimals, `-` for nothing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return str(value)
 
 
 def _plain(content: Any) -> Any:

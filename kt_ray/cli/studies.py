@@ -152,17 +152,35 @@ def status(
     show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
 
 
-def trials(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
-    """List the trials of a study with their state, value and parameters."""
-    from kt_ray.search.summary import trial_rows
+def trials(
+    study: Study,
+    every: Annotated[bool, typer.Option("--all", help="Every column, also where they do not fit.")] = False,
+    workspace: WorkspaceRoot = None,
+    format_: Format = "table",
+) -> None:
+    """List the trials of a study with their state, value and the parameters that vary most, as far as they fit."""
+    from kt_ray._io.tables import fitting, terminal_width
+    from kt_ray.search.summary import trial_rows, varied_parameters
     from kt_ray.studies.workspace import Workspace
 
     rows = trial_rows(Workspace.existing(workspace).study_storage, study)
-    show(rows, rows, format_, f"trials of {study}")
+    width = terminal_width()
+    if every or width is None or not rows or format_ == "json":
+        show(rows, rows, format_, f"trials of {study}")
+        return
+    parameters = varied_parameters(rows)
+    facts = [name for name in rows[0] if name not in parameters]
+    first = [*facts[:3], *(["reason"] if any(row["reason"] for row in rows) else [])]
+    names = fitting(rows, [*first, *parameters, *(name for name in facts if name not in first)], width)
+    show_table([{name: row[name] for name in names} for row in rows], f"trials of {study}")
+    hidden = len(rows[0]) - len(names)
+    if hidden:
+        say(f"`--all` shows {hidden} more columns")
 
 
 def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show the best trial of a study and its parameters."""
+    from kt_ray._io.text import number
     from kt_ray.search.summary import best_trial
     from kt_ray.studies.workspace import Workspace
 
@@ -170,5 +188,5 @@ def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table
     if format_ == "json":
         show_json(trial)
         return
-    say(f"trial {trial['trial']}: {trial['value']:.4f}")
+    say(f"trial {trial['trial']}: {number(trial['value'])}")
     show_table([{"parameter": path, "value": value} for path, value in trial["params"].items()])

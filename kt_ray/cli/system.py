@@ -31,7 +31,7 @@ def ui(
 
 def doctor(
     workspace: WorkspaceRoot = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to look at.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ask every node of this Ray cluster too: host:port.")] = None,
     format_: Format = "table",
 ) -> None:
     """Check versions, devices, Ray, stores and data; exit status 1 where something is broken."""

@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from kt_ray.config.source import Source
 from kt_ray.config.yaml_rules import parse
@@ -61,7 +61,21 @@ def _one_device(gpus: float) -> float:
     return gpus
 
 
-GPUShare = Annotated[float, Field(ge=0), AfterValidator(_one_device)]
+class Resources(Frozen):
+    """The share of a node that a trial or a zoo actor takes."""
+
+    cpus: PositiveFloat = 1.0
+    gpus: Annotated[float, Field(ge=0), AfterValidator(_one_device)] = 0.0
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
+    label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
+
+    @property
+    def demand(self) -> dict[str, float]:
+        """Amounts by the names of Ray's resources; none is 0."""
+        demand = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return {name: amount for name, amount in demand.items() if amount}
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 

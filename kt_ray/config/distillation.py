@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_v
 
 from kt_ray.config.base import Frozen
 from kt_ray.config.study import MODEL_NAME, PRINTABLE, Distribution, Objective, RayConfig, SearchConfig, StorageConfig
-from kt_ray.config.zoo import DatasetConfig, NetworkConfig, PairName
+from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, NetworkConfig, PairName
 
 MethodName = Literal["none", "kd", "at", "ft", "ft+kd"]
 
@@ -38,7 +38,7 @@ class ClassifierConfig(Frozen):
 
 
 class FitConfig(Frozen):
-    """How a network is fitted by SGD; the defaults are Factor Transfer's for CIFAR (its authors' code)."""
+    """Options of a fit by SGD; the defaults are Factor Transfer's for CIFAR (its authors' code)."""
 
     epochs: PositiveInt = 164
     batch_size: PositiveInt = 128
@@ -139,7 +139,7 @@ class FTOptions(LayerOptions):
 
 
 class MethodConfig(Frozen):
-    """What the student learns from besides the labels. `name` picks; each method has its own options."""
+    """The source that the student learns from besides the labels: `name` chooses it, each has its own options."""
 
     name: MethodName = "ft"
     kd: KDOptions = KDOptions()
@@ -168,7 +168,7 @@ class DistillConfig(DistillTrialConfig):
     """A distillation file. Its defaults are Factor Transfer's example: ResNet-56 → ResNet-20 on CIFAR-10."""
 
     kind: Literal["distillation"] = Field("distillation", description="need not be given where there is a `student`")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = Field(pattern=FILE_NAME, max_length=100, description=FILE_NAME_SAYS)
     project: str = Field("kt_ray", pattern=PRINTABLE, max_length=250, description="the MLflow experiment")
     model_name: str = Field(
         "kt-student", pattern=MODEL_NAME, max_length=250, description="the registered model of the student"

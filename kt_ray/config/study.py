@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from kt_ray._io.urls import has_password, in_memory
-from kt_ray.config.base import Frozen, GPUShare
+from kt_ray.config.base import Frozen, Resources
+from kt_ray.config.code import CodeFile
 from kt_ray.config.trial import TrialConfig
-from kt_ray.config.zoo import DatasetConfig, PairName, ZooConfig
+from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, PairName, ZooConfig
 
 LARGEST = 2.0**53  # of a bound: whole numbers above it are not told apart by a float
 STEPS = 1_000_000  # of a stepped range, whose values are counted
@@ -94,18 +95,8 @@ class PrunerConfig(Frozen):
         return self
 
 
-class TrialResources(Frozen):
+class TrialResources(Resources):
     """What one trial takes of a node."""
-
-    cpus: PositiveFloat = 1.0
-    gpus: GPUShare = 0.0
-    resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
-    label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
-
-    @property
-    def demand(self) -> dict[str, float]:
-        """Amounts by the names of Ray's resources."""
-        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
 
     @property
     def devices(self) -> float:
@@ -229,12 +220,13 @@ class StudyConfig(Frozen):
     """A study file: base configuration and search space in one."""
 
     kind: Literal["translation"] = Field("translation", description="need not be given")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = Field(pattern=FILE_NAME, max_length=100, description=FILE_NAME_SAYS)
     project: str = Field("kt_ray", pattern=PRINTABLE, max_length=250, description="the MLflow experiment")
     model_name: str = Field(
         "kt-translator", pattern=MODEL_NAME, max_length=250, description="the registered model of the champion"
     )
     description: str = ""
+    code: tuple[CodeFile, ...] = Field((), description="Python files that register what is used below")
     dataset: DatasetConfig = DatasetConfig()
     pair: PairName = "basic_to_simple"
     zoo: ZooConfig = ZooConfig()

@@ -149,7 +149,7 @@ class TranslatorConfig(Frozen):
 
     @property
     def projects(self) -> bool:
-        """Whether the one-shot block is projected: residual output over it."""
+        """True if the one-shot block is projected: residual output over it."""
         return self.output == "residual" and self.base == "projected"
 
 
@@ -244,7 +244,7 @@ class AugmentationConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """How a translator is trained."""
+    """Options of a translator's training."""
 
     epochs: PositiveInt = Field(20, description="reports; a report is a chance to prune")
     steps_per_epoch: PositiveInt | None = Field(

@@ -16,14 +16,15 @@ from pydantic import (
     model_validator,
 )
 
-from kt_ray.config.base import Frozen, GPUShare
+from kt_ray.config.base import Frozen, Resources
 
 DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
 PairName = Literal["basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_to_attention"]
 Split = Literal["train", "selection", "test"]
 SPLITS: tuple[Split, ...] = ("train", "selection", "test")
 
-
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a study or zoo, whose folder has it
+FILE_NAME_SAYS = "letters, digits, `_`, `.`, `-`; a letter or digit first"
 TORCHVISION = "torchvision:"  # before the name of one of torchvision's datasets
 
 
@@ -180,21 +181,17 @@ class MemberCounts(Frozen):
     brief: NonNegativeInt = Field(0, description="further training members with a briefly trained source, no target")
 
 
-class ActorConfig(Frozen):
+class ActorConfig(Resources):
     """What one zoo actor takes, and how many members it trains at once."""
 
     count: PositiveInt | None = Field(None, description="as many as the cluster bears if unset")
-    cpus: PositiveFloat = 1.0
-    gpus: GPUShare = 0.0
     members_at_once: PositiveInt = 8
-    resources: dict[str, PositiveFloat] = Field(default_factory=dict, description="custom Ray resources")
-    label_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
 
 
 class ZooConfig(Frozen):
     """A zoo: its members, the recipe that trains them, the actors that do it."""
 
-    name: str = Field("zoo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    name: str = Field("zoo", pattern=FILE_NAME, max_length=100, description=FILE_NAME_SAYS)
     seed: int = Field(0, ge=0)
     members: MemberCounts = MemberCounts()
     network: NetworkConfig = NetworkConfig()

@@ -53,32 +53,53 @@ def connected(config: RayConfig) -> Iterator[None]:
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """SIGTERM ends what runs inside in order, with status 143. Ray's own handler, set by `ray.init`, would abort it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with handling(end, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def handling(
+    handler: Callable[[int, FrameType | None], object],
+    *numbers: int,
+    before_exit: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """Call `handler` on the signals `numbers`. Only the main thread gets signals; in another one this does nothing.
+
+    Who sends a signal to a whole process group ends Ray's processes too, and Ray's client would wait a minute for them,
+    in C++, where no Python handler is called. So a thread watches: once Ray has not answered for some seconds after
+    such a signal, it calls `before_exit` and ends this process with status 128 + the signal's number.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        end_if_ray_is_gone(number)
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    threading.Thread(target=_await_signal, args=(reading, numbers, before_exit), daemon=True).start()
+    earlier_wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    earlier = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, former in earlier.items():
+            signal.signal(number, former)
+        signal.set_wakeup_fd(earlier_wakeup)
+        writing.close()  # ends the thread
 
 
-def end_if_ray_is_gone(number: int, before: Callable[[], object] | None = None) -> None:
-    """After signal `number`, end this process once Ray has not answered for some seconds; call `before` before that.
+def _await_signal(reading: socket.socket, numbers: tuple[int, ...], before_exit: Callable[[], object] | None) -> None:
+    """Watch Ray from the first of `numbers` that `signal.set_wakeup_fd` writes to the socket, until that is closed."""
+    with reading:
+        while received := reading.recv(1):
+            if (number := received[0]) in numbers:
+                with suppress(Exception):  # no Ray, or one that is reached by ray://
+                    _watch(ray.get_runtime_context().gcs_address, 128 + number, before_exit)
 
-    Who sends a signal to a whole process group ends Ray's processes too, and Ray's client would wait a minute for them.
-    """
-    with suppress(Exception):  # no Ray, or one that is reached by ray://
-        address = ray.get_runtime_context().gcs_address
-        threading.Thread(target=_watch, args=(address, 128 + number, before), daemon=True).start()
 
-
-def _watch(address: str, status: int, before: Callable[[], object] | None) -> None:
+def _watch(address: str, status: int, before_exit: Callable[[], object] | None) -> None:
     host, _, port = address.rpartition(":")
     silent_since = None
     while ray.is_initialized():
@@ -97,8 +118,8 @@ def _watch(address: str, status: int, before: Callable[[], object] | None) -> No
     last.start()
     logger.warning("Ray's processes are gone; nothing is lost: the same command goes on from here")
     with suppress(Exception):
-        if before is not None:
-            before()
+        if before_exit is not None:
+            before_exit()
     os._exit(status)
 
 
@@ -170,7 +191,7 @@ def _greet(host: str, port: int) -> None:
 
 
 def fitting(demand: Mapping[str, float], labels: Mapping[str, str] | None = None) -> int:
-    """How many of `demand` (Ray resource names to amounts) fit on the living nodes that carry `labels`.
+    """Return how many of `demand` (Ray resource names to amounts) fit on the living nodes that carry `labels`.
 
     Counts whole nodes, busy or not. Raises ResourceError, naming what each node has, where not even one fits.
     """

@@ -1,4 +1,4 @@
-"""The device of a Ray worker: the share of a GPU that Ray gave it, or the CPU."""
+"""The device that a process computes on: the share of a GPU that Ray gave a worker, or the one that a person names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from kt_ray._io.text import first_line
 from kt_ray.errors import ResourceError
 
 logger = logging.getLogger(__name__)
@@ -30,13 +31,36 @@ def open_device(gpus: float) -> str:
             f"Ray gave this worker {gpus:g} GPUs, but torch {torch.__version__} sees none (CUDA_VISIBLE_DEVICES "
             f"{visible}); install a CUDA build of torch and a driver on that node, or ask for `gpus: 0`"
         )
+    _repeat_numbers()
+    if gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)
+    return "cuda"
+
+
+def use_device(name: str) -> str:
+    """Return `name`, a device as torch names it (`cpu`, `cuda`, `cuda:1`), ready for use by this process.
+
+    Numbers are to repeat on it, as on the devices of workers.
+
+    Raises:
+        ResourceError: If torch cannot compute there.
+    """
+    try:
+        torch.empty(0, device=name).cpu()
+    except (AssertionError, RuntimeError) as error:  # the former by a torch without CUDA
+        raise ResourceError(
+            f"device {name!r} cannot be used here ({first_line(error)}); name cpu, or cuda where torch sees a GPU"
+        ) from None
+    _repeat_numbers()
+    return name
+
+
+def _repeat_numbers() -> None:
+    """Turn TF32 off, and let cuDNN use its deterministic algorithms."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    if gpus < 1:
-        torch.cuda.set_per_process_memory_fraction(gpus)
-    return "cuda"
 
 
 def free_memory(device: torch.device | str) -> int:

@@ -159,7 +159,6 @@ def run_trials(driver: SearchDriver, lease: Lease, task: Task, resources: TrialR
 
     Raises whatever error of the study or of MLflow ended the search.
     """
-    demand = {name: amount for name, amount in resources.demand.items() if amount > 0}
     labels = resources.label_selector
     trainable = tune.with_resources(
         tune.with_parameters(
@@ -168,7 +167,7 @@ def run_trials(driver: SearchDriver, lease: Lease, task: Task, resources: TrialR
             gpus=resources.gpus,
             threads=max(1, int(resources.cpus)),
         ),
-        tune.PlacementGroupFactory([demand], bundle_label_selector=[labels] if labels else None),
+        tune.PlacementGroupFactory([resources.demand], bundle_label_selector=[labels] if labels else None),
     )
     directory = make_scratch(".tune-", scratch)
     try:

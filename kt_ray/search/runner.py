@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from kt_ray.config import DistillConfig, SearchConfig, StudyConfig
 from kt_ray.errors import ConfigError
-from kt_ray.jobs.connection import end_if_ray_is_gone, fitting
+from kt_ray.jobs.connection import fitting, handling
 from kt_ray.search.budget import SearchProgress
 from kt_ray.search.driver import SearchDriver, Tracking
 from kt_ray.search.lease import hold_lease
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class SearchWorkspace(Protocol):
-    """Where a search keeps its study, its trials' checkpoints and its temporary files."""
+    """The places of a search's study, its trials' checkpoints and its temporary files."""
 
     @property
     def root(self) -> Path: ...
@@ -43,7 +42,7 @@ class SearchWorkspace(Protocol):
 
 @dataclass(frozen=True)
 class SearchResult:
-    """How a search ended.
+    """The end of a search.
 
     `stopped` names the signal that ended it, `limit` the budget or grid that kept it from having all its trials.
     `translator` is the file of the champion: a translator or a student; `kt_ray.search.retries.select_champion` has
@@ -148,19 +147,11 @@ def _concurrency(search: SearchConfig) -> int:
 @contextmanager
 def _stopping_on_signals(driver: SearchDriver, abandon: Callable[[], None]) -> Iterator[None]:
     """Let SIGINT and SIGTERM stop the search in order, and a second one at once. Only the main thread gets signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if driver.stopped is not None:
             raise KeyboardInterrupt
         driver.stop(signal.Signals(number).name)
-        end_if_ray_is_gone(number, abandon)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(handle, signal.SIGINT, signal.SIGTERM, before_exit=abandon):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

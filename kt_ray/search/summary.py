@@ -1,10 +1,11 @@
-"""What a study holds, read from its storage alone: also while another process searches."""
+"""A study's content, read from its storage alone: also while another process searches."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ from kt_ray.search.retries import (
     violated_constraints,
 )
 from kt_ray.search.storage import open_storage, study_names
+
+LAST_FACT = "reason"
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,31 @@ def summaries(url: str, name: str | None = None) -> list[StudySummary]:
 
 def trial_rows(url: str, name: str) -> list[dict[str, Any]]:
     """One row a trial (a lineage): number, state, objectives, epochs, tries, device-hours, reason, parameters."""
-    study = load_study(url, name)
+    return rows_of(load_study(url, name))
+
+
+def rows_of(study: optuna.Study) -> list[dict[str, Any]]:
+    """Return one row a trial, as `trial_rows` does."""
     last = lineages(study.get_trials(deepcopy=False))
     return [row(study, lineage, trial, _paths(last.values())) for lineage, trial in sorted(last.items())]
 
 
+def varied_parameters(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the parameters of trials, those with the most different values first; of as many, the widest spread."""
+    names = list(rows[0])
+    parameters = names[names.index(LAST_FACT) + 1 :]
+
+    def variation(path: str) -> tuple[int, float]:
+        values = [row[path] for row in rows if row[path] is not None]
+        numbers = [float(value) for value in values if isinstance(value, int | float)]
+        mean = statistics.fmean(map(abs, numbers)) if numbers else 0.0
+        return len(set(values)), statistics.pstdev(numbers) / mean if mean else 0.0
+
+    return sorted(parameters, key=variation, reverse=True)
+
+
 def row(study: optuna.Study, lineage: int, trial: FrozenTrial, paths: Sequence[str]) -> dict[str, Any]:
-    """A trial as a row of a table; `paths` are the parameters it shows."""
+    """Return a trial as a row of a table, in which the parameters `paths` follow `LAST_FACT`."""
     search = search_of(study)
     names = search.get("metrics", [])
     values = _values(trial)
@@ -140,7 +161,7 @@ def row(study: optuna.Study, lineage: int, trial: FrozenTrial, paths: Sequence[s
         "tries": 1 + len(retries_of(trial)),
         "seconds": seconds,
         "device_hours": None if seconds is None else seconds * search.get("devices", 1.0) / 3600,
-        "reason": trial.user_attrs.get(REASON) if trial.state is TrialState.FAIL else None,
+        LAST_FACT: trial.user_attrs.get(REASON) if trial.state is TrialState.FAIL else None,
         **{path: trial.params.get(path) for path in paths},
     }
 
@@ -181,16 +202,22 @@ def best_trial(url: str, name: str) -> dict[str, Any]:
 def pareto_rows(url: str, name: str) -> list[dict[str, Any]]:
     """The trials within the constraints that no other beats in every objective, as rows; the best first one first."""
     study = load_study(url, name)
-    front = [trial for trial in study.best_trials if trial.state is TrialState.COMPLETE]
-    if not front:
+    rows = front_of(study)
+    if not rows:
         raise no_champion(study)
+    return rows
+
+
+def front_of(study: optuna.Study) -> list[dict[str, Any]]:
+    """Return the rows of `pareto_rows`, none if no trial is complete."""
+    front = [trial for trial in study.best_trials if trial.state is TrialState.COMPLETE]
     rows = [row(study, lineage_of(trial), trial, _paths(front)) for trial in front]
     falling = study.directions[0] is StudyDirection.MAXIMIZE
     return sorted(rows, key=lambda entry: float(entry["value"]), reverse=falling)
 
 
 def importance_rows(url: str, name: str, objective: int = 0) -> list[dict[str, Any]]:
-    """How much of an objective's variance each parameter explains (Optuna's default evaluator), most first.
+    """Return the share of an objective's variance that each parameter explains (Optuna's evaluator), most first.
 
     Parameters that only some trials have are left out. Raises StudyError for fewer than two complete trials.
     """

@@ -5,6 +5,7 @@ Everything here is thin: settings are checked by the models of `kt_ray.config`, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from kt_ray._io.text import duration
 from kt_ray.config import DatasetConfig, RayConfig, Split, TrialConfig, ZooConfig, validate
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
+from kt_ray.jobs.device import use_device
 from kt_ray.networks import State
 from kt_ray.networks.checkpoint import read_state, write_state
 from kt_ray.studies import zoos
@@ -174,6 +176,7 @@ def train(
     Raises:
         ConfigError: If a setting is unknown or out of its range.
         ZooError: If the zoo has no training or selection member that can be used, or was trained on other images.
+        ResourceError: If torch cannot compute on `device`.
 
     Example:
         >>> import kt_ray as kt
@@ -187,7 +190,7 @@ def train(
 
     config = validate(TrialConfig, {"seed": seed, **settings}, "train")
     members, images = _zoo_and_dataset(zoo, dataset)
-    training = TranslatorTraining(config, members, images, device)
+    training = TranslatorTraining(config, members, images, use_device(device))
     history: list[dict[str, float]] = []
     with ProgressLine(progress) as line:
         while not training.finished:
@@ -235,6 +238,7 @@ def evaluate(
     *,
     split: Split = "selection",
     fit_steps: int = 0,
+    device: str | None = None,
 ) -> Evaluation:
     """Measure the accuracy of a zoo's held-out networks with translated blocks, beside baselines.
 
@@ -244,6 +248,7 @@ def evaluate(
         dataset: The images that the zoo was trained on; those of `zoo.json` if None.
         split: Which members, on which images: `selection`, or `test` for a final table, once.
         fit_steps: Also fit a block to each member by so many optimiser steps, with and without data; 0 for none.
+        device: As torch names it; the translator's if None.
 
     Returns:
         A table with a row for each kind of block: accuracies in [0, 1], the share of images on which a network predicts
@@ -252,6 +257,7 @@ def evaluate(
     Raises:
         CheckpointError: If the translator cannot serve the zoo's networks.
         ZooError: If the zoo has no member of `split`, or was trained on other images.
+        ResourceError: If torch cannot compute on `device`.
 
     Example:
         >>> import kt_ray as kt
@@ -264,8 +270,9 @@ def evaluate(
     from kt_ray.translation.evaluation import evaluate as evaluate_translator
 
     loaded = translator if isinstance(translator, LoadedTranslator) else load(translator)
+    network = loaded.translator if device is None else copy.deepcopy(loaded.translator).to(use_device(device))
     members, images = _zoo_and_dataset(zoo, dataset)
-    network = loaded.translator.for_architecture(members.architecture)
+    network = network.for_architecture(members.architecture)
     return evaluate_translator(network, members, images, members=split, images=split, fit_steps=fit_steps)
 
 
@@ -293,7 +300,7 @@ class TranslatedNetwork(Displayed):
 
     def display_title(self) -> str:
         """Return pair and time."""
-        return f"{self.report.pair}, translated in {1000 * self.report.seconds:.0f} ms"
+        return self.report.display_title()
 
     def display_rows(self) -> list[dict[str, Any]]:
         """Return parameters, multiply-adds and accuracy, before and after."""
@@ -305,6 +312,7 @@ def translate(
     network: nn.Module | Mapping[str, Tensor] | str | Path,
     *,
     dataset: Dataset | None = None,
+    device: str = "cpu",
 ) -> TranslatedNetwork:
     """Write the small network that a translator makes of a large one.
 
@@ -313,12 +321,14 @@ def translate(
         network: A module, its `state_dict`, or the file of one (safetensors, or `.pth` that torch reads without running
             code). Names and shapes are those of the networks that the translator was trained for.
         dataset: Measures accuracy on its test images before and after, if given.
+        device: As torch names it; the small network's tensors are on the CPU.
 
     Returns:
         The named tensors of the whole small network, float32, and what they cost and give.
 
     Raises:
         CheckpointError: If the network does not fit the translator, holds NaN or infinity, or cannot be read.
+        ResourceError: If torch cannot compute on `device`.
 
     Example:
         >>> import kt_ray as kt
@@ -342,7 +352,7 @@ def translate(
             checkpoint = Path(network)
         else:
             write_state(checkpoint, _state_of(network))
-        report = translate_file(model, checkpoint, output, dataset)
+        report = translate_file(model, checkpoint, output, dataset, device=use_device(device))
         return TranslatedNetwork(read_state(output), report)
 
 

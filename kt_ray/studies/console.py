@@ -1,4 +1,4 @@
-"""What a long command tells while it works: a live table on a terminal, plain lines elsewhere."""
+"""The output of a long command while it works: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from kt_ray._io.tables import render
 from kt_ray._io.text import duration, number
 from kt_ray.translation.evaluation import Evaluation
 
@@ -49,7 +50,7 @@ class Narrator:
             self.say("interrupted; nothing is lost: the same command goes on from here")
 
     def say(self, text: str = "") -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(text)
 
     def settle(self) -> None:
@@ -60,7 +61,7 @@ class Narrator:
         self._last_line, self._last_done = 0.0, -1
 
     def building(self, progress: BuildProgress) -> None:
-        """How far a zoo is."""
+        """Show the progress of a zoo."""
         self._move(
             "zoo",
             progress.done,
@@ -75,13 +76,13 @@ class Narrator:
         )
 
     def fitting(self, progress: Progress) -> None:
-        """How far the training of a teacher, paraphraser or student is."""
+        """Show the progress of the training of a teacher, paraphraser or student."""
         cells = {"epoch": f"{progress.epoch} of {progress.epochs}"}
         cells |= {name: number(progress.metrics[name]) for name in ("loss", "accuracy") if name in progress.metrics}
         self._move(progress.stage, progress.epoch, progress.epochs, cells)
 
     def searching(self, progress: SearchProgress) -> None:
-        """How far a search is."""
+        """Show the progress of a search."""
         best = ", ".join(f"{path}={number(value)}" for path, value in (progress.best_params or {}).items())
         self._move(
             "search",
@@ -98,31 +99,28 @@ class Narrator:
         )
 
     def result(self, result: Evaluation | Distillation) -> None:
-        """The table of what a study came to."""
+        """Print the table of a study's result."""
         if isinstance(result, Evaluation):
             self.evaluation(result.to_dict())
         else:
             self.say(result.to_markdown())
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """The table of an evaluation, a row a kind of block."""
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            collapse_padding=True,
-            title=f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
-            f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block",
-            title_justify="left",
+        """Print the table of an evaluation, a row for each kind of block."""
+        title = (
+            f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
+            f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block"
         )
-        for name in ("block", "mean", "min", "max", "agreement", "parameters", "multiply-adds", "ms a block"):
-            table.add_column(name, justify="left" if name == "block" else "right")
-        for row in evaluation["rows"]:
-            table.add_row(
-                row["name"],
-                *(f"{row[key]:.4f}" for key in ("mean", "min", "max", "agreement")),
-                *(f"{row[key]:,}" for key in ("parameters", "multiply_adds")),
-                "-" if row["seconds"] is None else f"{1000 * row['seconds']:.2f}",
-            )
-        self.console.print(table)
+        rows = [
+            {
+                "block": row["name"],
+                **{name: row[name] for name in ("mean", "min", "max", "agreement", "parameters")},
+                "multiply-adds": row["multiply_adds"],
+                "ms a block": None if row["seconds"] is None else 1000 * row["seconds"],
+            }
+            for row in evaluation["rows"]
+        ]
+        self.say(render(rows, title, self.console.width))
 
     def _move(self, stage: str, done: int, total: int, cells: Mapping[str, str]) -> None:
         if self.console.is_terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
 from kt_ray.distillation.probe import try_batch
-from kt_ray.distillation.stages import Progress, Stages
-from kt_ray.distillation.task import StudentTask, choices, prepare
+from kt_ray.distillation.stages import Progress, Report, Stages
+from kt_ray.distillation.task import Shared, StudentTask, choices, prepare
+from kt_ray.jobs.remote import run_remotely
 from kt_ray.networks import State
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
@@ -78,8 +80,8 @@ class DistillationStudy:
         params = {"method": config.method.name, "dataset": dataset.name}
         self.run = tracker.study_run(config.name, params, identity)
         # Every node of a cluster sees the checkpoints' directory; studies share teachers and paraphrasers.
-        gpu = config.search.resources.gpus if config.space else torch.cuda.is_available()
         cache = Cache(Path(self.workspace.checkpoints("distillation")))
+        gpu = torch.cuda.is_available() and (not config.space or config.search.resources.gpus > 0)
         self.stages = Stages(cache, dataset, "cuda" if gpu else "cpu", self._report)
         return f"a student of {config.teacher.network.family} by {config.method.name} on {dataset.name}" + (
             f", {config.search.trials} trials" if config.space else ""
@@ -92,9 +94,14 @@ class DistillationStudy:
         self.tracker.log(self.run, metrics, progress.epoch)
 
     def prepare(self, build: bool) -> StudentTask:
-        """Train, or read, the teacher and the paraphrasers that the space can ask for."""
+        """Train, or read, the teacher and the paraphrasers that the space can ask for, where a trial would run."""
+        demand = self.demands["trials"]
+        untested = dataclasses.replace(self.dataset, test=self.dataset.test.take(slice(0)))
+        stages = dataclasses.replace(self.stages, dataset=untested, report=None)
         with self.tracker.ending(self.run):
-            task = StudentTask(prepare(self.config, self.stages), self.dataset)
+            demand.fitting()
+            shared = run_remotely(_prepare, demand.amounts, demand.labels, self._report, self.config, stages)
+        task = StudentTask(shared, self.dataset)
         self.narrator.settle()
         self._shared = task.fingerprint
         return task
@@ -153,6 +160,10 @@ class DistillationStudy:
             metrics={"test_accuracy": accuracy},
             trained={row.name: row.accuracy for row in found.rows},
         )
+
+
+def _prepare(device: str, report: Report, config: DistillConfig, stages: Stages) -> Shared:
+    return prepare(config, dataclasses.replace(stages, device=device, report=report))
 
 
 class Classifier(nn.Module):

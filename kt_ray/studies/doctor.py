@@ -1,10 +1,10 @@
-"""What of this machine and workspace works, and what to do about what does not."""
+"""Checks of this machine and workspace, with advice for each that fails."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, Literal, get_args
@@ -38,7 +38,7 @@ def examine(workspace: Workspace, address: str | None = None) -> Iterator[Check]
         yield _attempt(package, lambda package=package: metadata.version(package))  # type: ignore[misc]
     yield Check("cpu", "ok", f"{os.cpu_count()} cores, {_torch_threads()} torch threads in this process")
     yield _cuda()
-    yield _attempt("ray", lambda: _ray(address))
+    yield from _ray(workspace, address or os.environ.get("RAY_ADDRESS"))
     if workspace.present:
         yield _attempt("workspace", lambda: str(Workspace.open(workspace.root, workspace.storage).root))
         yield _attempt("study storage", lambda: _study_storage(workspace))
@@ -73,15 +73,30 @@ def _cuda() -> Check:
     return Check("cuda", "ok", ", ".join(names))
 
 
-def _ray(address: str | None) -> str:
+def _ray(workspace: Workspace, address: str | None) -> Iterator[Check]:
+    """Ray; of the cluster at `address`, if one is given, each node too, which must reach the workspace's storages."""
     import ray
 
     from kt_ray.jobs.connection import connected
+    from kt_ray.studies.cluster_check import check_nodes, storages_of
 
-    with connected(RayConfig(address=address)):
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    shown = ", ".join(f"{name} {resources[name]:g}" for name in ("CPU", "GPU") if name in resources)
-    return f"{'at ' + address if address else 'starts here'}: {shown}"
+    try:
+        with connected(RayConfig(address=address)):
+            place = f"at {address}" if address else "starts here"
+            yield Check("ray", "ok", f"{place}: {_amounts(ray.cluster_resources())}")  # type: ignore[no-untyped-call]
+            if address:
+                found = check_nodes(storages_of(workspace) if workspace.present else {})
+                for node in found.nodes:
+                    detail = [_amounts(node.resources), *map(" ".join, node.versions.items()), node.gpu]
+                    yield Check(f"node {node.node}", "ok", ", ".join(filter(None, detail)))
+                for problem in found.problems:
+                    yield Check("cluster", "broken", problem)
+    except KTError as error:
+        yield Check("ray", "broken", str(error))
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {resources[name]:g}" for name in ("CPU", "GPU") if name in resources)
 
 
 def _study_storage(workspace: Workspace) -> str:

@@ -1,4 +1,4 @@
-"""What one node tells about itself: versions, and whether it reaches and can write every storage."""
+"""Checks that run on one node: its versions, and whether it reaches and can write every storage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from urllib.request import Request, urlopen
 import kt_ray
 from kt_ray._io.text import first_line
 from kt_ray.errors import KTError
+from kt_ray.jobs.device import open_device
 
 SECONDS = 10.0
 GPU_SECONDS = 60.0  # for a process that imports torch
@@ -60,6 +62,27 @@ def gpu_problems(counted: float) -> list[str]:
         f"Ray counts {counted:g} GPUs, torch {version('torch')} sees {seen}: install a CUDA build of torch and a "
         "driver there, or start that node with fewer --num-gpus"
     ]
+
+
+def use_gpu(share: float) -> str:
+    """Compute on the GPU of which Ray gave this worker a `share`; return what it is and which versions drive it.
+
+    Raises ResourceError if torch sees none, and whatever CUDA raises.
+    """
+    import torch
+
+    torch.ones(1, device=open_device(share)).sum().item()
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, driver {_driver()}"
+
+
+def _driver() -> str:
+    """Return the version of NVIDIA's driver."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"\d+\.\d+(\.\d+)?", text)
+    return found[0] if found else "unknown"
 
 
 def problems(storages: Mapping[str, str], shared: Set[str] = frozenset(), marker: str = "") -> list[str]:
@@ -111,7 +134,7 @@ def mark(storages: Mapping[str, str], marker: str) -> list[Path]:
 
 
 def _probe(place: str, marker: str | None) -> str | None:
-    """What is wrong with `place`; None if nothing is. May raise whatever the store's own library raises."""
+    """Return the fault of `place`; None if it has none. May raise whatever the store's own library raises."""
     scheme = urlsplit(place).scheme
     if scheme in ("http", "https"):
         return _probe_mlflow(place)

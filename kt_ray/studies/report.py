@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kt_ray.errors import ConfigError
-from kt_ray.search.summary import load_study, summarise
+from kt_ray.search.summary import load_study
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.report import write_report
 
@@ -20,10 +20,9 @@ def study_report(
     Raises StudyError where there is no such study, ConfigError where the page cannot be written.
     """
     found = load_study(workspace.study_storage, study)
-    facts = {name: value for name, value in summarise(found).row().items() if value is not None}
     path = output or workspace.study_directory(study) / "report.html"
     try:
-        return write_report(path, found, evaluation, facts)
+        return write_report(path, found, evaluation)
     except OSError as error:
         advice = "name another --output" if output else "make room or mend its directory, then run the command again"
         raise ConfigError(f"{path} cannot be written: {error.strerror}; {advice}") from None

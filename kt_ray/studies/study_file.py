@@ -19,6 +19,7 @@ from kt_ray.config import (
     validate,
     validate_source,
 )
+from kt_ray.config.reference import MODELS
 from kt_ray.config.study import SearchConfig
 from kt_ray.config.trial import METRICS
 from kt_ray.errors import ConfigError, StudyError
@@ -29,7 +30,6 @@ from kt_ray.studies.workspace import Workspace, read_json
 
 Config: TypeAlias = StudyConfig | DistillConfig
 Kind = Literal["translation", "distillation"]
-MODELS: dict[str, type[Config]] = {"translation": StudyConfig, "distillation": DistillConfig}
 FILE = "study.json"
 OLD_DISTILLATION = "distill.json"  # where releases before there was one runner kept that of a distillation
 COMMANDS = {"translation": "kt-ray run", "distillation": "kt-ray distill"}

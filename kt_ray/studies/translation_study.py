@@ -57,10 +57,9 @@ class TranslationStudy:
     def demands(self) -> Mapping[str, Demand]:
         """Trials and the actors that build the zoo."""
         actors, search = self.config.zoo.actors, self.config.search
-        amounts = {"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}
         trial = search.resources
         return {
-            "zoo actors": Demand(amounts, actors.label_selector, actors.count),
+            "zoo actors": Demand(actors.demand, actors.label_selector, actors.count),
             "trials": Demand(trial.demand, trial.label_selector, search.concurrency),
         }
 
@@ -75,7 +74,7 @@ class TranslationStudy:
         return parameter_count(training.translator), metrics["loss"]
 
     def unchanged(self) -> bool:
-        """Whether the zoo lacks no member."""
+        """Return whether the zoo has every member."""
         try:
             return not self.store.missing(self.config.zoo)
         except ZooError:  # damaged: building it mends it

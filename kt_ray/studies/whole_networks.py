@@ -30,7 +30,7 @@ FITTED = 4  # the least squares read a part of the probes, one of so many
 
 @dataclass(frozen=True)
 class NetworkRequest:
-    """Which network a checkpoint holds: its name, options, image shape (C, H, W), classes, and normalisation."""
+    """The network of a checkpoint: its name, options, image shape (C, H, W), classes, and normalisation."""
 
     name: str
     options: Mapping[str, Any]
@@ -65,6 +65,7 @@ def translate_named(
     steps: int = Fitting.network_steps,
     dataset: Dataset | None = None,
     state_dict: str | None = None,
+    device: str = "cpu",
     progress: Callable[[SiteReport], None] | None = None,
 ) -> NetworkTranslation:
     """Translate all residual blocks of the network in `checkpoint` on `probes`: shapes, strokes or mixture:DATASET.
@@ -90,6 +91,7 @@ def translate_named(
         fitting=fitting,
         dataset=dataset,
         state_dict=state_dict,
+        device=device,
         progress=progress,
     )
 

@@ -238,12 +238,12 @@ def _device(members: Mapping[str, Tensor]) -> torch.device:
 
 
 def _is_kernel(value: Tensor) -> bool:
-    """Whether this is a stack of 3×3 kernels."""
+    """Return whether this is a stack of 3×3 kernels."""
     return value.ndim == 5 and value.shape[-1] > 1
 
 
 def _is_weight(value: Tensor) -> bool:
-    """Whether this is a stack of matrices or kernels, and not of biases or of BN's vectors."""
+    """Return whether this is a stack of matrices or kernels, and not of biases or of BN's vectors."""
     return value.ndim > 2
 
 

@@ -1,4 +1,4 @@
-"""What a translator is compared with. Every function returns a stack of target blocks, one for each member."""
+"""Baselines of a translator. Every function returns a stack of target blocks, one for each member."""
 
 from __future__ import annotations
 

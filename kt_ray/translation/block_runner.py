@@ -98,18 +98,18 @@ class Surroundings:
         return torch.baddbmm(self.linear_bias[..., None], self.linear, rectified).transpose(1, 2)
 
     def last_inputs(self, block: State) -> Tensor:
-        """What the last layer of a stack of target blocks reads, [B, F, L·N], a unit's features beside each other."""
+        """Return the inputs of the last layer of a stack of target blocks, [B, F, L·N], unit after unit."""
         if type(self.target) is SimpleBlock:
             return unfold(self.hidden(block), READ_STRIDE)
         features = stacked.forward(_LastInputs(self.target), stacked.join(block=block), self.inputs)  # [B, N, F, L]
         return features.movedim(1, -1).flatten(2)
 
     def _response(self, block: Mapping[str, Tensor]) -> Tensor:
-        """What a block of two 3×3 convolutions, with or without biases, adds to its input: [B, C, L·N]."""
+        """Return what a block of two 3×3 convolutions, with or without biases, adds to its input: [B, C, L·N]."""
         return self.response(unfold(self.hidden(block), READ_STRIDE), block)
 
     def response(self, features: Tensor, block: Mapping[str, Tensor]) -> Tensor:
-        """What such a block's last layer makes of `features` [B, H·9, L·N]: [B, C, L·N]."""
+        """Return what such a block's last layer makes of `features` [B, H·9, L·N]: [B, C, L·N]."""
         kernels = block["conv2.weight"].flatten(2)
         if "conv2.bias" in block:
             return torch.baddbmm(block["conv2.bias"][..., None], kernels, features)
@@ -144,7 +144,7 @@ def unfold(x: Tensor, stride: int) -> Tensor:
 
 
 def fold_patches(patches: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
-    """The transpose of `unfold`: patches added up where they came from, in maps of `shape`, (B, C, H, W, N)."""
+    """Return maps of `shape`, (B, C, H, W, N), with patches added up where they came from: the transpose of `unfold`."""
     maps: Tensor = _Fold.apply(patches, stride, torch.Size(shape))
     return maps
 

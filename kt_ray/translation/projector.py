@@ -109,7 +109,7 @@ def _moments(values: Tensor) -> Tensor:
 
 
 def _response(fits: Fits, number: int, features: Tensor, hidden: int) -> Tensor:
-    """What the last layer of the fit `number` of each member makes of features [B, F, S]: [B, C, S]."""
+    """Return the outputs [B, C, S] of the last layer of the fit `number` of each member for features [B, F, S]."""
     return _last_layers(fits, hidden)[:, number] @ features
 
 

@@ -223,7 +223,7 @@ def _curved(
 
 
 class Change(nn.Module):
-    """What is learned about steps: an axial layer over the tokens of target and source, the same one at every step.
+    """The learned part of a step: an axial layer over the tokens of target and source, the same one at every step.
 
     Tokens [B, K + H, C, width] are carried from step to step. What it adds to Adam's direction is nothing at first.
     """

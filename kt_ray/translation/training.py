@@ -64,7 +64,7 @@ class TranslatorTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether every epoch is done, or patience has run out."""
+        """True if every epoch is done, or patience has run out."""
         settings = self.config.training
         return self.epoch >= settings.epochs or (settings.patience is not None and self.stale >= settings.patience)
 
@@ -191,7 +191,7 @@ class TranslatorTraining:
             setattr(self, name, given[name])
 
     def _of_this_trial(self, config: str) -> bool:
-        """Whether `config`, as a checkpoint has it, is this trial's; options it does not know have their defaults."""
+        """Return whether `config`, a checkpoint's, is this trial's; options that it lacks have their defaults."""
         try:
             return TrialConfig.model_validate_json(config) == self.config
         except ValidationError:

@@ -3,64 +3,31 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from kt_ray._io.display import Displayed
 from kt_ray.config import NetworkConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import State, stacked
 from kt_ray.networks.checkpoint import find_network, network_state, write_state
-from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation.checkpoint import load_translator
+from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
 from kt_ray.translation.translator import Translator
-from kt_ray.zoo.training.objectives import accuracy
 
 
-@dataclass(frozen=True, repr=False)
-class Translation(Displayed):
-    """What a translation wrote. Accuracies are on the test images of the dataset that was named, if one was."""
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Translation(TranslationReport):
+    """The result of translating one block."""
 
-    output: str
-    checkpoint: str  # what was found in the file
     translator: str
     pair: str
-    seconds: float
-    parameters_before: int
-    parameters_after: int
-    multiply_adds_before: int
-    multiply_adds_after: int
-    dataset: str | None = None
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
     def display_title(self) -> str:
         """Return pair and time."""
         return f"{self.pair}, translated in {1000 * self.seconds:.0f} ms"
-
-    def display_rows(self) -> list[dict[str, Any]]:
-        """Return `rows()`."""
-        return self.rows()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """For a table: before and after, a row a quantity."""
-        rows: list[dict[str, Any]] = [
-            {"": "parameters", "before": self.parameters_before, "after": self.parameters_after},
-            {"": "multiply-adds", "before": self.multiply_adds_before, "after": self.multiply_adds_after},
-        ]
-        if self.dataset is not None:
-            name = f"accuracy on {self.dataset} test images"
-            rows.append({"": name, "before": self.accuracy_before, "after": self.accuracy_after})
-        return rows
 
 
 def translate(
@@ -81,7 +48,7 @@ def translate(
     not, or if `output` is not safetensors, is one of the two or cannot be written, or `dataset` has images of
     another shape.
     """
-    _check_output(output, translator_file, checkpoint)
+    check_output(output, translator_file, checkpoint)
     loaded = load_translator(translator_file)
     trained = loaded.architecture
     if dataset is not None and dataset.image_shape != trained.image_shape:
@@ -101,36 +68,19 @@ def translate(
     block = _translated(translator, before)
     seconds = time.perf_counter() - start
     after = found.in_dtype(stacked.surroundings(found.state) | stacked.join(block=block))
-    for name, value in stacked.part(after, "block").items():
-        if not value.isfinite().all():
-            raise CheckpointError(
-                f"the block translated from {checkpoint} holds NaN or infinity in {name}: nothing is written; check "
-                "that the network works"
-            )
+    check_finite("block", checkpoint, stacked.part(after, "block"))
     write_state(output, found.renamed(after), {"pair": architecture.pair, "made_by": "kt_ray"})
-    after = {name: value.float() for name, value in after.items()}
     source, target = architecture.source_network(), architecture.target_network()
+    source.load_state_dict(before, strict=False)
+    target.load_state_dict(after, strict=False)
     return Translation(
         output=str(output),
         checkpoint=str(found),
         translator=str(translator_file),
         pair=architecture.pair,
         seconds=seconds,
-        parameters_before=parameter_count(source),
-        parameters_after=parameter_count(target),
-        multiply_adds_before=multiply_adds(source, architecture.image_shape),
-        multiply_adds_after=multiply_adds(target, architecture.image_shape),
-        dataset=dataset.name if dataset else None,
-        accuracy_before=_accuracy(source, before, dataset, device) if dataset else None,
-        accuracy_after=_accuracy(target, after, dataset, device) if dataset else None,
+        **measured(source, target, architecture.image_shape, dataset, device),
     )
-
-
-def _check_output(output: Path, *inputs: Path) -> None:
-    if output.suffix != ".safetensors":
-        raise CheckpointError(f"output {output} must end in .safetensors")
-    if output.resolve() in [path.resolve() for path in inputs]:
-        raise CheckpointError(f"output {output} is a file that is read and would be lost; name another --output")
 
 
 def _widths(state: State, trained: NetworkConfig) -> NetworkConfig:
@@ -151,10 +101,3 @@ def _translated(translator: Translator, network: State) -> State:
     device = next(translator.parameters()).device
     stack = {name.removeprefix("block."): value.unsqueeze(0).to(device) for name, value in network.items()}
     return {name: value[0].cpu() for name, value in translator(stack).items()}
-
-
-@torch.no_grad()
-def _accuracy(network: nn.Module, state: State, dataset: Dataset, device: str) -> float:
-    """The share of the test images that `network` with the values of `state` gets right."""
-    stack = {name: value.unsqueeze(0).to(device) for name, value in state.items()}
-    return float(accuracy(network, stack, dataset.test.to(device)))

@@ -4,57 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kt_ray._io.display import Displayed
 from kt_ray._io.files import write_whole
 from kt_ray._io.text import first_line
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
-from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation.narrowing import builder_text, hidden_widths, narrowed, residual_sites
+from kt_ray.translation.report import Preprocessing, TranslationReport, check_finite, check_output, measured
 from kt_ray.translation.whole_network import Fitting, SiteReport, translate_blocks
 
-Preprocessing = Callable[[Tensor], Tensor]
 
+@dataclass(frozen=True, repr=False, kw_only=True)
+class NetworkTranslation(TranslationReport):
+    """The result of translating all blocks; `agreement` is the share of the probes on which both networks predict
+    the same."""
 
-@dataclass(frozen=True, repr=False)
-class NetworkTranslation(Displayed):
-    """What was written. Accuracies are on the test images of the dataset that was named, if one was; `agreement` is the
-    share of the probes on which both networks predict the same."""
-
-    output: str
     builder: str
-    checkpoint: str  # what was found in the file
     sites: list[SiteReport]
     agreement: float
-    seconds: float
     peak_mib: float
-    parameters_before: int
-    parameters_after: int
-    multiply_adds_before: int
-    multiply_adds_after: int
-    dataset: str | None = None
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
     def display_title(self) -> str:
         """Return number of blocks and time."""
         return f"{len(self.sites)} blocks, translated in {self.seconds:.1f} s"
 
-    def display_rows(self) -> list[dict[str, Any]]:
-        """Return `rows()`."""
-        return self.rows()
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each quantity of the whole network, before and after."""
+        rows = super().rows()
+        return [*rows[:2], {"": "agreement on probes", "before": 1.0, "after": self.agreement}, *rows[2:]]
 
     def site_rows(self) -> list[dict[str, Any]]:
         """Return a row for each block; "missed" is the share of its output's variance that is missed on the probes."""
@@ -69,18 +53,6 @@ class NetworkTranslation(Displayed):
             for site in self.sites
         ]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each quantity of the whole network, before and after."""
-        rows: list[dict[str, Any]] = [
-            {"": "parameters", "before": self.parameters_before, "after": self.parameters_after},
-            {"": "multiply-adds", "before": self.multiply_adds_before, "after": self.multiply_adds_after},
-            {"": "agreement on probes", "before": 1.0, "after": self.agreement},
-        ]
-        if self.dataset is not None:
-            name = f"accuracy on {self.dataset} test images"
-            rows.append({"": name, "before": self.accuracy_before, "after": self.accuracy_after})
-        return rows
-
 
 def translate_network(
     network: nn.Module,
@@ -93,6 +65,7 @@ def translate_network(
     fitting: Fitting | None = None,
     dataset: Dataset | None = None,
     state_dict: str | None = None,
+    device: str = "cpu",
     progress: Callable[[SiteReport], None] | None = None,
 ) -> NetworkTranslation:
     """Write the network in `checkpoint` with `share` of the hidden units of each residual block.
@@ -110,6 +83,7 @@ def translate_network(
         fitting: How blocks are fitted; the defaults if None.
         dataset: Measures accuracy on its test images before and after, if given.
         state_dict: Which of several networks of the file.
+        device: What computes, as torch names it.
         progress: Called after each block.
 
     Returns:
@@ -119,16 +93,13 @@ def translate_network(
         CheckpointError: If the file cannot be read safely, does not fit the network or is not finite, the network has
             no residual blocks, or the output is not safetensors, would replace the checkpoint, or cannot be written.
     """
-    builder = output.with_suffix(".py")
-    if output.suffix != ".safetensors":
-        raise CheckpointError(f"output {output} must end in .safetensors")
-    if checkpoint.resolve() in (output.resolve(), builder.resolve()):
-        raise CheckpointError(f"output {output} is a file that is read and would be lost; name another --output")
+    check_output(output, checkpoint)
     if not 0 < share <= 1:
         raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
     found = find_network(checkpoint, network.state_dict().keys(), state_dict)
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
-    network.eval().requires_grad_(False)
+    network.to(device).eval().requires_grad_(False)
+    probes = probes.to(device)
     prepare = preprocessing or (lambda images: images)
     _check_images(network, prepare(probes[:2]))
     began = time.perf_counter()
@@ -137,17 +108,13 @@ def translate_network(
     small = narrowed(network, hidden)
     report = translate_blocks(network, small, sites, prepare(probes), fitting, progress)
     seconds = time.perf_counter() - began
-    state = {name: value for name, value in small.state_dict().items() if not name.endswith(STEPS)}
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise CheckpointError(
-                f"the network translated from {checkpoint} holds NaN or infinity in {name}: nothing is written; check "
-                "that the network works"
-            )
-    counters = {name: value for name, value in small.state_dict().items() if name.endswith(STEPS)}
+    written = {name: value.cpu() for name, value in small.state_dict().items()}
+    state = {name: value for name, value in written.items() if not name.endswith(STEPS)}
+    check_finite("network", checkpoint, state)
+    counters = {name: value for name, value in written.items() if name.endswith(STEPS)}
     write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
+    builder = output.with_suffix(".py")
     write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
-    image_shape = tuple(probes.shape[1:])
     return NetworkTranslation(
         output=str(output),
         builder=str(builder),
@@ -156,13 +123,7 @@ def translate_network(
         agreement=report.agreement,
         seconds=seconds,
         peak_mib=report.peak_mib,
-        parameters_before=parameter_count(network),
-        parameters_after=parameter_count(small),
-        multiply_adds_before=multiply_adds(network, image_shape),
-        multiply_adds_after=multiply_adds(small, image_shape),
-        dataset=dataset.name if dataset else None,
-        accuracy_before=_accuracy(network, dataset, prepare) if dataset else None,
-        accuracy_after=_accuracy(small, dataset, prepare) if dataset else None,
+        **measured(network, small, tuple(probes.shape[1:]), dataset, device, prepare),
     )
 
 
@@ -176,12 +137,3 @@ def _check_images(network: nn.Module, images: Tensor) -> None:
             f"{type(network).__name__} cannot take images {tuple(images.shape[1:])} ({first_line(error)}); give the "
             "shape that it was trained on"
         ) from error
-
-
-@torch.no_grad()
-def _accuracy(network: nn.Module, dataset: Dataset, prepare: Preprocessing) -> float:
-    """Return the share of the test images that `network` gets right."""
-    right = sum(
-        int((network(prepare(images)).argmax(1) == labels).sum()) for images, labels in dataset.test.batches(250)
-    )
-    return right / len(dataset.test)

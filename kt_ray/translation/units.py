@@ -59,7 +59,7 @@ def take(values: Tensor, units: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a target block keeps its units: weights [H, C, …] into them, [C, H, …] out of them, and biases."""
+    """The tensors of a target block's units: weights [H, C, …] into them, [C, H, …] out of them, and biases."""
 
     incoming: tuple[str, ...]
     outgoing: tuple[str, ...]
@@ -144,7 +144,7 @@ def fold(state: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Tens
 
 
 def importance(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Tensor:
-    """How much each hidden unit contributes to the output, [B, H].
+    """Return the contribution of each hidden unit to the output, [B, H].
 
     Folded: expected power of the rectified unit, whose pre-activation BN gives mean β and deviation |γ|, times its
     squared outgoing norm. Dropped: squared incoming times squared outgoing norm.
@@ -202,12 +202,12 @@ def edge_width(config: TranslatorConfig, architecture: Architecture) -> int:
 
 
 def tells_base(config: TranslatorConfig, architecture: Architecture) -> bool:
-    """Whether the family is given the projected block: its units are chosen source units."""
+    """Return whether the family is given the projected block: its units are chosen source units."""
     return config.projects and LAYOUTS[architecture.pair].values > 1
 
 
 def features(members: Mapping[str, Tensor], config: TranslatorConfig) -> tuple[Tensor, Tensor]:
-    """What else is known of hidden units [B, H, …] and channels [B, C, …], as `config` allows.
+    """Return further features of hidden units [B, H, …] and channels [B, C, …], as `config` allows.
 
     Statistics: mean β and deviation |γ| that BN gives a pre-activation; for a unit also the first two moments of
     its rectified value. Context: a channel's folded stem kernel and bias, and how strongly the head reads it.

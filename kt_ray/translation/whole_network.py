@@ -304,8 +304,9 @@ def _descend(
     rates = [{"params": [one], "lr": fitting.learning_rate * size} for one, size in zip(parameters, sizes, strict=True)]
     optimizer = torch.optim.Adam(rates, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        rows = torch.randperm(count, generator=generator)[: fitting.batch]
+    device = parameters[0].device
+    batches = [torch.randperm(count, generator=generator)[: fitting.batch] for _ in range(steps)]
+    for rows in torch.stack(batches).to(device):  # one copy to the device
         with torch.enable_grad():
             gradients = torch.autograd.grad(loss(rows), parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):

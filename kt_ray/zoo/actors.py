@@ -13,10 +13,11 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from kt_ray.config import ActorConfig, PairName, ZooConfig
+from kt_ray.config import PairName, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
+from kt_ray.jobs.remote import ray_options
 from kt_ray.networks import Architecture
 from kt_ray.zoo.definition import Damaged
 from kt_ray.zoo.members import Member, Zoo, members_of
@@ -68,12 +69,11 @@ class _Build:
         self.config, self.architecture, self.store = config, architecture, store
         self.on_progress = on_progress
         actors = config.actors
-        demand = {"CPU": actors.cpus, "GPU": actors.gpus, **actors.resources}
-        self.demand = {name: amount for name, amount in demand.items() if amount}
         room = self._room()
         self.batches = deque(batches_of(missing, actors.members_at_once, room))
         self.in_flight = _most_in_flight(architecture, config)
-        self.actor_class = _actor_class(actors)
+        options = ray_options(actors.demand, actors.label_selector)
+        self.actor_class: Any = ray.remote(scheduling_strategy="SPREAD", **options)(Trainer)
         slim = dataclasses.replace(dataset, test=dataset.test.take(slice(0, 0)))  # actors see no test image
         self.dataset = ray.put(slim)
         self.starting: dict[Any, Any] = {}
@@ -106,7 +106,7 @@ class _Build:
     def _room(self) -> int:
         """How many actors the cluster bears and the configuration wants."""
         count = self.config.actors.count
-        room = fitting(self.demand, self.config.actors.label_selector)
+        room = fitting(self.config.actors.demand, self.config.actors.label_selector)
         return min(room, count or room)
 
     def _crew(self) -> int:
@@ -221,15 +221,6 @@ class _Build:
                 self.idle.pop(0)
                 self._recruit()
         return seconds
-
-
-def _actor_class(actors: ActorConfig) -> Any:
-    options: dict[str, Any] = {"num_cpus": actors.cpus, "num_gpus": actors.gpus, "scheduling_strategy": "SPREAD"}
-    if actors.resources:
-        options["resources"] = dict(actors.resources)
-    if actors.label_selector:
-        options["label_selector"] = dict(actors.label_selector)
-    return ray.remote(**options)(Trainer)
 
 
 def _most_in_flight(architecture: Architecture, config: ZooConfig) -> int:

@@ -170,6 +170,19 @@ class TestTranslate:
         assert "`kt-ray run` makes one" in refused("translate", "models:/nobody@champion", *arguments)
 
 
+@pytest.mark.parametrize("device", ["cuda:7", "gpu"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("translate", "pretrained:basic_to_simple", "none.pth", "-o", "out.safetensors"),
+        ("evaluate", "pretrained:basic_to_simple", "pretrained:mnist5k"),
+    ],
+)
+def test_a_device_that_torch_does_not_see(command: tuple[str, ...], device: str) -> None:
+    message = refused(*command, "--device", device)
+    assert f"device '{device}' cannot be used here" in message
+
+
 class TestWholeNetworks:
     """`kt-ray translate --network`: every residual block of a ResNet, from one command."""
 

@@ -158,7 +158,7 @@ class Host:
         """Kill every process of the host at once and remove it."""
         if self._outer.poll() is None:
             os.kill(self._first, signal.SIGKILL)
-            self._outer.wait(30)
+            self._outer.wait(300)
         for _ in range(50):
             if subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True).returncode == 0:
                 break

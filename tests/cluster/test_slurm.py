@@ -40,7 +40,7 @@ def started(allocation: dict[str, str]) -> subprocess.Popen[bytes]:
     """The script, once its study runs."""
     process = subprocess.Popen(["bash", str(SCRIPT), "study.yaml"], env=allocation)
     pid = Path(allocation["OUT"]) / "kt-ray-4711.pid"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while not (pid.exists() and pid.read_text() and (pid.parent / "environment").exists()):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -69,7 +69,7 @@ def test_one_ray_cluster_runs_the_study_with_the_settings(allocation: dict[str, 
 def test_a_signal_ends_the_study_in_order(allocation: dict[str, str], number: signal.Signals, requeued: bool) -> None:
     process = started(allocation)
     os.kill(process.pid, number)
-    assert process.wait(20) == 0
+    assert process.wait(300) == 0
     out = Path(allocation["OUT"])
     assert (out / "scontrol").exists() is requeued
     assert not requeued or (out / "scontrol").read_text() == "requeue 4711\n"

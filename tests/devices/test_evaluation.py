@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+import kt_ray as kt
 from kt_ray.data import Dataset, LabelledImages, as_float
 from kt_ray.networks import State
 from kt_ray.translation import baselines
+from kt_ray.translation.checkpoint import LoadedTranslator
 from kt_ray.translation.evaluation import Transplants, evaluate
 from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.zoo.members import Zoo
@@ -70,6 +73,18 @@ def test_the_table_is_that_of_the_cpu(random_zoo: Zoo, dataset: Dataset, name: s
     assert [row.name for row in found.rows] == [row.name for row in expected.rows]
     for row, other in zip(found.rows, expected.rows, strict=True):
         assert row.accuracies == pytest.approx(other.accuracies, abs=2 / len(dataset.selection)), row.name
+
+
+def test_the_public_api_evaluates_where_it_is_told(random_zoo: Zoo, dataset: Dataset) -> None:
+    translator = translator_of("mixer", dataset)
+    config, images = CASES["mixer"].config().translator, replace(dataset, fingerprint=random_zoo.dataset_fingerprint)
+    loaded = LoadedTranslator(translator, config, random_zoo.architecture, {})
+    with pretended_cuda() as device:
+        found = kt.evaluate(loaded, random_zoo, images, device="cuda")
+        assert device.launches
+    assert next(translator.parameters()).device.type == "cpu"
+    expected = kt.evaluate(loaded, random_zoo, images)
+    assert found.row("translated").mean == pytest.approx(expected.row("translated").mean, abs=2 / len(images.selection))
 
 
 def test_mixed_devices_are_refused(random_zoo: Zoo, dataset: Dataset) -> None:

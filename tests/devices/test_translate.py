@@ -1,4 +1,4 @@
-"""A network is translated on a device as on the CPU."""
+"""Networks are translated on a device as on the CPU."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from kt_ray.config import ResNetOptions
 from kt_ray.data import Dataset
+from kt_ray.distillation.networks import CifarResNet
 from kt_ray.networks.checkpoint import read_state, write_state
 from kt_ray.translation.checkpoint import save_translator
+from kt_ray.translation.probe_images import shapes
 from kt_ray.translation.translate import translate
+from kt_ray.translation.translate_network import translate_network
+from kt_ray.translation.whole_network import Fitting
 from kt_ray.zoo.members import Zoo
 from tests.devices.pretended import pretended_cuda
 from tests.devices.test_evaluation import translator_of
@@ -29,3 +35,23 @@ def test_the_network_is_that_of_the_cpu(name: str, random_zoo: Zoo, dataset: Dat
     states = [read_state(tmp_path / f"{device}.safetensors") for device in ("cuda", "cpu")]
     torch.testing.assert_close(*states, atol=1e-6, rtol=1e-5)
     assert (found.accuracy_before, found.parameters_after) == (expected.accuracy_before, expected.parameters_after)
+
+
+def test_a_whole_network_is_that_of_the_cpu_and_steps_do_not_wait(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return CifarResNet(ResNetOptions(depth=8, width=4), 3, 4)
+
+    checkpoint, waits = tmp_path / "resnet8.safetensors", []
+    write_state(checkpoint, network().state_dict())
+    probes = shapes(24, (3, 16, 16), torch.Generator().manual_seed(0))
+    for steps in (2, 4):
+        fitting = Fitting(images=16, block_steps=1, network_steps=steps, batch=4)
+        translate_network(network(), checkpoint, tmp_path / "cpu.safetensors", probes, fitting=fitting)
+        with pretended_cuda() as device:
+            output = tmp_path / "cuda.safetensors"
+            translate_network(network(), checkpoint, output, probes, fitting=fitting, device="cuda")
+            waits.append(device.waits)
+        states = [read_state(tmp_path / f"{device}.safetensors") for device in ("cuda", "cpu")]
+        torch.testing.assert_close(*states, atol=1e-5, rtol=1e-4)
+    assert waits[0] == waits[1]

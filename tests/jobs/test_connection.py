@@ -126,31 +126,32 @@ def test_what_fits_is_counted_over_nodes() -> None:
         fitting({"CPU": 1}, {"role": "worker"})
 
 
-GROUP = """
-import signal, time
-import ray
+BLOCKED = """
+import signal, ray
 from kt_ray.config import RayConfig
-from kt_ray.jobs.connection import connected, end_if_ray_is_gone
-with connected(RayConfig(cpus=1)):
-    signal.signal(signal.SIGTERM, lambda number, frame: end_if_ray_is_gone(number, lambda: print("told", flush=True)))
-    print("ready", flush=True)
+from kt_ray.jobs.connection import connected, handling
+tell = lambda: print("told", flush=True)
+with connected(RayConfig(cpus=1)), handling(lambda *_: None, signal.SIGTERM, before_exit=tell):
+    print(ray._private.worker._global_node.all_processes["gcs_server"][0].process.pid, flush=True)
     while True:
         ray.nodes()
-        time.sleep(0.2)
 """
 
 
-def test_a_signal_to_the_whole_process_group_ends_a_command_soon() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", GROUP],
+def test_a_signal_ends_a_command_whose_ray_is_gone_though_its_main_thread_is_in_a_call_to_it() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-c", BLOCKED],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGTERM)
-    output = process.communicate(timeout=45)[0]  # seconds; Ray's client alone would wait for 60
-    assert process.returncode == 128 + signal.SIGTERM
+    assert command.stdout is not None
+    gcs = int(command.stdout.readline())
+    os.kill(gcs, signal.SIGSTOP)  # from now on each call waits, in C++
+    time.sleep(1.0)
+    os.killpg(command.pid, signal.SIGTERM)
+    os.kill(gcs, signal.SIGKILL)
+    output = command.communicate(timeout=300)[0]  # by itself Ray's client would abort the process after 60 seconds
+    assert command.returncode == 128 + signal.SIGTERM, output
     assert output.splitlines()[-1] == "told"

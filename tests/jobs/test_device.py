@@ -24,6 +24,18 @@ def test_a_worker_that_was_given_a_gpu_and_sees_none_says_so() -> None:
         device.open_device(0.5)
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:63", "meta"])
+def test_a_named_device_where_torch_cannot_compute_is_refused(name: str) -> None:
+    with pytest.raises(ResourceError, match=f"^device '{name}' cannot be used here .*$"):
+        device.use_device(name)
+
+
+def test_a_named_device_is_used_as_workers_use_theirs() -> None:
+    with pretended_cuda(), torch.backends.cudnn.flags(deterministic=False):
+        assert device.use_device("cuda") == "cuda"
+        assert torch.backends.cudnn.deterministic
+
+
 def test_a_share_of_a_gpu_is_a_share_of_its_memory() -> None:
     with pretended_cuda(), mock.patch.object(torch.cuda, "set_per_process_memory_fraction") as cap:
         assert device.open_device(0.25) == "cuda"

@@ -192,7 +192,7 @@ def test_a_translator_killed_in_mid_trial_has_the_numbers_of_one_never_interrupt
     root: Path, tracker: Tracker
 ) -> None:
     command = [sys.executable, "-m", "tests.search.worker", str(root)]
-    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=280, check=False)
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=300, check=False)
     assert killed.returncode == -9, killed.stderr
     cut_short = [(trial.state, len(trial.intermediate_values)) for trial in trials_of(root, "cut")]
     assert cut_short == [(TrialState.RUNNING, 2)]

@@ -54,13 +54,15 @@ def test_a_second_driver_is_refused_by_name(study: optuna.Study) -> None:
         pass
 
 
-def test_a_dead_process_of_this_machine_is_followed_at_once(study: optuna.Study) -> None:
+def test_a_dead_process_of_this_machine_is_followed_at_once(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     study.set_user_attr(ATTRIBUTE, asdict(replace(Holder.here(), pid=dead.pid, token="theirs")))
-    began = time.monotonic()
+    monkeypatch.setattr(lease_module, "PATIENCE", None)  # watching the holder would raise TypeError
     with hold_lease(study):
-        assert time.monotonic() - began < lease_module.PATIENCE
+        pass
 
 
 def test_a_process_that_has_taken_a_dead_ones_number_is_not_the_holder(study: optuna.Study) -> None:
@@ -75,7 +77,8 @@ def test_a_silent_holder_elsewhere_counts_as_dead_after_a_while(study: optuna.St
         pass
 
 
-def test_a_holder_elsewhere_that_moves_is_not_disturbed(study: optuna.Study) -> None:
+def test_a_holder_elsewhere_that_moves_is_not_disturbed(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "PATIENCE", 300.0)
     study.set_user_attr(ATTRIBUTE, asdict(elsewhere()))
     ended = threading.Event()
 
@@ -98,16 +101,17 @@ def test_a_holder_elsewhere_that_moves_is_not_disturbed(study: optuna.Study) -> 
 def test_of_two_that_start_at_once_one_is_refused(study: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "SETTLE", 0.5)
     results: list[str] = []
-    together = threading.Barrier(2)
+    together, refused = threading.Barrier(2), threading.Event()
 
     def drive() -> None:
         together.wait()
         try:
             with hold_lease(study):
-                time.sleep(0.5)
+                refused.wait(300)
                 results.append("drove")
         except StudyError:
             results.append("refused")
+            refused.set()
 
     threads = [threading.Thread(target=drive) for _ in range(2)]
     for thread in threads:
@@ -120,7 +124,7 @@ def test_of_two_that_start_at_once_one_is_refused(study: optuna.Study, monkeypat
 def test_a_driver_learns_that_it_was_taken_for_dead(study: optuna.Study) -> None:
     with hold_lease(study) as lease:
         study.set_user_attr(ATTRIBUTE, asdict(elsewhere()))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while lease.lost is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert lease.lost is not None

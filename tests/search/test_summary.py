@@ -23,6 +23,7 @@ from kt_ray.search.summary import (
     summaries,
     summarise,
     trial_rows,
+    varied_parameters,
 )
 from kt_ray.studies.warm_start import point_of_trial, points_of_study
 from tests.search.stand_in import study_config
@@ -64,6 +65,13 @@ def test_rows_tell_every_lineage(url: str) -> None:
     assert {"trial", "state", "value", "epochs", "reason", "training.learning_rate"} <= rows[0].keys()
     best = best_trial(url, "s")
     assert best["value"] == max(row["value"] for row in rows if row["state"] == "COMPLETE")
+
+
+def test_parameters_that_vary_most_come_first() -> None:
+    rows = [
+        {"trial": n, "reason": None, "same": 1.0, "kind": "ab"[n % 2], "near": 1 + n, "far": 10**n} for n in range(5)
+    ]
+    assert varied_parameters(rows) == ["far", "near", "kind", "same"]
 
 
 def test_the_pareto_front_is_beaten_by_nobody(url: str) -> None:

@@ -16,14 +16,14 @@ from kt_ray.cli import main
 from kt_ray.config import DistillConfig, validate
 from kt_ray.data import load_dataset
 from kt_ray.distillation.distill import load_student
-from kt_ray.errors import ConfigError, StudyError
+from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.search.space_problems import problems
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.studies.conclusion import Conclusion, _file_of, read_conclusion
 from kt_ray.studies.console import Narrator
 from kt_ray.studies.distillation_study import DistillationStudy
-from kt_ray.studies.runner import run_study
+from kt_ray.studies.runner import run_study, search_study
 from kt_ray.studies.spaces import locate
 from kt_ray.studies.study import open_study, resume
 from kt_ray.studies.study_file import read_study, read_study_file, space_rows
@@ -31,6 +31,7 @@ from kt_ray.studies.study_task import Best
 from kt_ray.studies.validation import validate_file
 from kt_ray.studies.workspace import Workspace, open_tracker
 from kt_ray.tracking.tracker import Tracker
+from tests.studies.miniature import kt_ray
 
 FIT = {"epochs": 2, "learning_rate": 0.05, "schedule": "cosine", "crop": 0, "batch_size": 64}
 
@@ -117,7 +118,9 @@ def test_an_unknown_layer_stops_before_anything_is_trained(workspace: Path) -> N
 def test_a_search_is_resumed_with_more_students(workspace: Path, ray_session: None) -> None:
     space = {"method.kd.temperature": {"float": [1.0, 5.0]}}
     search = {"trials": 1, "concurrency": 1, "pruner": {"name": "none"}}
-    run(config("resumed", method={"name": "kd"}, space=space, search=search), workspace)
+    begun = config("resumed", method={"name": "kd"}, space=space, search=search)
+    with Narrator(quiet=True) as narrator:
+        search_study(begun, Workspace.open(workspace), narrator)
     made = resume("resumed", workspace, add=1, progress=False)
     assert made.conclusion is not None
     assert made.conclusion.reported
@@ -242,6 +245,32 @@ def test_a_best_model_whose_file_is_gone_is_taken_from_the_registry(workspace: P
     assert file_digest(found) == file_digest(Path(made.file))
     with pytest.raises(StudyError, match="missing"):
         _file_of(task, open_tracker(task.config, place), Best(7, None, {}, None, "", "", 1))
+
+
+ON_A_GPU = {
+    "method": {"name": "kd"},
+    "space": {"method.kd.temperature": {"float": [1.0, 5.0]}},
+    "search": {"trials": 1, "resources": {"gpus": 1}},
+}
+
+
+def test_a_search_on_gpus_that_no_node_has_stops_before_anything_is_trained(workspace: Path, ray_session: None) -> None:
+    with pytest.raises(ResourceError, match="no node has CPU=1, GPU=1; the cluster's nodes have: CPU=2"):
+        run(config("gpu", **ON_A_GPU), workspace)
+    assert not list(workspace.rglob("*.safetensors"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_the_teacher_is_trained_by_a_worker_that_has_a_gpu_of_ray(tmp_path: Path) -> None:
+    """Ray counts one GPU here, so the task is placed; torch sees none, which the task says before it trains."""
+    file = tmp_path / "gpu.yaml"
+    file.write_text(yaml.safe_dump(CONTENT | ON_A_GPU | {"name": "gpu", "ray": {"cpus": 1, "gpus": 1}}))
+    process = kt_ray("distill", str(file), workspace=tmp_path / "workspace")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    (line,) = [line for line in output.splitlines() if "error" in line.lower() or "GPU" in line]
+    assert "Ray gave this worker 1 GPUs, but torch" in line
+    assert "Traceback" not in output
 
 
 def test_trials_ask_for_the_labels_of_the_file(tmp_path: Path) -> None:

@@ -1,11 +1,18 @@
-"""A node tells if Ray counts more GPUs than torch sees."""
+"""A node says which GPU a worker of its computes on, and if Ray counts more GPUs than torch sees."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from kt_ray.studies.node_probes import gpu_problems
+from kt_ray.errors import ResourceError
+from kt_ray.studies.cluster_check import ClusterCheck, NodeCheck, check_nodes
+from kt_ray.studies.node_probes import gpu_problems, use_gpu
+from tests.devices.pretended import pretended_cuda
 
 
 def test_a_node_without_gpus_is_not_asked() -> None:
@@ -18,3 +25,59 @@ def test_gpus_that_torch_does_not_see_are_told(monkeypatch: pytest.MonkeyPatch) 
     assert gpu_problems(seen) == []
     (line,) = gpu_problems(64)
     assert "Ray counts 64 GPUs" in line
+
+
+def test_a_worker_with_a_gpu_says_what_it_computed_on() -> None:
+    with pretended_cuda() as device:
+        assert use_gpu(0.01).startswith("Pretended, CUDA ")
+        assert device.launches
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_worker_with_a_gpu_that_torch_does_not_see_says_so() -> None:
+    with pytest.raises(ResourceError, match="sees none"):
+        use_gpu(0.01)
+
+
+def test_every_node_answers(ray_session: None) -> None:
+    found = check_nodes({})
+    (node,) = found.nodes
+    assert set(node.versions) == {"python", "ray", "torch", "kt_ray"}
+    assert (found.problems, node.gpu) == ([], "")
+
+
+def test_unlike_nodes_are_rows_of_one_table() -> None:
+    head = NodeCheck("head", {"CPU": 2}, {"torch": "2"}, [])
+    unlike = NodeCheck("worker", {"CPU": 8, "GPU": 1}, {}, [], "A100")
+    assert ClusterCheck([head, unlike], []).rows() == [
+        {"node": "head", "CPU": 2, "torch": "2", "GPU": None, "gpu": ""},
+        {"node": "worker", "CPU": 8, "torch": None, "GPU": 1, "gpu": "A100"},
+    ]
+
+
+DOCTOR = """
+import sys
+from kt_ray.config import RayConfig
+from kt_ray.jobs.connection import connected
+from kt_ray.studies.doctor import examine
+from kt_ray.studies.workspace import Workspace
+from pathlib import Path
+
+with connected(RayConfig(cpus=1, gpus=1)):
+    for check in examine(Workspace.at(Path(sys.argv[1])), "auto"):
+        if check.name.startswith(("ray", "node", "cluster")):
+            print(check.verdict, check.name, check.detail)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_doctor_asks_every_node_and_tells_of_gpus_that_only_ray_sees(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DOCTOR, str(tmp_path / "workspace")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    _, ray, node, cluster = done.stdout.splitlines()  # the first is the version of the package
+    assert ray == "ok ray at auto: CPU 1, GPU 1"
+    assert node.startswith("ok node ")
+    assert "CPU 1, GPU 1, python " in node
+    assert cluster.startswith("broken cluster ")
+    assert "Ray counts 1 GPUs, torch " in cluster
+    assert not (tmp_path / "workspace").exists()

@@ -34,7 +34,7 @@ class Browser:
 
     def _command(self, method: str, path: str, **body: Any) -> Any:
         response = requests.request(
-            method, f"{self.session}{path}", json=body if method == "POST" else None, timeout=90
+            method, f"{self.session}{path}", json=body if method == "POST" else None, timeout=300
         )
         value = response.json()["value"]
         if not response.ok:
@@ -54,7 +54,7 @@ class Browser:
         """The page's visible text."""
         return str(self.run("return document.body ? document.body.innerText : ''")).replace("\xa0", " ")
 
-    def wait_for(self, *words: str, seconds: float = 60) -> str:
+    def wait_for(self, *words: str, seconds: float = 300) -> str:
         """The page's text once it has all of `words`."""
         deadline = time.monotonic() + seconds
         while True:
@@ -65,7 +65,7 @@ class Browser:
             assert time.monotonic() < deadline, f"the page lacks {missing}; it says:\n{text}"
             time.sleep(0.3)
 
-    def wait_until(self, script: str, *arguments: Any, seconds: float = 60) -> Any:
+    def wait_until(self, script: str, *arguments: Any, seconds: float = 300) -> Any:
         """What `script` returns, once that is true."""
         deadline = time.monotonic() + seconds
         while not (found := self.run(script, *arguments)):
@@ -102,21 +102,21 @@ def browser(profile: Path, width: int = 1400, height: int = 900) -> Iterator[Bro
         arguments.append("--no-sandbox")
     options = {"binary": CHROMIUM, "args": arguments}
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             with contextlib.suppress(requests.RequestException):
-                if requests.get(f"{address}/status", timeout=5).json()["value"]["ready"]:
+                if requests.get(f"{address}/status", timeout=60).json()["value"]["ready"]:
                     break
             assert time.monotonic() < deadline, "chromedriver does not start"
             time.sleep(0.2)
         capabilities = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
-        started = requests.post(f"{address}/session", json=capabilities, timeout=120).json()["value"]
+        started = requests.post(f"{address}/session", json=capabilities, timeout=300).json()["value"]
         assert "sessionId" in started, started
         session = f"{address}/session/{started['sessionId']}"
         try:
             yield Browser(session)
         finally:
-            requests.delete(session, timeout=30)
+            requests.delete(session, timeout=300)
     finally:
         driver.terminate()
-        driver.wait(20)
+        driver.wait(300)

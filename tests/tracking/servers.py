@@ -49,7 +49,7 @@ def mlflow_server(
             env=ENVIRONMENT | os.environ | (environment or {}),
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 300
         while True:
             with contextlib.suppress(TrackingError):
                 probe(f"http://127.0.0.1:{port}")

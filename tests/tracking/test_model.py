@@ -129,16 +129,16 @@ def test_models_are_served_on_loopback(options: dict[str, Any], random_zoo: Zoo,
             [sys.executable, *command.split()], cwd=tmp_path, start_new_session=True, stdout=log, stderr=log
         )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 300
         while True:
             try:
-                requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).raise_for_status()
+                requests.get(f"http://127.0.0.1:{port}/ping", timeout=60).raise_for_status()
                 break
             except requests.RequestException:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.3)
         body = {"inputs": flat(blocks).tolist()}
-        answer = requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=120)
+        answer = requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=300)
         answer.raise_for_status()
         np.testing.assert_allclose(np.array(answer.json()["predictions"]), expected, rtol=1e-4, atol=1e-5)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -65,10 +64,8 @@ def test_postgresql(
         root = (directory / "artifacts").as_uri()
         whole_path(server.uri, root, translator, example, directory)
         away_for_a_while(server, Tracker(server.uri, "kt_ray", root), monkeypatch)
-        started = time.monotonic()
         with pytest.raises(TrackingError, match=r'no database answers at .* database "other" does not exist'):
             Tracker(server.uri.removesuffix("mlflow") + "other", "kt_ray", root)
-        assert time.monotonic() - started < 60
 
 
 def away_for_a_while(server: Postgres, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:

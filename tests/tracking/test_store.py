@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import socket
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -20,10 +19,8 @@ def closed_port() -> int:
 
 
 def refused(uri: str) -> str:
-    started = time.monotonic()
     with pytest.raises(TrackingError) as raised:
         Tracker(uri, "kt_ray", None)
-    assert time.monotonic() - started < 60
     message = str(raised.value)
     assert "\n" not in message
     return message

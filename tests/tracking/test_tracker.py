@@ -208,5 +208,5 @@ def test_nothing_is_printed(tmp_path: Path) -> None:
         "tracker.log(run, {'a': 1.0}, 0)\n"
         "tracker.finish(run, 'FINISHED')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -35,10 +35,10 @@ def test_the_ui_of_a_workspace_ends_with_the_command(workspace: Workspace) -> No
         try:
             assert command.stdout is not None
             assert f"http://127.0.0.1:{port}" in command.stdout.readline()
-            assert "<title>MLflow</title>" in requests.get(f"http://127.0.0.1:{port}/", timeout=60).text
+            assert "<title>MLflow</title>" in requests.get(f"http://127.0.0.1:{port}/", timeout=300).text
         finally:
             command.send_signal(signal.SIGTERM)
-        assert command.wait(60) == 0
+        assert command.wait(300) == 0
     with pytest.raises(StoreAway, match="connection failed"):
         probe(f"http://127.0.0.1:{port}")
 

@@ -219,7 +219,7 @@ def wait_for(driver: subprocess.Popen[str], done: int) -> None:
 
 def end_of(driver: subprocess.Popen[str]) -> int:
     """The exit status of a driver, which is read to its end."""
-    driver.communicate(timeout=240)
+    driver.communicate(timeout=300)
     return driver.returncode
 
 

@@ -111,14 +111,14 @@ class TestLock:
         monkeypatch.setattr(filesystem, "LEASE_SECONDS", 2.0)
         files = ZooStore(uri).files
         files.filesystem.create_dir(files.path(filesystem.CLAIMS), recursive=True)
-        files._put(files.path(f"{filesystem.CLAIMS}/dead"))
         began = time.monotonic()
+        files._put(files.path(f"{filesystem.CLAIMS}/dead"))
         with files.lock():
             assert time.monotonic() - began > 1.0
 
     def test_who_holds_it_for_longer_than_the_lease_renews_it(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(filesystem, "LEASE_SECONDS", 3.0)
-        monkeypatch.setattr(filesystem, "WAIT_SECONDS", 5.0)
+        monkeypatch.setattr(filesystem, "LEASE_SECONDS", 6.0)
+        monkeypatch.setattr(filesystem, "WAIT_SECONDS", 9.0)
         with ZooStore(uri).files.lock() as check:
             with pytest.raises(ZooError, match="by others"), ZooStore(uri).files.lock():
                 raise AssertionError("two are inside")
