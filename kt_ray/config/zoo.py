@@ -185,7 +185,7 @@ class ActorConfig(Resources):
     """What one zoo actor takes, and how many members it trains at once."""
 
     count: PositiveInt | None = Field(None, description="as many as the cluster bears if unset")
-    members_at_once: PositiveInt = 8
+    members_at_once: PositiveInt | None = Field(None, description="as many as a GPU holds, 8 on a CPU, if unset")
 
 
 class ZooConfig(Frozen):

@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, NetworkConfig, PhaseConfig, RecipeConfig, ZooConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ResourceError, ZooError
+from kt_ray.jobs.device import device_name
 from kt_ray.networks import Architecture
 from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
@@ -26,7 +27,7 @@ from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.members import Plan, train_members
-from kt_ray.zoo.training.plan import ProbeMemory, device_name
+from kt_ray.zoo.training.plan import ProbeMemory
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(

@@ -10,6 +10,7 @@ from torch import nn
 
 from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, as_float
+from kt_ray.jobs.device import device_name
 from kt_ray.networks import Architecture
 from kt_ray.zoo.members import Member, members_of
 from kt_ray.zoo.recipe import Order
@@ -47,6 +48,15 @@ def test_batch_mates_and_implementation_change_rounding_only(dataset: Dataset, i
     assert rows["id"].to_pylist()[4:] == [MEMBERS[2].id] * 2
     for name in alone:
         torch.testing.assert_close(beside[name][4:], alone[name], atol=TOLERANCE, rtol=0, equal_nan=True)
+
+
+def test_the_index_says_what_trained_a_member_and_how(dataset: Dataset) -> None:
+    brief = PhaseConfig(epochs=1, steps=1)
+    _, rows = train_members(
+        MEMBERS[:1], RecipeConfig(source=brief, target=brief), ARCHITECTURE, dataset, plan=Plan("grouped", "vmap", 4)
+    )
+    assert rows["device"].to_pylist() == [device_name("cpu")]
+    assert rows["plan"].to_pylist() == ["grouped and vmap, 4 at once"]
 
 
 def test_batch_mates_change_no_bit_of_fused_members(dataset: Dataset) -> None:
@@ -121,7 +131,7 @@ def test_members_draw_their_own_hyperparameters(dataset: Dataset) -> None:
         assert len(set(rows[name].to_pylist())) == 5
     for i, member in enumerate(members):
         alone, row = train_members([member], recipe, ARCHITECTURE, dataset)
-        measured = ["source_accuracy", "target_accuracy", "seconds"]
+        measured = ["source_accuracy", "target_accuracy", "seconds", "plan"]
         assert row.drop_columns(measured).to_pylist() == rows.slice(i, 1).drop_columns(measured).to_pylist()
         for name in alone:
             torch.testing.assert_close(together[name][i], alone[name][0], atol=TOLERANCE, rtol=0)
