@@ -144,7 +144,7 @@ def unfold(x: Tensor, stride: int) -> Tensor:
 
 
 def fold_patches(patches: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
-    """Return maps of `shape`, (B, C, H, W, N), with patches added up where they came from: the transpose of `unfold`."""
+    """Return maps of `shape`, (B, C, H, W, N), with patches summed into their places: the transpose of `unfold`."""
     maps: Tensor = _Fold.apply(patches, stride, torch.Size(shape))
     return maps
 
