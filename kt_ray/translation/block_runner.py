@@ -8,7 +8,7 @@ Images lie last, so that every shift of a map moves whole rows of neighbouring n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -140,18 +140,22 @@ class PaperSurroundings(Surroundings):
     def last_inputs(self, block: State) -> Tensor:
         """Return the inputs of the last layer of a stack of target blocks, [B, F, L·N], unit after unit."""
         if type(self.target) is SimpleBlock:
-            return unfold(self._hidden(block), READ_STRIDE)
+            return unfold(self.hidden(block), READ_STRIDE)
         features = stacked.forward(_LastInputs(self.target), stacked.join(block=block), self.inputs)  # [B, N, F, L]
         return features.movedim(1, -1).flatten(2)
 
     def _response(self, block: Mapping[str, Tensor]) -> Tensor:
         """Return what a block of two 3×3 convolutions, with or without biases, adds to its input: [B, C, L·N]."""
-        features, kernels = unfold(self._hidden(block), READ_STRIDE), block["conv2.weight"].flatten(2)
+        return self.response(unfold(self.hidden(block), READ_STRIDE), block)
+
+    def response(self, features: Tensor, block: Mapping[str, Tensor]) -> Tensor:
+        """Return what such a block's last layer makes of `features` [B, H·9, L·N]: [B, C, L·N]."""
+        kernels = block["conv2.weight"].flatten(2)
         if "conv2.bias" in block:
             return torch.baddbmm(block["conv2.bias"][..., None], kernels, features)
         return kernels @ features
 
-    def _hidden(self, block: Mapping[str, Tensor]) -> Tensor:
+    def hidden(self, block: Mapping[str, Tensor]) -> Tensor:
         """The rectified hidden units of such a block, [B, H, height, width, N]."""
         kernels = block["conv1.weight"].flatten(2)
         if "conv1.bias" in block:
@@ -265,6 +269,12 @@ def unfold(x: Tensor, stride: int) -> Tensor:
     return patches
 
 
+def fold_patches(patches: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
+    """Return maps of `shape`, (B, C, H, W, N), with patches summed into their places: the transpose of `unfold`."""
+    maps: Tensor = _Fold.apply(patches, stride, torch.Size(shape))
+    return maps
+
+
 class _Unfold(torch.autograd.Function):
     """Gathers patches. Autograd's own gradient of nine slices would fill nine maps with zeros first."""
 
@@ -276,7 +286,7 @@ class _Unfold(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Fold.apply(gradient, ctx.stride, ctx.shape), None
+        return fold_patches(gradient, ctx.stride, ctx.shape), None
 
 
 class _Fold(torch.autograd.Function):

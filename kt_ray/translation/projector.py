@@ -46,11 +46,15 @@ class Projector(nn.Module):
             drawn = mixture(images, len(self.probes), generator)
         self.probes.data = to_parameters(drawn).to(self.probes)
 
-    def forward(self, members: State, count: int = 1) -> list[Projected]:
-        """The best `count` blocks for each of `members` (the source block with `stem.` and `head.`), best first."""
+    def surroundings(self, members: State) -> Surroundings:
+        """What `members` (the source block with `stem.` and `head.`) make of the probes."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
             activations = stem_activations(members, to_images(self.probes), self.architecture)
-            surroundings = surround(members, activations, self.architecture)
+            return surround(members, activations, self.architecture)
+
+    def forward(self, members: State, surroundings: Surroundings, count: int = 1) -> list[Projected]:
+        """The best `count` blocks for each of `members`, best first."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
             return projections(members, surroundings, self.architecture, count)
 
 

@@ -27,6 +27,8 @@ from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.members import Zoo
 
 FORMAT = "kt_ray.translation.training/1"
+PROBED = ("projector.probes", "refiner.probes", "refiner.gauss_newton.")
+UNDECAYED = (*PROBED, "refiner.log_rates")
 
 
 class TranslatorTraining:
@@ -133,7 +135,7 @@ class TranslatorTraining:
         images, labels = self._images(generator)
         loss = self.loss(translated, members, target, images, labels, step / steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, steps)
+            group["lr"] = group["factor"] * learning_rate(settings, step, steps)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.clip_norm:
@@ -218,16 +220,19 @@ def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
 
 
 def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0."""
+    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0.
+
+    Each group of parameters has a `factor` of the learning rate.
+    """
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    undecayed = {"refiner.log_rates", "refiner.probes", "projector.probes"}
-    groups: dict[bool, list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in translator.named_parameters():
-        groups.setdefault(name not in undecayed, []).append(parameter)
+        factor = settings.probe_rate if name.startswith(PROBED) else 1.0
+        groups.setdefault((not name.startswith(UNDECAYED), factor), []).append(parameter)
     return kind(
         [
-            {"params": parameters, "weight_decay": decays * settings.weight_decay}
-            for decays, parameters in groups.items()
+            {"params": parameters, "weight_decay": decays * settings.weight_decay, "factor": factor}
+            for (decays, factor), parameters in groups.items()
         ],
         lr=settings.learning_rate,
     )

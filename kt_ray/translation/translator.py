@@ -100,7 +100,10 @@ class Translator(nn.Module):
         unit, channel = tokens.features(source, self.config, self.architecture)
         refined = self.refiner is not None and (self.config.refinement.trained or not self.training)
         starts = self.config.refinement.starts if refined else 1
-        projected = [] if self.projector is None else self.projector(source, starts)
+        around, projected = None, []
+        if self.projector is not None:
+            around = self.projector.surroundings(source)
+            projected = self.projector(source, around, starts)
         several = self.refiner is not None and self.config.refinement.starts > 1
         if self.config.output == "residual" or self.config.canonical or several:
             order = tokens.importance_order(source, self.architecture, self.config.batch_norm)
@@ -123,7 +126,7 @@ class Translator(nn.Module):
             )
         if self.refiner is not None and refined:
             further = [start.units for start in projected[1:]] if projected else self._further_starts(plain, starts)
-            written = self.refiner([written, *further], read, source)
+            written = self.refiner([written, *further], read, source, around)
         return tokens.write(written, self.layout) | self.architecture.layouts()[1].copied_of(source)
 
     def _one_shot(self, plain: Units) -> Units:

@@ -299,6 +299,15 @@ def check_seen(config: TranslatorConfig, architecture: Architecture) -> None:
         )
     if any(name.endswith("running_var") for name, _ in target.flat):
         problems.append(f"pair {pair}: batch norm of a target block is written only where its pair has a layout")
+    if (
+        config.refinement.steps
+        and config.refinement.method == "gauss_newton"
+        and (not isinstance(architecture, PaperArchitecture) or target.layers[0].kernel != (3, 3))
+    ):
+        problems.append(
+            "translator.refinement.method: gauss_newton serves the paper's network and blocks of two 3×3 convolutions; "
+            "choose newton"
+        )
     if config.projects and not can_project(architecture):
         problems.append(
             f"translator.base: blocks of pair {pair} cannot be projected; choose pruned, merged, transported"

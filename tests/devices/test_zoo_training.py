@@ -93,10 +93,10 @@ def test_members_at_once_are_as_many_as_memory_holds(images: Dataset, share: flo
     """40 GiB of 80 are free, 0.4 of that for a step; 4 members take 1.2 GiB, 8 take 1.4: 51 MiB each, 1 GiB for all."""
     peaks = [1.2 * 2**30, 1.4 * 2**30]
     with pretended_cuda(), mock.patch.object(torch.cuda, "max_memory_allocated", side_effect=peaks):
-        actor = trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, share)
+        actor = trainer.Trainer(RECIPES["the paper's"], PaperArchitecture(PAIRS[0]), images, share)
         with mock.patch.object(torch.cuda, "get_per_process_memory_fraction", return_value=share):
             assert actor.members_that_fit() == expected
-    assert trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, 0).members_that_fit() == 8
+    assert trainer.Trainer(RECIPES["the paper's"], PaperArchitecture(PAIRS[0]), images, 0).members_that_fit() == 8
 
 
 def test_members_at_once_are_halved_until_they_fit(images: Dataset) -> None:

@@ -80,9 +80,9 @@ def test_the_family_reads_the_chosen_units_first(random_zoo: Zoo) -> None:
     built.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     members = built.read(random_zoo.parameters)
     built(members)
-    chosen = built.projector(members)[0].chosen
+    projected = built.projector(members, built.projector.surroundings(members))[0]
+    chosen, base = projected.chosen, projected.units.edges
     plain = read(members, random_zoo.architecture, "folded")
-    base = built.projector(members)[0].units.edges
     torch.testing.assert_close(seen[0].edges[:, :3], torch.cat([plain.take(chosen).edges, base], dim=3))
     assert not seen[0].edges[:, 3:, :, 2:].any()
     torch.testing.assert_close(seen[0].edges[:, :, :, :2].sum(1), plain.edges.sum(1))
