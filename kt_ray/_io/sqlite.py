@@ -25,7 +25,7 @@ LOGGED = b"\x02\x02"  # bytes 18 and 19 of a database with a write-ahead log (ht
 
 
 def local(path: Path, mounts: Path = MOUNTS) -> bool:
-    """Whether `path` lies on a filesystem of this machine alone; False for every kind that is not known to be one."""
+    """Return whether `path` is on a filesystem of this machine alone; False for kinds not known to be one."""
     return _filesystem(path, mounts) in LOCAL
 
 
@@ -48,7 +48,7 @@ def prepare(path: Path) -> bool:
 
 
 def reader(path: Path) -> Callable[[], sqlite3.Connection] | None:
-    """How to connect to the database at `path` where its directory cannot be written; None where it can.
+    """Return a function that connects to the database at `path`, if its directory cannot be written; None if it can.
 
     SQLite reads a write-ahead log there only beside its shared memory, `PATH-shm`, which is there while a writer lives
     or after one died. Without a log, all is in the database, and nobody writes to it.
@@ -87,7 +87,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def writable(directory: Path) -> bool:
-    """Whether files can be made in `directory`."""
+    """Return whether files can be made in `directory`."""
     return os.access(directory, os.W_OK | os.X_OK)
 
 

@@ -8,8 +8,9 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_v
 
 from kt_ray.config.base import Frozen
 from kt_ray.config.code import CodeFile
+from kt_ray.config.network import NetworkConfig, PairName
 from kt_ray.config.study import MODEL_NAME, PRINTABLE, Distribution, Objective, RayConfig, SearchConfig, StorageConfig
-from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, NetworkConfig, PairName
+from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig
 
 MethodName = Literal["none", "kd", "at", "ft", "ft+kd"]
 
@@ -39,7 +40,7 @@ class ClassifierConfig(Frozen):
 
 
 class FitConfig(Frozen):
-    """How a network is fitted by SGD; the defaults are Factor Transfer's for CIFAR (its authors' code)."""
+    """Options of a fit by SGD; the defaults are Factor Transfer's for CIFAR (its authors' code)."""
 
     epochs: PositiveInt = 164
     batch_size: PositiveInt = 128
@@ -140,7 +141,7 @@ class FTOptions(LayerOptions):
 
 
 class MethodConfig(Frozen):
-    """What the student learns from besides the labels. `name` picks; each method has its own options."""
+    """The source that the student learns from besides the labels: `name` chooses it, each has its own options."""
 
     name: MethodName = "ft"
     kd: KDOptions = KDOptions()

@@ -1,4 +1,4 @@
-"""What each key of a study file means, read from the pydantic models."""
+"""The reference of a study file's keys, read from the pydantic models."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Key:
 
     @property
     def description(self) -> str:
-        """What it is, or what the mapping is that it stands for."""
+        """The description of the key, or of the mapping that it stands for."""
         return self.field.description or " ".join(_doc(model) for model in self.inner)
 
     @property

@@ -1,4 +1,4 @@
-"""Where images come from: published datasets, class directories, arrays, torchvision's datasets.
+"""Sources of images: published datasets, class directories, arrays, torchvision's datasets.
 
 A source is a function from its options to training and test images, `SOURCES` has them by name.
 """

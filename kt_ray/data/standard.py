@@ -24,12 +24,12 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # the package 
 
 
 def data_root() -> Path:
-    """Where full datasets lie or are downloaded to: `KT_RAY_DATA`, else `~/.cache/kt_ray`."""
+    """Return the directory of full datasets, to which they are downloaded: `KT_RAY_DATA`, else `~/.cache/kt_ray`."""
     return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "kt_ray").expanduser()
 
 
 def present(name: DatasetName) -> bool:
-    """Whether the dataset is on this machine, so that nothing needs to be downloaded."""
+    """Return whether the dataset is on this machine, so that nothing needs to be downloaded."""
     files = {
         "mnist": [f"MNIST/raw/{MNIST_FILE}"],
         "fashion_mnist": [f"FashionMNIST/raw/{MNIST_FILE}"],

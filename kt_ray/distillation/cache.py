@@ -40,7 +40,7 @@ class Cache:
     memory: Mapping[str, Made] = field(default_factory=dict)
 
     def get(self, key: str, make: Callable[[Path], Made]) -> Made:
-        """What lies under `key`. `make`, called where nothing does, may keep its progress in the file it is given."""
+        """Return the entry of `key`. `make`, called if there is none, may keep its progress in the file it is given."""
         if key in self.memory:
             return self.memory[key]
         path = self.directory / f"{key}.safetensors"

@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What was made: the student's file, rows of teacher and student, the paraphrasers' facts by layer."""
+    """The result: the student's file, rows of teacher and student, the paraphrasers' facts by layer."""
 
     student: Path
     method: str

@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network says of a batch: `logits` [N, classes] and, by layer name, `features` [N, C, H, W]."""
+    """A network's outputs for a batch: `logits` [N, classes] and, by layer name, `features` [N, C, H, W]."""
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)

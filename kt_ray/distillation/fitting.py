@@ -1,4 +1,4 @@
-"""What every fit shares: SGD with a schedule that progress alone decides, and checkpoints that continue exactly."""
+"""Parts of every fit: SGD with a schedule that progress alone decides, and checkpoints that continue exactly."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """What `save_checkpoint` wrote. Raises CheckpointError where `path` is something else."""
+    """Return the parts and facts that `save_checkpoint` wrote. Raises CheckpointError if `path` is something else."""
     tensors, metadata = read_written(path)
     try:
         facts = dict(json.loads(metadata["kt_ray"]))

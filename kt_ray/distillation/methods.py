@@ -1,4 +1,4 @@
-"""What a student learns from: labels, and a teacher's logits (KD), attention maps (AT) or factors (FT).
+"""Losses of a student: on labels, and on a teacher's logits (KD), attention maps (AT) or factors (FT).
 
 A method is a weight on cross-entropy and some terms. A term says which layers it reads, makes of the teacher's outputs
 what it compares with (constant in training, so it can be kept), and compares.
@@ -29,7 +29,7 @@ class Term(nn.Module, ABC):
 
     @abstractmethod
     def targets(self, teacher: Outputs) -> Targets:
-        """What is kept of the teacher's outputs for N images, each [N, …]."""
+        """Return the part of the teacher's outputs for N images that is compared, each [N, …]."""
 
     @abstractmethod
     def forward(self, student: Outputs, targets: Targets) -> Tensor:
@@ -141,7 +141,7 @@ class Method(nn.Module):
         return [(name, term) for name, term in self.terms.items() if isinstance(term, Term)]
 
     def targets(self, teacher: Outputs) -> dict[str, Targets]:
-        """What each term keeps of the teacher's outputs."""
+        """Return the targets of each term, from the teacher's outputs."""
         return {name: term.targets(teacher) for name, term in self.items()}
 
     def forward(self, student: Outputs, labels: Tensor, targets: Mapping[str, Targets]) -> dict[str, Tensor]:

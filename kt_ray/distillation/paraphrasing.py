@@ -43,7 +43,7 @@ class ParaphraserTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """True if all epochs are done."""
         return self.epoch >= self.config.training.epochs
 
     @property

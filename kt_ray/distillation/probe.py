@@ -14,7 +14,7 @@ from kt_ray.distillation.training import StudentTraining
 
 
 def try_batch(stages: Stages, config: DistillTrialConfig) -> dict[str, float]:
-    """What one batch gives the student of `config`: its losses and number of `parameters`.
+    """Return the losses of one batch of the student of `config`, and its number of `parameters`.
 
     Teacher and paraphrasers are the untrained ones. Raises ConfigError or CheckpointError where `config` cannot be
     carried out.

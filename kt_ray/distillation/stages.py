@@ -41,7 +41,7 @@ Report = Callable[[Progress], None]
 
 
 class Training(Protocol):
-    """What every training here can do."""
+    """The interface of every training here."""
 
     epoch: int
     seconds: float
@@ -162,7 +162,7 @@ class Stages:
         return build_method(config.method, teacher_shapes, student_shapes, modules, config.seed, names)
 
     def teaching(self, teacher: Trained, method: Method, config: FitConfig) -> Teaching:
-        """What `method` compares with: kept in the cache where an image has few views, else computed in training."""
+        """Return the targets of `method`: kept in the cache if an image has few views, else computed in training."""
         images = self.dataset.train
         if config.crop or bytes_kept(teacher.module, method, images, config) > KEPT_BYTES:
             return LiveTeaching(teacher.module, method)

@@ -22,7 +22,7 @@ MADE_BEFORE = ("method.name", "paraphraser.rate", "method.ft.layers")
 
 @dataclass(frozen=True)
 class Shared:
-    """What the trials of a search read: teacher and paraphrasers as `key/name` → tensor, and where further ones go.
+    """The data that trials read: teacher and paraphrasers as `key/name` → tensor, and the directory of further ones.
 
     `directory` must be one that every node sees; a paraphraser that was not made before is trained there once.
     """
@@ -114,7 +114,7 @@ class StudentTask:
         return fingerprint("students", self.dataset.fingerprint, sorted(self.shared.facts))
 
     def params(self) -> Mapping[str, Any]:
-        """What the study's MLflow run says."""
+        """Return the parameters of the study's MLflow run."""
         return {"shared": len(self.shared.facts)}
 
     def training(self, trial: DistillTrialConfig, device: str) -> StudentTraining:

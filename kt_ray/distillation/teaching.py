@@ -44,7 +44,7 @@ def views(config: FitConfig) -> int:
 
 
 def bytes_kept(teacher: nn.Module, method: Method, images: LabelledImages, config: FitConfig) -> int:
-    """What keeping all answers would take."""
+    """Return the bytes that keeping all answers would take."""
     one = as_float(images.images[:1]).to(next(teacher.parameters()).device)
     with torch.no_grad():
         targets = method.targets(run_with_features(teacher, one, method.teacher_layers))

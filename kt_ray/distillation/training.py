@@ -57,7 +57,7 @@ class StudentTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
+        """True if all epochs are done."""
         return self.epoch >= self.config.epochs
 
     @property

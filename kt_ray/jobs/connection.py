@@ -191,7 +191,7 @@ def _greet(host: str, port: int) -> None:
 
 
 def fitting(demand: Mapping[str, float], labels: Mapping[str, str] | None = None) -> int:
-    """How many of `demand` (Ray resource names to amounts) fit on the living nodes that carry `labels`.
+    """Return how many of `demand` (Ray resource names to amounts) fit on the living nodes that carry `labels`.
 
     Counts whole nodes, busy or not. Raises ResourceError, naming what each node has, where not even one fits.
     """

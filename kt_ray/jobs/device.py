@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 
 import torch
 
@@ -61,6 +62,20 @@ def _repeat_numbers() -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def device_name(device: torch.device | str, gpus: float = 1.0) -> str:
+    """Return the name of `device`; of a GPU, with the memory in GiB that its share `gpus` has."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        memory = gpus * torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{torch.cuda.get_device_name(device)}, {memory:.1f} GiB"
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def free_memory(device: torch.device | str) -> int:

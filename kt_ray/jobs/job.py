@@ -47,7 +47,7 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """True if it has not ended."""
         return not JobStatus(self.status).is_terminal()
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def jobs(address: str | None = None) -> list[Job]:
 
 
 def logs(job: str, address: str | None = None) -> str:
-    """What `job` has printed so far."""
+    """Return the text that `job` has printed so far."""
     with connection(address) as client:
         _details(client, job)
         return str(client.get_job_logs(job))
@@ -134,7 +134,7 @@ def follow(job: str, address: str | None = None, write: Callable[[str], object] 
 
 
 def hint(job: str, address: str | None = None) -> str:
-    """How to follow, stop and resume a job that nobody follows any more."""
+    """Return the commands that follow, stop and resume a job that no one follows any more."""
     at, job = f" --address {shlex.quote(job_server(address))}", shlex.quote(job)
     return (
         f"job {job} goes on without this terminal\n"

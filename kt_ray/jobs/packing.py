@@ -1,4 +1,4 @@
-"""What travels with a job: the study file and the code of this kt_ray, with its bundled translator and zoo."""
+"""The files sent with a job: the study file and the code of this kt_ray, with its bundled translator and zoo."""
 
 from __future__ import annotations
 

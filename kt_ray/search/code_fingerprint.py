@@ -136,7 +136,7 @@ def _code(node: object) -> str:
 
 
 def _is_text(node: object) -> bool:
-    """Whether a statement is a bare text, as a docstring is."""
+    """Return whether a statement is a bare text, as a docstring is."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

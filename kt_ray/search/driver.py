@@ -97,12 +97,12 @@ class SearchDriver:
 
     @property
     def finished(self) -> bool:
-        """Whether the search starts no further trial."""
+        """True if the search starts no further trial."""
         return self.halted or (not self._running and not self._budget.allows_trial([]))
 
     @property
     def halted(self) -> bool:
-        """Whether running trials must stop too: because of a signal, or an error of the study or MLflow."""
+        """True if running trials must stop too: because of a signal, or an error of the study or MLflow."""
         return self.stopped is not None or self.error is not None
 
     def stop(self, reason: str) -> None:
@@ -111,7 +111,7 @@ class SearchDriver:
 
     @property
     def limit(self) -> str | None:
-        """What keeps an unfinished search from starting trials: a budget or the end of the grid."""
+        """The reason why an unfinished search starts no trials: a budget or the end of the grid."""
         return self._budget.limit(self._running_seconds())
 
     def next_trial(self, tune_id: str) -> dict[str, Any] | None:

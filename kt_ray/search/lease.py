@@ -33,7 +33,7 @@ SETTLE = 0.3  # seconds in which two drivers that start at once see each other
 
 @dataclass(frozen=True)
 class Holder:
-    """Who drives a study. `machine` tells boots and process namespaces apart, `born` processes of one number."""
+    """The process that searches a study. `machine` tells boots and namespaces apart, `born` processes of one number."""
 
     token: str
     user: str
@@ -52,7 +52,7 @@ class Holder:
         return cls(secrets.token_hex(8), _user(), socket.gethostname(), pid, _born(pid), _machine(), since)
 
     def gone(self) -> bool | None:
-        """Whether its process is gone; None where this machine cannot tell."""
+        """Return whether its process is gone; None if this machine cannot tell."""
         if self.machine != _machine():
             return None
         try:
@@ -68,7 +68,7 @@ class Holder:
 
 
 def holder_of(study: optuna.Study) -> Holder | None:
-    """Who drives `study`, as far as the storage knows."""
+    """Return the process that searches `study`, as far as the storage knows."""
     content = study.user_attrs.get(ATTRIBUTE)
     return Holder(**content) if content else None
 
@@ -167,7 +167,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When process `pid` started, in the kernel's ticks; empty where that cannot be read, or where it has ended."""
+    """Return the start of process `pid`, in the kernel's ticks; empty if that cannot be read, or if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if state in "ZX" else fields[18]  # a zombie has ended, though nobody has asked for its exit status

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class SearchWorkspace(Protocol):
-    """Where a search keeps its study, its trials' checkpoints and its temporary files."""
+    """The places of a search's study, its trials' checkpoints and its temporary files."""
 
     @property
     def root(self) -> Path: ...
@@ -42,7 +42,7 @@ class SearchWorkspace(Protocol):
 
 @dataclass(frozen=True)
 class SearchResult:
-    """How a search ended.
+    """The end of a search.
 
     `stopped` names the signal that ended it, `limit` the budget or grid that kept it from having all its trials.
     `translator` is the file of the champion: a translator or a student; `kt_ray.search.retries.select_champion` has

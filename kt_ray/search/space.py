@@ -51,7 +51,7 @@ class Space:
         return values
 
     def active(self, path: str, values: Mapping[str, Any]) -> bool:
-        """Whether the conditions of `path` hold, given the values of the paths before it."""
+        """Return whether the conditions of `path` hold, given the values of the paths before it."""
         for parent, wanted in self.distributions[path].when.items():
             known = values if parent in self.distributions else self.base
             if parent not in known or known[parent] not in as_list(wanted):
@@ -112,7 +112,7 @@ def apply(base: Base, values: Mapping[str, Any]) -> Base:
 
 
 def size(space: Distributions, base: Frozen | None = None) -> str:
-    """How large the space is, in words: its points, or how many of its paths are continuous."""
+    """Return the size of the space in words: its points, or how many of its paths are continuous."""
     if not space:
         return "empty: every trial is the base trial"
     points = count(space, base)
@@ -123,7 +123,7 @@ def size(space: Distributions, base: Frozen | None = None) -> str:
 
 
 def count(space: Distributions, base: Frozen | None = None) -> float:
-    """How many points the space has; infinite where a path that can be active is continuous."""
+    """Return the number of points of the space; infinite if a path that can be active is continuous."""
     ordered = to_optuna(space, base)
     deciding = {parent for distribution in space.values() for parent in distribution.when}
     leaves = [path for path in ordered.distributions if path not in deciding]
@@ -138,7 +138,7 @@ def count(space: Distributions, base: Frozen | None = None) -> float:
 
 
 def cardinality(distribution: Distribution) -> float:
-    """How many values a distribution has; infinite for a continuous one."""
+    """Return the number of values of a distribution; infinite for a continuous one."""
     values = values_of(distribution)
     return math.inf if values is None else len(values)
 
@@ -154,7 +154,7 @@ def grid_problems(space: Distributions) -> list[str]:
 
 
 def contains(distribution: Distribution, value: Any) -> bool:
-    """Whether `value` can be drawn from `distribution`."""
+    """Return whether `value` can be drawn from `distribution`."""
     if distribution.categorical is not None:
         return any(value == choice and type(value) is type(choice) for choice in distribution.categorical)
     low, high = distribution.float_range or distribution.int_range or (0, 0)

@@ -1,4 +1,4 @@
-"""What is wrong with a search space, before anything runs. Each fault begins with its dotted path in the study file."""
+"""Faults of a search space, found before anything runs. Each begins with its dotted path in the study file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def problems(space: Distributions, base: Frozen) -> list[str]:
 
 
 def point_problems(points: Sequence[Mapping[str, Any]], space: Distributions) -> list[str]:
-    """What is wrong with points to try first: paths that are not searched, values outside the space."""
+    """Return the faults of points to try first: paths that are not searched, values outside the space."""
     found = []
     for number, point in enumerate(points):
         for path, value in point.items():
@@ -134,7 +134,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _known_paths(model: type[BaseModel], path: str) -> str:
-    """What a wrong path could have been: the fields of its deepest section that exists."""
+    """Return the paths that a wrong one could have been: the fields of its deepest section that exists."""
     walked = []
     for part in path.split("."):
         info = model.model_fields.get(part)

@@ -292,7 +292,7 @@ class RetryingStorage(BaseStorage):
 
 
 def _unreadable(error: Exception) -> bool:
-    """Whether `error` is of contents that nothing can have written, rather than of how the storage is used."""
+    """Return whether `error` is of contents that no program has written, rather than of how the storage is used."""
     module = type(error).__module__
     if isinstance(error, UnicodeDecodeError) or module.startswith("json"):
         return True

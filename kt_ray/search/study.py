@@ -118,7 +118,7 @@ class SearchStudy:
 
     @property
     def exhausted(self) -> bool:
-        """Whether a grid has no point left, and nothing waits."""
+        """True if a grid has no point left, and no trial waits."""
         if self._grid is None:
             return False
         trials = self.trials()
@@ -140,7 +140,7 @@ class SearchStudy:
         return lineages(self.trials())
 
     def finished(self) -> int:
-        """How many lineages are complete or pruned."""
+        """Return how many lineages are complete or pruned."""
         return sum(trial.state in FINISHED for trial in self.lineages().values())
 
     def best(self) -> FrozenTrial | None:
@@ -148,7 +148,7 @@ class SearchStudy:
         return select_champion(self.optuna)
 
     def last_metrics(self, candidate: StudyTrial) -> dict[str, float]:
-        """What a trial asked again had reported last: its objective."""
+        """Return the last report of a trial that is tried again: its objective."""
         values = self._frozen(candidate.number).intermediate_values
         return {self.objectives[0].metric: values[max(values)]}
 
@@ -187,7 +187,7 @@ class SearchStudy:
         return StudyTrial(trial, lineage_of(frozen), ordinal, values, step, deaths, trained)
 
     def should_prune(self, candidate: StudyTrial) -> bool:
-        """Whether the pruner wants the trial to stop after what it has reported, and it has not told its last report.
+        """Return whether the pruner wants the trial to stop after its reports, of which none was the last.
 
         Optuna prunes studies of one objective only. Its pruners may take note of what they are asked: ask always.
         """

@@ -1,4 +1,4 @@
-"""What a study was searched with, kept in the study, so that a change is noticed before it spoils comparisons."""
+"""The inputs of a study's trials, kept in the study, so that a change is noticed before it spoils comparisons."""
 
 from __future__ import annotations
 

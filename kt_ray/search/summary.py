@@ -1,4 +1,4 @@
-"""What a study holds, read from its storage alone: also while another process searches."""
+"""A study's content, read from its storage alone: also while another process searches."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def front_of(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def importance_rows(url: str, name: str, objective: int = 0) -> list[dict[str, Any]]:
-    """How much of an objective's variance each parameter explains (Optuna's default evaluator), most first.
+    """Return the share of an objective's variance that each parameter explains (Optuna's evaluator), most first.
 
     Parameters that only some trials have are left out. Raises StudyError for fewer than two complete trials.
     """

@@ -1,4 +1,4 @@
-"""What a search asks of what its trials train."""
+"""The interface between a search and what its trials train."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Task(Protocol):
 
     @property
     def shares(self) -> str:
-        """What all trials share besides the dataset, in a word."""
+        """One word for the data that all trials share besides the dataset."""
 
     @property
     def fingerprint(self) -> str:
@@ -36,7 +36,7 @@ class Task(Protocol):
         """The files and folders of the package that decide a trial's numbers."""
 
     def params(self) -> Mapping[str, Any]:
-        """What the study's MLflow run says of the task."""
+        """Return the task's parameters in the study's MLflow run."""
 
     def training(self, trial: Any, device: str) -> Training:
         """A fresh training of `trial`."""

@@ -25,7 +25,7 @@ HISTORY = "history.json"
 
 
 class Training(Protocol):
-    """What a trial trains, such as `TranslatorTraining` and `StudentTraining`."""
+    """The training of a trial, such as `TranslatorTraining` and `StudentTraining`."""
 
     @property
     def finished(self) -> bool: ...
@@ -39,7 +39,7 @@ class Training(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker reports to the driver after each epoch of a trial, and if the trial fails.
+    """A worker's report to the driver after each epoch of a trial, and if the trial fails.
 
     `seconds` is the time spent on the trial so far, over all its tries. `failure` says in one line why the trial
     failed, `traceback` at length; `infrastructure` whether the machine caused it, so that a retry makes sense.

@@ -30,7 +30,7 @@ RESULT = "kt_ray cluster check: "
 
 @dataclass(frozen=True)
 class NodeCheck:
-    """What one node answered."""
+    """The answer of one node."""
 
     node: str
     resources: dict[str, float]
@@ -41,7 +41,7 @@ class NodeCheck:
 
 @dataclass(frozen=True)
 class ClusterCheck:
-    """What all nodes answered; `problems` has one line for each thing to mend, over the whole cluster."""
+    """The answers of all nodes; `problems` has one line for each thing to mend, over the whole cluster."""
 
     nodes: list[NodeCheck]
     problems: list[str]
@@ -133,7 +133,7 @@ def _on(node: Mapping[str, Any], function: Callable[..., Any], gpus: float, *arg
 
 
 def storages_of(workspace: Workspace) -> dict[str, str]:
-    """What every node must reach, by name. SQLite files are the driver's alone and lie in the workspace."""
+    """Return the storages that every node must reach, by name; SQLite files are the driver's alone."""
     found = {
         "workspace": str(workspace.root),
         "zoos": workspace.storage.zoos,

@@ -1,4 +1,4 @@
-"""What a study came to: its best model measured once on test images, registered, written down and told."""
+"""The conclusion of a study: its best model is measured once on test images, registered, stored and printed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OLD_CONCLUSION = "distillation.json"  # of students, in releases before there wa
 
 
 class Conclusion(Displayed, Frozen):
-    """What a finished study came to: its best model on test images, and the registry's answer.
+    """The result of a finished study: its best model on test images, and the registry's answer.
 
     `zoo` is the fingerprint of what its trials shared. `reported` is whether MLflow has the report; until then the
     study is not finished. `doubts` are results that a person should look at before using the model.

@@ -1,4 +1,4 @@
-"""What a long command tells while it works: a live table on a terminal, plain lines elsewhere."""
+"""The output of a long command while it works: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Narrator:
             self.say("interrupted; nothing is lost: the same command goes on from here")
 
     def say(self, text: str = "") -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(text)
 
     def settle(self) -> None:
@@ -61,7 +61,7 @@ class Narrator:
         self._last_line, self._last_done = 0.0, -1
 
     def building(self, progress: BuildProgress) -> None:
-        """How far a zoo is."""
+        """Show the progress of a zoo."""
         self._move(
             "zoo",
             progress.done,
@@ -76,13 +76,13 @@ class Narrator:
         )
 
     def fitting(self, progress: Progress) -> None:
-        """How far the training of a teacher, paraphraser or student is."""
+        """Show the progress of the training of a teacher, paraphraser or student."""
         cells = {"epoch": f"{progress.epoch} of {progress.epochs}"}
         cells |= {name: number(progress.metrics[name]) for name in ("loss", "accuracy") if name in progress.metrics}
         self._move(progress.stage, progress.epoch, progress.epochs, cells)
 
     def searching(self, progress: SearchProgress) -> None:
-        """How far a search is."""
+        """Show the progress of a search."""
         best = ", ".join(f"{path}={number(value)}" for path, value in (progress.best_params or {}).items())
         self._move(
             "search",
@@ -99,14 +99,14 @@ class Narrator:
         )
 
     def result(self, result: Evaluation | Distillation) -> None:
-        """The table of what a study came to."""
+        """Print the table of a study's result."""
         if isinstance(result, Evaluation):
             self.evaluation(result.to_dict())
         else:
             self.say(result.to_markdown())
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """The table of an evaluation, a row a kind of block."""
+        """Print the table of an evaluation, a row for each kind of block."""
         title = (
             f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
             f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block"

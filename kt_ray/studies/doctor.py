@@ -1,4 +1,4 @@
-"""What of this machine and workspace works, and what to do about what does not."""
+"""Checks of this machine and workspace, with advice for each that fails."""
 
 from __future__ import annotations
 

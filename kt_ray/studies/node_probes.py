@@ -1,4 +1,4 @@
-"""What one node tells about itself: versions, and whether it reaches and can write every storage."""
+"""Checks that run on one node: its versions, and whether it reaches and can write every storage."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def mark(storages: Mapping[str, str], marker: str) -> list[Path]:
 
 
 def _probe(place: str, marker: str | None) -> str | None:
-    """What is wrong with `place`; None if nothing is. May raise whatever the store's own library raises."""
+    """Return the fault of `place`; None if it has none. May raise whatever the store's own library raises."""
     scheme = urlsplit(place).scheme
     if scheme in ("http", "https"):
         return _probe_mlflow(place)

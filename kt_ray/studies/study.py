@@ -48,7 +48,7 @@ class Study(Displayed):
 
     @property
     def conclusion(self) -> Conclusion | None:
-        """What it came to at its last end; None if it had none."""
+        """Its result at its last end; None if it had none."""
         return read_conclusion(self.workspace, self.name)
 
     def trials(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What differs between studies of translators and of students; all else is in `runner` and `conclusion`."""
+"""The differences between studies of translators and of students; all else is in `runner` and `conclusion`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one of many needs of a node, and how many are asked for; None is as many as there is room for."""
+    """The resources that one of many takes of a node, and how many are asked for; None is as many as fit."""
 
     amounts: Mapping[str, float]
     labels: Mapping[str, str]
@@ -54,7 +54,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Result:
-    """What a model gives on test images, and what the registry needs to take it."""
+    """A model's results on test images, and the facts that the registry keeps of it."""
 
     evaluation: Evaluation | Distillation
     measured: Measured
@@ -75,7 +75,7 @@ class StudyTask(Protocol):
 
     @property
     def workspace(self) -> Workspace:
-        """Where the study is kept."""
+        """The workspace of the study."""
 
     @property
     def dataset(self) -> Dataset:
@@ -83,17 +83,17 @@ class StudyTask(Protocol):
 
     @property
     def makes(self) -> Literal["translator", "student"]:
-        """What a trial trains."""
+        """The kind of model that a trial trains."""
 
     @property
     def demands(self) -> Mapping[str, Demand]:
-        """What runs on the cluster: `trials`, and others by their names. Empty if nothing does."""
+        """The work that runs on the cluster: `trials`, and others by their names. Empty if there is none."""
 
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
         """Train one batch of the base trial, keeping nothing; return parameters and loss."""
 
     def unchanged(self) -> bool:
-        """Whether what the trials of the last run shared is whole and still what the file asks for."""
+        """Return whether the data that the trials of the last run shared is whole and still what the file asks for."""
 
     def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
         """Take the images; return what the study is about, in a line."""
@@ -114,7 +114,7 @@ class StudyTask(Protocol):
 
     @property
     def shared(self) -> Input | None:
-        """What the trials shared besides the images, for MLflow."""
+        """The data that the trials shared besides the images, for MLflow."""
 
     def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
         """Look at the test images, unless `previous` is what the same model gave there."""

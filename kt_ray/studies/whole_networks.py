@@ -30,7 +30,7 @@ FITTED = 4  # the least squares read a part of the probes, one of so many
 
 @dataclass(frozen=True)
 class NetworkRequest:
-    """Which network a checkpoint holds: its name, options, image shape (C, H, W), classes, and normalisation."""
+    """The network of a checkpoint: its name, options, image shape (C, H, W), classes, and normalisation."""
 
     name: str
     options: Mapping[str, Any]

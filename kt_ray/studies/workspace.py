@@ -1,4 +1,4 @@
-"""Where a command keeps things: `./kt-workspace`, `--workspace` or `KT_RAY_WORKSPACE`; on a cluster, URIs."""
+"""The places of a command's data: `./kt-workspace`, `--workspace` or `KT_RAY_WORKSPACE`; on a cluster, URIs."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class Workspace:
 
     @property
     def present(self) -> bool:
-        """Whether there can be anything to read: its directory, or a storage elsewhere."""
+        """True if there can be anything to read: its directory, or a storage elsewhere."""
         return self.root.is_dir() or self.storage != StorageConfig()
 
     @property
     def option(self) -> str:
-        """What a command to be typed ends with to work here: ` --workspace ROOT`, nothing for `./kt-workspace`."""
+        """The end of a command that is to work here: ` --workspace ROOT`, empty for `./kt-workspace`."""
         return "" if self.root == Path(DEFAULT).absolute() else f" --workspace {shlex.quote(str(self.root))}"
 
     def zoo(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether MLflow's artifacts can be kept from here: a small file there and back, by MLflow's own means."""
+"""A check that MLflow's artifacts can be kept from here: a small file is sent and read back by MLflow."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def probe_artifacts(uri: str, root: str | None = None) -> None:
 
 
 def _default_root(uri: str) -> str:
-    """Where the store at `uri` puts the artifacts of its first experiment, made with it.
+    """Return where the store at `uri` puts the artifacts of its first experiment, made with it.
 
     Raises TrackingError for a directory that is not here: MLflow would make one on whichever machine writes.
     """

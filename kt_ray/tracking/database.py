@@ -21,7 +21,7 @@ SIDECARS = ("-journal", "-wal", "-shm")
 
 
 def is_whole(path: Path) -> bool:
-    """Whether `path` has an MLflow database, of this version or another, and not one that was cut short as it was made.
+    """Return whether `path` has an MLflow database, of any version, and not one that was cut short as it was made.
 
     A database with nothing in it counts unless its tables are those of an earlier version. Raises sqlite3.Error if it
     cannot be read.

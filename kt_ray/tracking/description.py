@@ -1,4 +1,4 @@
-"""What MLflow's page of a study's run says: what the study came to, with links, in Markdown."""
+"""The description of a study's run in MLflow: the study's result, with links, in Markdown."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _with_code(directory: Path, module: FlatTranslator, rows: Tensor, translator
 
 
 def _all_but_modules(directory: str, names: list[str]) -> list[str]:
-    """What of `directory` a model does not need: everything but Python's modules."""
+    """Return the entries of `directory` that a model does not need: everything but Python's modules."""
     left_out = ("__pycache__", "pretrained", "cluster", "search_spaces")
     path = Path(directory)
     return [name for name in names if name in left_out or not ((path / name).is_dir() or name.endswith(".py"))]

@@ -1,4 +1,4 @@
-"""What MLflow has not got yet, in order, on disk: a store that is away for a while costs a search nothing."""
+"""Entries that MLflow has not got yet, in order, on disk: a store that is away for a while costs a search nothing."""
 
 from __future__ import annotations
 

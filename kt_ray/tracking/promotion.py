@@ -45,7 +45,7 @@ WEAKNESS = "kt_ray.weakness"  # tag of a version below a block that costs nothin
 
 @dataclass(frozen=True)
 class Measured:
-    """What decides between candidates: mean accuracies, and on what they were measured.
+    """The measurements that decide between candidates: mean accuracies, and on what they were measured.
 
     `selection` decides (None: not measured), `test` is for people and decides nothing. `on` is a zoo or a dataset with
     this `fingerprint`, `protocol` says how (members, images and their fingerprint). `free` are mean accuracies, on the
@@ -106,7 +106,7 @@ class Candidate:
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
     def tags(self) -> dict[str, str]:
-        """What the registry keeps of a candidate."""
+        """Return the registry's tags of a candidate."""
         made = {"kt_ray.sha256": self.sha256, "kt_ray.study": self.study, "kt_ray.trial": str(self.trial)}
         tags = made | self.measured.tags() | ({"kt_ray.dataset": self.dataset} if self.dataset else {})
         return tags | {TAGS_SHA256: tags_digest(tags)}
@@ -253,7 +253,7 @@ def _begun(client: MlflowClient, experiment_id: str, digest: str, run_id: str) -
 def _compare(
     tags: Mapping[str, str], present: ModelVersion | None, version: int, accept_weak: bool
 ) -> tuple[bool, str]:
-    """Whether version `version` with `tags` shall be champion, and the reason in words."""
+    """Return whether version `version` with `tags` shall be champion, and the reason in words."""
     trial = f"study {tags['kt_ray.study']}, trial {tags['kt_ray.trial']}"
     what = f"version {version} (mean accuracy {_shown(tags)}, {trial})"
     on, fingerprint = measured_on(tags)

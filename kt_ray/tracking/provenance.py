@@ -1,4 +1,4 @@
-"""Who made a run with what: tags that every run carries."""
+"""Provenance of runs: the tags that every run carries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def provenance() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints about the repository of this package; nothing where it is installed as a wheel."""
+    """Return what git prints about the repository of this package; nothing if it is installed as a wheel."""
     package = Path(__file__).resolve().parents[1]
     try:
         if not (package.parent / ".git").exists():

@@ -20,7 +20,7 @@ FILE, LAYOUT = "translator.safetensors", "layout.json"
 
 
 class TranslatorModel:
-    """What `mlflow.pyfunc.load_model` returns the predictions of: rows of source blocks to rows of target blocks."""
+    """The model behind `mlflow.pyfunc.load_model`: rows of source blocks to rows of target blocks."""
 
     def __init__(self, directory: Path) -> None:
         translator = load_translator(directory / FILE).translator

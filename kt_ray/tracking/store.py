@@ -153,7 +153,7 @@ def check_tracking(uri: str) -> None:
 
 
 def _is_new(uri: str) -> bool:
-    """Whether `uri` is a SQLite database that is yet to be made, or was cut short as it was made."""
+    """Return whether `uri` is a SQLite database that is yet to be made, or was cut short as it was made."""
     path = sqlite_path(uri)
     with reaching(uri):
         return path is not None and not is_whole(path)

@@ -64,7 +64,7 @@ class Tracker:
 
     @property
     def waiting(self) -> int:
-        """How many entries wait for a store that is away."""
+        """The number of entries that wait for a store that is away."""
         return len(self._outbox)
 
     def zoo_run(self, name: str, fingerprint: str, params: Mapping[str, Any] = {}, tags: Mapping[str, Any] = {}) -> str:

@@ -1,4 +1,4 @@
-"""How far outputs are from wanted ones, per member of a stack."""
+"""Distances of outputs from wanted ones, per member of a stack."""
 
 from __future__ import annotations
 

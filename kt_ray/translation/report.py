@@ -1,4 +1,4 @@
-"""What a translation of a checkpoint reports: the network before and after, and the checks that both kinds share."""
+"""The report of a translated checkpoint: the network before and after, and the checks that both kinds share."""
 
 from __future__ import annotations
 

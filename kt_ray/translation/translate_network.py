@@ -23,7 +23,7 @@ from kt_ray.translation.whole_network import Fitting, SiteReport, translate_bloc
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class NetworkTranslation(TranslationReport):
-    """What the translation of all blocks wrote; `agreement` is the share of the probes on which both networks predict
+    """The result of translating all blocks; `agreement` is the share of the probes on which both networks predict
     the same."""
 
     builder: str

@@ -13,20 +13,20 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from kt_ray.config import PairName, ZooConfig
+from kt_ray.config import PairChoice, ZooConfig
 from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
 from kt_ray.jobs.remote import ray_options
-from kt_ray.networks import Architecture
+from kt_ray.networks import Architecture, architecture_of
 from kt_ray.zoo.definition import Damaged
 from kt_ray.zoo.members import Member, Zoo, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import Buffer, batches_of, bytes_of
 from kt_ray.zoo.training.members import Plan
-from kt_ray.zoo.training.plan import Candidate, ProbeMemory, candidates, choose, runs
+from kt_ray.zoo.training.plan import ON_A_CPU, Candidate, ProbeMemory, candidates, choose, runs
 from kt_ray.zoo.training.trainer import Trained, Trainer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ OnProgress = Callable[[BuildProgress], None]
 
 def build_zoo(
     config: ZooConfig,
-    pair: PairName,
+    pair: str | PairChoice,
     dataset: Dataset,
     store: ZooStore,
     on_progress: OnProgress | None = None,
@@ -52,7 +52,7 @@ def build_zoo(
     given to another, and nodes that join get work. Raises ZooError if a batch fails again and again or cannot
     be written, ResourceError if no node can hold an actor.
     """
-    architecture = Architecture(pair, config.network, dataset.image_shape, dataset.classes)
+    architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
     if not store.prepare(config, pair, dataset) and store.has_checksums():
         try:
             return store.read()  # the usual case: each file is read and hashed once
@@ -76,9 +76,8 @@ class _Build:
         self.config, self.architecture, self.store = config, architecture, store
         self.on_progress, self.code = on_progress, tuple(code)
         actors = config.actors
-        room = self._room()
-        self.batches = deque(batches_of(missing, actors.members_at_once, room))
-        self.in_flight = _most_in_flight(architecture, config)
+        self.missing, self.room = missing, self._room()
+        self._cut(actors.members_at_once or ON_A_CPU)
         options = ray_options(actors.demand, actors.label_selector)
         self.actor_class: Any = ray.remote(scheduling_strategy="SPREAD", **options)(Trainer)
         slim = dataclasses.replace(dataset, test=dataset.test.take(slice(0, 0)))  # actors see no test image
@@ -109,6 +108,12 @@ class _Build:
             for actor in crew:
                 ray.kill(actor)
             self.buffer.flush()
+
+    def _cut(self, at_once: int) -> None:
+        """Cut the missing members into batches of at most `at_once`."""
+        self.at_once = at_once
+        self.batches = deque(batches_of(self.missing, at_once, self.room))
+        self.in_flight = _most_in_flight(self.architecture, at_once * (1 + len(self.config.recipe.snapshots)))
 
     def _room(self) -> int:
         """How many actors the cluster bears and the configuration wants."""
@@ -196,14 +201,16 @@ class _Build:
             self._wait()
             self._recruit()
         memory, recipe = ProbeMemory(self.store.uri), self.config.recipe
-        at_once = self.config.actors.members_at_once
         try:
             actor = self.idle[0]
             device, name = ray.get([actor.ready.remote(), actor.device_name.remote()])
+            if self.config.actors.members_at_once is None:
+                self._cut(ray.get(actor.members_that_fit.remote()))
         except RayActorError as error:
             self.idle.pop(0)
             self._failed_start(error)
             return self._plan()
+        at_once = self.at_once
         key = memory.key(self.architecture, recipe, at_once, name)
         plan = memory.recall(key)
         if plan is None or not runs(plan, self.architecture, device, at_once):
@@ -230,10 +237,9 @@ class _Build:
         return seconds
 
 
-def _most_in_flight(architecture: Architecture, config: ZooConfig) -> int:
-    """Batches whose results fit into half of the smallest node's object store, so that none is spilled to disk."""
+def _most_in_flight(architecture: Architecture, rows: int) -> int:
+    """Batches of so many rows that fit into half of the smallest node's object store, so that none goes to disk."""
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    rows = config.actors.members_at_once * (1 + len(config.recipe.snapshots))
     return max(1, int(min(stores) / 2 / (rows * bytes_of(architecture))))
 
 

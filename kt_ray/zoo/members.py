@@ -53,7 +53,8 @@ class Zoo(Displayed):
     `parameters` maps `stem.…`, `source.…`, `target.…`, `head.…` to tensors [R, …], one row a member and snapshot;
     `target.…` of a row whose `has_target` is false is NaN. `index` has the columns `id`, `seed`, `split`, `epoch`
     (of the source phase), `has_target`, `source_accuracy`, `target_accuracy` (on the selection images) and one
-    for each hyper-parameter that varies. `fingerprint` says which zoo this is: what trained it and which members.
+    for each hyper-parameter that varies; `device` and `plan` say what trained a member and how, null if that is
+    unknown. `fingerprint` says which zoo this is: what trained it and which members.
     """
 
     architecture: Architecture

@@ -370,6 +370,7 @@ def pretended_cuda() -> Iterator[DeviceMode]:
         mock.patch.object(cuda, "mem_get_info", return_value=(40 * 2**30, 80 * 2**30)),
         mock.patch.object(cuda, "get_per_process_memory_fraction", return_value=1.0),
         mock.patch.object(cuda, "memory_reserved", return_value=0),
+        mock.patch.object(cuda, "reset_peak_memory_stats", return_value=None),
         mock.patch.object(cuda, "get_rng_state", get_rng_state),
         mock.patch.object(cuda, "set_rng_state", set_rng_state),
         mock.patch.object(cuda, "manual_seed_all", seed),

@@ -144,6 +144,7 @@ def test_a_signal_ends_it_in_order_and_the_same_command_goes_on_to_the_same_end(
     assert outcome(bench.trials()) == outcome(uninterrupted[0].trials())
 
 
+@pytest.mark.slow  # test_study.py's driver dies after each of its writes, in seconds
 def test_a_killed_driver_loses_and_repeats_nothing(
     bench: Bench, uninterrupted: tuple[Bench, SearchResult, list[SearchProgress]]
 ) -> None:

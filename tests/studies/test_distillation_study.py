@@ -23,7 +23,7 @@ from kt_ray.search.study import SearchStudy
 from kt_ray.studies.conclusion import Conclusion, _file_of, read_conclusion
 from kt_ray.studies.console import Narrator
 from kt_ray.studies.distillation_study import DistillationStudy
-from kt_ray.studies.runner import run_study
+from kt_ray.studies.runner import run_study, search_study
 from kt_ray.studies.spaces import locate
 from kt_ray.studies.study import open_study, resume
 from kt_ray.studies.study_file import read_study, read_study_file, space_rows
@@ -118,7 +118,9 @@ def test_an_unknown_layer_stops_before_anything_is_trained(workspace: Path) -> N
 def test_a_search_is_resumed_with_more_students(workspace: Path, ray_session: None) -> None:
     space = {"method.kd.temperature": {"float": [1.0, 5.0]}}
     search = {"trials": 1, "concurrency": 1, "pruner": {"name": "none"}}
-    run(config("resumed", method={"name": "kd"}, space=space, search=search), workspace)
+    begun = config("resumed", method={"name": "kd"}, space=space, search=search)
+    with Narrator(quiet=True) as narrator:
+        search_study(begun, Workspace.open(workspace), narrator)
     made = resume("resumed", workspace, add=1, progress=False)
     assert made.conclusion is not None
     assert made.conclusion.reported
@@ -264,7 +266,7 @@ def test_the_teacher_is_trained_by_a_worker_that_has_a_gpu_of_ray(tmp_path: Path
     file = tmp_path / "gpu.yaml"
     file.write_text(yaml.safe_dump(CONTENT | ON_A_GPU | {"name": "gpu", "ray": {"cpus": 1, "gpus": 1}}))
     process = kt_ray("distill", str(file), workspace=tmp_path / "workspace")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     (line,) = [line for line in output.splitlines() if "error" in line.lower() or "GPU" in line]
     assert "Ray gave this worker 1 GPUs, but torch" in line

@@ -10,20 +10,21 @@ from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, 
 from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
-from kt_ray.networks import Architecture
+from kt_ray.jobs.device import device_name
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.members import Plan
-from kt_ray.zoo.training.plan import ProbeMemory, device_name
+from kt_ray.zoo.training.plan import ProbeMemory
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
     members=MemberCounts(train=3, selection=1, test=1),
     recipe=RecipeConfig(source=PHASE, target=PHASE),
-    actors=ActorConfig(count=2, members_at_once=2),
+    actors=ActorConfig(count=2),
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -74,7 +75,7 @@ def test_one_and_three_actors_give_the_same_bits(tmp_path: Path, dataset: Datase
 
 
 def _key(actors: ActorConfig) -> str:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     return ProbeMemory.key(architecture, CONFIG.recipe, actors.members_at_once, device_name("cpu"))
 
 

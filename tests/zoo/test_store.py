@@ -50,6 +50,14 @@ def test_one_split_is_read(store: ZooStore) -> None:
     assert store.read("selection").index["split"].to_pylist() == ["selection"] * 2
 
 
+def test_a_zoo_whose_index_lacks_newer_columns_is_read_and_grows(store: ZooStore, random_zoo: Zoo) -> None:
+    row = random_zoo.take(torch.tensor([0]))
+    named = row.index.set_column(0, "id", pa.array(["train-000099"])).append_column("device", pa.array(["a GPU"]))
+    store.add(row.parameters, named)
+    assert store.read().index["device"].to_pylist() == [None] * len(random_zoo) + ["a GPU"]
+    assert store.verify() == []
+
+
 def test_members_already_present_are_not_added_twice(store: ZooStore, random_zoo: Zoo) -> None:
     store.add(random_zoo.parameters, random_zoo.index)
     assert len(store.read()) == len(random_zoo)

@@ -17,7 +17,7 @@ from torch import nn
 
 from kt_ray.config import PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, LabelledImages
-from kt_ray.jobs.device import free_memory
+from kt_ray.jobs.device import device_name, free_memory
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.recipe import (
@@ -49,6 +49,10 @@ class Plan:
     bfloat16: bool = False
     compile: bool = False
     counter_draws: bool = False  # orders, flips and shifts hashed on the device: see `recipe.counted_epoch`
+
+    def __str__(self) -> str:
+        options = [name for name in ("bfloat16", "compile", "counter_draws") if getattr(self, name)]
+        return ", ".join([f"{self.source} and {self.target}", f"{self.at_once} at once", *options])
 
 
 def default_plan(architecture: Architecture, device: str) -> Plan:
@@ -95,10 +99,14 @@ Row = dict[str, str | int | float | bool]
 
 
 def index_schema(recipe: RecipeConfig) -> pa.Schema:
-    """Columns of a zoo's index, one for each hyper-parameter that varies; `seconds` is what training a member took."""
+    """Columns of a zoo's index, one for each hyper-parameter that varies.
+
+    `seconds` is what training a member took; `device` names what trained it, `plan` how.
+    """
     base = {
         "id": pa.string(), "seed": pa.int64(), "split": pa.string(), "epoch": pa.int32(), "has_target": pa.bool_(),
         "source_accuracy": pa.float64(), "target_accuracy": pa.float64(), "seconds": pa.float64(),
+        "device": pa.string(), "plan": pa.string(),
     }  # fmt: skip
     return pa.schema(base | {name: pa.float64() for name in ranges_of(recipe)})
 
@@ -128,13 +136,13 @@ def _train_chunk(
             for member, recipe in zip(members, recipes, strict=True)
         ]
 
-    def start(build: Callable[[], nn.Module], phase: str) -> Parameters:
+    def start(build: Callable[[], nn.Module], phase: str, copied: State | None = None) -> Parameters:
         state = fresh(build, [member.seed_of(phase) for member in members])
         scale = torch.tensor([recipe.initial_scale for recipe in recipes])
         for value in state.values():
             if value.dim() == 5:  # convolutions
                 value *= scale[:, None, None, None, None]
-        return Parameters({name: value.to(device) for name, value in state.items()})
+        return Parameters({name: value.to(device) for name, value in state.items()}, copied)
 
     source: Objective
     if plan.source == "fused":
@@ -164,7 +172,8 @@ def _train_chunk(
     targets, target_accuracy = blank, torch.full((len(jobs),), math.nan)
     if not members[0].brief:
         frozen = {name: value for name, value in kept[last].items() if not name.startswith("block.")}
-        block = start(architecture.target_block, "target")
+        copied = architecture.layouts()[1].copied_of(stacked.part(kept[last], "block"))
+        block = start(architecture.target_block, "target", copied)
         target = _target_objective(architecture, frozen, training, recipe, plan)
         descend(block, target, training, draw("target"), [recipe.target for recipe in recipes])
         targets = {name: value.cpu() for name, value in block.copy().items()}
@@ -174,18 +183,20 @@ def _train_chunk(
     kept = {epoch: {name: value.cpu() for name, value in state.items()} for epoch, state in kept.items()}
     source_accuracies = {epoch: accuracy.tolist() for epoch, accuracy in accuracies.items()}
     target_accuracies = target_accuracy.tolist()
-    seconds = (time.perf_counter() - began) / len(jobs)
+    seconds, name = (time.perf_counter() - began) / len(jobs), device_name(device)
     results: dict[str, list[tuple[State, Row]]] = {}
     for i, (member, _, drawn) in enumerate(jobs):
         for epoch, state in kept.items():
             has_target = epoch == last and not member.brief
-            tensors = {name.replace("block.", "source."): value[i] for name, value in state.items()}
+            tensors = {f"source.{name}": value[i] for name, value in stacked.part(state, "block").items()}
+            tensors |= {name: value[i] for name, value in stacked.surroundings(state).items()}
             tensors |= {f"target.{name}": (targets if has_target else blank)[name][i] for name in blank}
             entry: Row = {
                 "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch, "has_target": has_target,
                 "source_accuracy": source_accuracies[epoch][i],
                 "target_accuracy": target_accuracies[i] if epoch == last else math.nan,
                 "seconds": seconds if epoch == last else 0.0,
+                "device": name, "plan": str(plan),
                 **drawn,
             }  # fmt: skip
             results.setdefault(member.id, []).append((tensors, entry))

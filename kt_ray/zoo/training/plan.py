@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from kt_ray.config import RecipeConfig
 from kt_ray.data import LabelledImages
 from kt_ray.errors import ZooError
+from kt_ray.jobs.device import free_memory
 from kt_ray.networks import Architecture
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.recipe import Order, epoch_of
@@ -27,6 +28,8 @@ from kt_ray.zoo.training.stacking import Implementation, can_group, fresh
 
 FILE = "probe.json"
 STEPS = 5
+ON_A_CPU, MOST, FEW = 8, 512, 4  # members at once: on a CPU, at most, and when memory is measured
+STEP_SHARE = 0.4  # of the free memory of a GPU, for a step
 _PLAN = TypeAdapter(Plan)
 
 
@@ -52,7 +55,7 @@ def candidates(architecture: Architecture, device: str, phase: str, at_once: int
             return one_by_one
         names += ["grouped", "unfold"] if can_group(module) else []
         return one_by_one + [Candidate(name, several) for name in [*names, "vmap"]]
-    sizes = [size for size in (8, 32, 128, 512) if size <= at_once] or [at_once]
+    sizes = [size for size in (8, 32, 128, MOST) if size <= at_once] or [at_once]
     names = ["grouped", "channels_last", "unfold", "vmap"] if can_group(module) else ["vmap"]
     plain = [Candidate(name, size) for size in sizes for name in names]
     largest = sizes[-1]
@@ -124,20 +127,27 @@ def runs(plan: Plan, architecture: Architecture, device: str, at_once: int) -> b
     )
 
 
-def device_name(device: str, gpus: float = 1.0) -> str:
-    """Return the name of `device`; of a GPU, with the memory in GiB that its share `gpus` has.
+def members_that_fit(architecture: Architecture, data: LabelledImages, recipe: RecipeConfig) -> int:
+    """Return how many members to train at once on the device of `data`: a power of two, at most `MOST`.
 
-    Plans are remembered by it: one that was measured on a whole card does not serve a quarter of one.
+    On a CPU, `ON_A_CPU`. On a GPU, as many as fit into `STEP_SHARE` of the free memory, by the memory that a step of
+    few members and of twice as many is seen to take; the rest is for stem activations and evaluation.
     """
-    if torch.device(device).type == "cuda":
-        memory = gpus * torch.cuda.get_device_properties(device).total_memory / 2**30
-        return f"{torch.cuda.get_device_name(device)}, {memory:.1f} GiB"
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        models = []
-    return models[0] if models else platform.processor() or platform.machine()
+    device = data.images.device
+    if device.type == "cpu":
+        return ON_A_CPU
+    network = architecture.source_network()
+    implementation: Implementation = "grouped" if can_group(network) else "vmap"
+    room, peaks = STEP_SHARE * free_memory(device), []
+    for members in (FEW, 2 * FEW):
+        torch.cuda.reset_peak_memory_stats(device)
+        for phase in ("source", "target"):
+            measure(Candidate(implementation, members), phase, architecture, data, recipe)
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    a_member = max(1.0, (peaks[1] - peaks[0]) / FEW)
+    shared = peaks[0] - FEW * a_member
+    fit = (room - shared) / a_member
+    return int(2 ** math.floor(math.log2(min(max(fit, 1), MOST))))
 
 
 class ProbeMemory:
@@ -151,7 +161,7 @@ class ProbeMemory:
     def key(architecture: Architecture, recipe: RecipeConfig, at_once: int, device: str) -> str:
         """What a plan depends on."""
         sizes = (recipe.source.batch_size, recipe.target.batch_size, at_once)
-        return f"{device} torch {torch.__version__} {architecture.pair} {architecture.network!r} {sizes}"
+        return f"{device} torch {torch.__version__} {architecture!r} {sizes}"
 
     def recall(self, key: str) -> Plan | None:
         """Return the plan under `key`; None if there is none, or what the file holds is no plan."""

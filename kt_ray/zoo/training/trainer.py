@@ -13,13 +13,13 @@ import torch
 
 from kt_ray.config import RecipeConfig
 from kt_ray.config.code import CodeFile
-from kt_ray.data import Dataset
-from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
+from kt_ray.data import Dataset, LabelledImages
+from kt_ray.jobs.device import device_name, end_if_device_broken, open_device, release_memory
 from kt_ray.networks import Architecture
 from kt_ray.study_code import load_code
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.training.members import Plan, train_members
-from kt_ray.zoo.training.plan import Candidate, device_name, measure
+from kt_ray.zoo.training.plan import Candidate, measure, members_that_fit
 
 logger = logging.getLogger(__name__)
 PROBE_IMAGES = 512
@@ -50,14 +50,24 @@ class Trainer:
         """Return the name of the device and of the share that this actor has of it."""
         return device_name(self.device, self.gpus)
 
-    def measure(self, candidate: Candidate, phase: str) -> float:
-        """Return the seconds of one member's step."""
-        images = self.dataset.train.take(slice(0, PROBE_IMAGES)).to(self.device)
+    def members_that_fit(self) -> int:
+        """Return how many members to train at once if the configuration does not say."""
         try:
-            return measure(candidate, phase, self.architecture, images, self.recipe)
+            return members_that_fit(self.architecture, self._probe_images(), self.recipe)
         except Exception as error:
             end_if_device_broken(error)
             raise
+
+    def measure(self, candidate: Candidate, phase: str) -> float:
+        """Return the seconds of one member's step."""
+        try:
+            return measure(candidate, phase, self.architecture, self._probe_images(), self.recipe)
+        except Exception as error:
+            end_if_device_broken(error)
+            raise
+
+    def _probe_images(self) -> LabelledImages:
+        return self.dataset.train.take(slice(0, PROBE_IMAGES)).to(self.device)
 
     def train(self, members: Sequence[Member], plan: Plan) -> Trained:
         """Return a stack of NumPy arrays (read by the driver without a copy) and its index.

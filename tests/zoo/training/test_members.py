@@ -10,14 +10,15 @@ from torch import nn
 
 from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, as_float
-from kt_ray.networks import Architecture
+from kt_ray.jobs.device import device_name
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import Member, members_of
 from kt_ray.zoo.recipe import Order
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.optimizers import Optimizer
 from kt_ray.zoo.training.stacking import Implementation, fresh
 
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 PHASE = PhaseConfig(epochs=2, batch_size=100)
 RECIPE = RecipeConfig(source=PHASE, target=PHASE, snapshots=(1,))
 MEMBERS = members_of(0, MemberCounts(train=2, selection=1, test=1))
@@ -47,6 +48,15 @@ def test_batch_mates_and_implementation_change_rounding_only(dataset: Dataset, i
     assert rows["id"].to_pylist()[4:] == [MEMBERS[2].id] * 2
     for name in alone:
         torch.testing.assert_close(beside[name][4:], alone[name], atol=TOLERANCE, rtol=0, equal_nan=True)
+
+
+def test_the_index_says_what_trained_a_member_and_how(dataset: Dataset) -> None:
+    brief = PhaseConfig(epochs=1, steps=1)
+    _, rows = train_members(
+        MEMBERS[:1], RecipeConfig(source=brief, target=brief), ARCHITECTURE, dataset, plan=Plan("grouped", "vmap", 4)
+    )
+    assert rows["device"].to_pylist() == [device_name("cpu")]
+    assert rows["plan"].to_pylist() == ["grouped and vmap, 4 at once"]
 
 
 def test_batch_mates_change_no_bit_of_fused_members(dataset: Dataset) -> None:
@@ -103,7 +113,7 @@ def _plain_epoch(network: nn.Module, trained: nn.Module, seed: int, dataset: Dat
 def test_every_pair_trains(dataset: Dataset, pair: str) -> None:
     phase = PhaseConfig(epochs=1, batch_size=256)
     recipe = RecipeConfig(source=phase, target=phase, horizontal_flip=False)
-    parameters, _ = train_members(MEMBERS[:2], recipe, Architecture(pair), dataset)  # type: ignore[arg-type]
+    parameters, _ = train_members(MEMBERS[:2], recipe, PaperArchitecture(pair), dataset)  # type: ignore[arg-type]
     assert all(value.isfinite().all() for value in parameters.values())
 
 
@@ -121,7 +131,7 @@ def test_members_draw_their_own_hyperparameters(dataset: Dataset) -> None:
         assert len(set(rows[name].to_pylist())) == 5
     for i, member in enumerate(members):
         alone, row = train_members([member], recipe, ARCHITECTURE, dataset)
-        measured = ["source_accuracy", "target_accuracy", "seconds"]
+        measured = ["source_accuracy", "target_accuracy", "seconds", "plan"]
         assert row.drop_columns(measured).to_pylist() == rows.slice(i, 1).drop_columns(measured).to_pylist()
         for name in alone:
             torch.testing.assert_close(together[name][i], alone[name][0], atol=TOLERANCE, rtol=0)
