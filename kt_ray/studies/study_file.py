@@ -20,10 +20,12 @@ from kt_ray.config import (
     validate_source,
 )
 from kt_ray.config.code import CodeFile, read_code
+from kt_ray.config.network import NetworkChoice
 from kt_ray.config.reference import MODELS
 from kt_ray.config.study import SearchConfig
 from kt_ray.config.trial import METRICS
 from kt_ray.errors import ConfigError, StudyError
+from kt_ray.registry import register
 from kt_ray.search.samplers import build_pruner, build_sampler
 from kt_ray.search.space import grid_problems
 from kt_ray.search.space_problems import point_problems, problems
@@ -160,7 +162,22 @@ def search_problems(config: Config) -> list[str]:
             build()
         except ConfigError as error:
             faults += error.problems
-    return faults + (metric_problems(search) if isinstance(config, StudyConfig) else [])
+    return faults + (metric_problems(search) + registry_problems(config) if isinstance(config, StudyConfig) else [])
+
+
+def registry_problems(config: StudyConfig) -> list[str]:
+    """Return what nobody has registered: a network or pair by its name, or an option of the pair."""
+    faults, network = [], config.zoo.network
+    try:
+        register.pair.get(config.pair.name).parse(config.pair.options)
+    except ConfigError as error:
+        faults += [f"pair: {problem}" for problem in error.problems]
+    try:
+        if isinstance(network, NetworkChoice):
+            register.network.get(network.name)
+    except ConfigError as error:
+        faults += [f"network: {problem}" for problem in error.problems]
+    return faults
 
 
 def metric_problems(search: SearchConfig) -> list[str]:
