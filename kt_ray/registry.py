@@ -30,11 +30,11 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 _HOMES: dict[str, tuple[str, ...]] = {  # the modules whose import registers what is built in
     "network": ("kt_ray.networks.paper", "kt_ray.networks.resnet"),
     "pair": ("kt_ray.networks.paper", "kt_ray.networks.resnet"),
-    "dataset": (),
-    "family": (),
-    "loss": (),
-    "augmentation": (),
-    "sampler": (),
+    "dataset": ("kt_ray.data.sources",),
+    "family": ("kt_ray.translation.families",),
+    "loss": ("kt_ray.translation.losses",),
+    "augmentation": ("kt_ray.translation.augmentations",),
+    "sampler": ("kt_ray.search.samplers",),
 }
 
 
@@ -113,12 +113,15 @@ class Kind:
         self._load()
         return tuple(sorted(self._entries))
 
-    def make(self, name: str, options: Mapping[str, Any] | BaseModel | None = None) -> Any:
-        """Return what the entry `name` makes of `options`. Raises ConfigError if it is unknown, or raises itself."""
+    def make(self, name: str, options: Mapping[str, Any] | BaseModel | None = None, *arguments: Any) -> Any:
+        """Return what the entry `name` makes of `options` and what its kind gives besides.
+
+        Raises ConfigError if it is unknown, or raises itself.
+        """
         entry = self.get(name)
         parsed = entry.parse(options)
         try:
-            return entry.make(parsed)
+            return entry.make(parsed, *arguments)
         except ConfigError:
             raise
         except Exception as error:  # people's own code fails as it likes
