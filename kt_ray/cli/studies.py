@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,16 +45,7 @@ def run(
     accept_weak: AcceptWeak = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    from kt_ray.studies import study
-
-    study.run(
-        file,
-        workspace,
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
-        accept_weak=accept_weak,
-    )
+    _run(file, overrides, start_from, workspace, accept_changes, accept_weak=accept_weak)
 
 
 def distill(
@@ -65,16 +56,7 @@ def distill(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    from kt_ray.studies import study
-
-    study.run(
-        file,
-        workspace,
-        kind="distillation",
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
-    )
+    _run(file, overrides, start_from, workspace, accept_changes, kind="distillation")
 
 
 def search(
@@ -85,16 +67,14 @@ def search(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
+    _run(file, overrides, start_from, workspace, accept_changes, kind="translation", search_only=True)
+
+
+def _run(file: str, overrides: Set, start_from: From, workspace: WorkspaceRoot, changes: bool, **options: Any) -> None:
     from kt_ray.studies import study
 
     study.run(
-        file,
-        workspace,
-        kind="translation",
-        search_only=True,
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
+        file, workspace, overrides=overrides or (), start_from=start_from or (), accept_changes=changes, **options
     )
 
 

@@ -44,17 +44,17 @@ class Conclusion(Displayed, Frozen):
     study: str
     trial: int
     value: float | None
-    params: dict[str, Any]
-    zoo: str
-    dataset: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    zoo: str = ""
+    dataset: str = ""
     file: str = Field(alias="translator")
     evaluation: Evaluation | Distillation
-    table: str
-    model: str
-    version: int
-    promoted: bool
-    comparison: str
-    study_page: str
+    table: str = ""
+    model: str = ""
+    version: int = 0
+    promoted: bool = False
+    comparison: str = ""
+    study_page: str = ""
     reported: bool = True
     model_uri: str = ""
     weakness: str = ""
@@ -89,14 +89,8 @@ def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
 
 
 def _of_old_distillation(study: str, content: Any) -> Conclusion:
-    student = content["student"]
-    return Conclusion.model_validate(
-        {
-            "kind": "distillation", "study": study, "trial": 0, "value": content["selection_accuracy"], "params": {},
-            "zoo": "", "dataset": "", "translator": student, "evaluation": content, "table": "", "model": "",
-            "version": 0, "promoted": False, "comparison": "", "study_page": "", "reported": False,
-        }
-    )  # fmt: skip
+    found = {"value": content["selection_accuracy"], "translator": content["student"], "evaluation": content}
+    return Conclusion.model_validate({"kind": "distillation", "study": study, "trial": 0, **found, "reported": False})
 
 
 def conclude(task: StudyTask, tracker: Tracker, best: Best, *, accept_weak: bool = False) -> Conclusion:

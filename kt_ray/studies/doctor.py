@@ -107,10 +107,11 @@ def _study_storage(workspace: Workspace) -> str:
 
 
 def _tracking(workspace: Workspace) -> str:
-    from kt_ray.tracking.store import check_tracking, shown
+    from kt_ray._io.urls import redacted
+    from kt_ray.tracking.store import check_tracking
 
     check_tracking(workspace.tracking_uri)
-    return shown(workspace.tracking_uri)
+    return redacted(workspace.tracking_uri)
 
 
 def _dataset(name: Any) -> Check:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kt_ray.errors import ConfigError
-from kt_ray.jobs.job import Command, submit_study
+from kt_ray.jobs.job import Command, Request
+from kt_ray.jobs.job import submit as submit_job
 from kt_ray.studies.study_file import read_with_source
 
 
@@ -33,14 +34,5 @@ def submit(
     config, source = read_with_source(file, overrides)
     if config.ray.address not in (None, "auto"):
         raise ConfigError("ray.address must be unset in a job, which runs on the cluster it is submitted to", str(file))
-    return submit_study(
-        source.text(),
-        config.name,
-        address,
-        workspace=workspace,
-        overrides=overrides,
-        environment=environment or {},
-        code=code,
-        python=python,
-        command=command,
-    )
+    request = Request(source.text(), list(overrides), workspace, dict(environment or {}), code, python, command)
+    return submit_job(request, config.name, address)

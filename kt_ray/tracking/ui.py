@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.store import ENVIRONMENT, open_store, probe, reaching, shown
+from kt_ray.tracking.store import ENVIRONMENT, open_store, probe, reaching
 
 START_SECONDS = 240.0  # on a busy machine; seconds otherwise
 
@@ -35,7 +36,7 @@ def serve(
     server = start(uri, artifact_root, host, port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a server must not outlive the command
     try:
-        announce(f"MLflow UI of {shown(uri)}: http://{host}:{port}{_training_runs(uri)}  (Ctrl-C ends it)")
+        announce(f"MLflow UI of {redacted(uri)}: http://{host}:{port}{_training_runs(uri)}  (Ctrl-C ends it)")
         return server.wait()
     except KeyboardInterrupt:
         return 0
