@@ -127,7 +127,7 @@ class Fit(ABC):
 
 
 def finite(loss: float, what: str, epoch: int) -> float:
-    """`loss`. Raises ConfigError where a fit has diverged."""
+    """`loss`. Raises ConfigError if a fit has diverged."""
     if not math.isfinite(loss):
         raise ConfigError(f"{what} diverged in epoch {epoch + 1}: its loss is {loss}; lower its learning_rate")
     return loss
@@ -154,7 +154,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 
 
 def load_part(module: nn.Module, parts: Mapping[str, Mapping[str, Tensor]], part: str, path: Path) -> None:
-    """`parts[part]` into `module`. Raises CheckpointError where names or shapes differ."""
+    """`parts[part]` into `module`. Raises CheckpointError if names or shapes differ."""
     try:
         module.load_state_dict(dict(parts.get(part, {})))
     except RuntimeError as error:

@@ -36,7 +36,7 @@ class ParaphraserTraining(Fit):
         super().__init__(config.training, dataset.train.to(device), {"paraphraser": (self.paraphraser, rate)})
 
     def run_epoch(self) -> dict[str, float]:
-        """One pass over the training images; the mean L1 `loss`. Raises ConfigError where it is no longer finite."""
+        """One pass over the training images; the mean L1 `loss`. Raises ConfigError if it is no longer finite."""
         start = time.perf_counter()
         total = torch.zeros((), device=self.images.images.device)
         for batch in batches(self.images, self.fit, self.config.seed, self.epoch):

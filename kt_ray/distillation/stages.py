@@ -80,7 +80,7 @@ class Stages:
     def teacher(self, config: TeacherConfig) -> Trained:
         """The teacher, frozen: from the file `config.checkpoint`, from the cache, or trained on labels.
 
-        Raises CheckpointError where the file is missing or of another network.
+        Raises CheckpointError if the file is missing or of another network.
         """
         network = self.network(config.network, config.seed)
         if config.checkpoint is not None:
@@ -137,7 +137,7 @@ class Stages:
         return {layer: self.paraphraser(teacher, layer, config.paraphraser) for layer in layers}
 
     def method(self, config: DistillTrialConfig, teacher: Trained, student: nn.Module) -> Method:
-        """The method between `teacher` and `student`. Raises ConfigError where their features cannot be compared."""
+        """The method between `teacher` and `student`. Raises ConfigError if their features cannot be compared."""
         ours, theirs = method_layers(config.method)
         student_shapes = feature_shapes(student, theirs, self.dataset.image_shape, "student")
         teacher_shapes = feature_shapes(teacher.module, ours, self.dataset.image_shape, "teacher")

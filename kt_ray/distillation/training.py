@@ -53,7 +53,7 @@ class StudentTraining(Fit):
     def run_epoch(self) -> dict[str, float]:
         """One pass over the training images: mean losses, `accuracy` on the selection images, `seconds`, `parameters`.
 
-        Raises ConfigError where the loss is no longer finite.
+        Raises ConfigError if the loss is no longer finite.
         """
         start = time.perf_counter()
         self.student.train()

@@ -152,7 +152,7 @@ def stop(job: str, address: str | None = None, *, wait: bool = True) -> Job:
 def follow(job: str, address: str | None = None, write: Callable[[str], object] = print) -> Job:
     """Hand what `job` prints to `write`, piece by piece, until it ends; the job as it ended.
 
-    A KeyboardInterrupt leaves the job running. Raises ResourceError where the cluster goes away meanwhile.
+    A KeyboardInterrupt leaves the job running. Raises ResourceError if the cluster goes away meanwhile.
     """
     with connection(address) as client:
         _details(client, job)
@@ -218,7 +218,7 @@ def _await_end(client: TimedJobClient, job: str, seconds: float) -> Job | None:
 
 
 def _details(client: TimedJobClient, job: str) -> JobDetails:
-    """The job `job`. Raises StudyError where the cluster has none of kt_ray by that name."""
+    """The job `job`. Raises StudyError if the cluster has none of kt_ray by that name."""
     listed = client.list_jobs()
     found = {str(details.submission_id): details for details in listed if "kt_ray" in (details.metadata or {})}
     if job not in found:

@@ -22,7 +22,7 @@ PROBES = 200  # random points that `problems` tries on the base configuration
 
 
 def problems(space: Distributions, base: Frozen) -> list[str]:
-    """Everything wrong with `space`, one line each; empty where a search can start."""
+    """Everything wrong with `space`, one line each; empty if a search can start."""
     found = []
     for path, distribution in space.items():
         found += _path_problems(path, distribution, base)

@@ -196,7 +196,7 @@ class SearchStudy:
     def report(self, candidate: StudyTrial, step: int, metrics: Mapping[str, float], *, last: bool = False) -> bool:
         """Record the epoch `step`, the `last` one or not. Returns whether the pruner wants the trial to stop here.
 
-        Raises ValueError where an objective is missing or NaN.
+        Raises ValueError if an objective is missing or NaN.
         """
         values = self.values(metrics)
         if last:  # written first: a driver that dies here takes the trial up knowing that it is not to be pruned
@@ -210,7 +210,7 @@ class SearchStudy:
         return self.should_prune(candidate)
 
     def values(self, metrics: Mapping[str, float]) -> list[float]:
-        """The objectives' values. Raises ValueError where one is missing or NaN."""
+        """The objectives' values. Raises ValueError if one is missing or NaN."""
         values = []
         for objective in self.objectives:
             value = metrics.get(objective.metric)

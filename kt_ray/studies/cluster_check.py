@@ -71,7 +71,7 @@ def check_cluster(
 
     `address` is `auto` or `host:port` as `ray.init` takes it, from a machine of the cluster; or the `http://…` of its
     job server, from anywhere: the check then runs there as a job. Other arguments are those of `submit`.
-    Raises ResourceError where the cluster does not answer, ConfigError for a wrong study file.
+    Raises ResourceError if the cluster does not answer, ConfigError for a wrong study file.
     """
     config = read_study_file(file, overrides)
     if not address.startswith(("http://", "https://")):

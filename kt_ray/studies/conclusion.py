@@ -79,7 +79,7 @@ def _accuracy(row: Any) -> float:
 
 
 def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
-    """Return what the study came to last, if it came to an end. Raises StudyError where that is damaged."""
+    """Return what the study came to last, if it came to an end. Raises StudyError if that is damaged."""
     directory = workspace.study_directory(study)
     if (directory / CONCLUSION).is_file():
         return read_json(directory / CONCLUSION, Conclusion.model_validate)
@@ -97,7 +97,7 @@ def conclude(task: StudyTask, tracker: Tracker, best: Best, *, accept_weak: bool
     """Measure the best model on test images, once a model, and register it.
 
     One that is worse than a block that costs nothing becomes champion only with `accept_weak`.
-    Raises StudyError where the model's file is missing.
+    Raises StudyError if the model's file is missing.
     """
     config, workspace = task.config, task.workspace
     with tracker.ending(best.study_run):

@@ -20,7 +20,7 @@ PACKAGES = ("kt_ray", "torch", "torchvision", "ray", "optuna", "mlflow", "pyarro
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. `absent` is no fault: a dataset that nobody downloaded, a GPU that is not there."""
+    """One thing looked at. `absent` is no fault: a dataset that no one downloaded, a GPU that is not there."""
 
     name: str
     verdict: Verdict

@@ -18,7 +18,7 @@ def study_report(
 ) -> Path:
     """Write the report of a study as one HTML page at `output`, else in the study's directory; return its path.
 
-    Raises StudyError where there is no such study, ConfigError where the page cannot be written.
+    Raises StudyError if there is no such study, ConfigError where the page cannot be written.
     """
     found = load_study(workspace.study_storage, study)
     path = output or workspace.study_directory(study) / "report.html"

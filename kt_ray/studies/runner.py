@@ -41,7 +41,7 @@ def run_study(
 
     With `accept_weak` its model may become champion though a block that costs nothing is better.
 
-    Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
+    Returns None if the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
     StudyError where zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
     """
     task = study_task(config, workspace)

@@ -18,7 +18,7 @@ def shipped() -> dict[str, Path]:
 def locate(name: str) -> Path:
     """The study file `name`: a path if there is one, else one that ships, with or without `.yaml`.
 
-    Raises ConfigError naming what ships where there is neither.
+    Raises ConfigError naming what ships if there is neither.
     """
     path = Path(name)
     if path.is_file():

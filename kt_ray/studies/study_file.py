@@ -83,7 +83,7 @@ def store_config(config: Config, workspace: Workspace) -> None:
 def stored_config(study: str, workspace: Workspace) -> Config:
     """Return the study file, as resolved, that the workspace's study `study` was last run with.
 
-    Raises StudyError where the workspace has no such study, or a damaged file of it.
+    Raises StudyError if the workspace has no such study, or a damaged file of it.
     """
     directory = workspace.study_directory(study)
     for name in (FILE, OLD_DISTILLATION):

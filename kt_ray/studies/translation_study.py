@@ -64,7 +64,7 @@ class TranslationStudy:
         }
 
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
-        """Train one batch of the base trial on networks that nobody trained."""
+        """Train one batch of the base trial on networks that no one trained."""
         config = self.config
         architecture = Architecture(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
         one_batch = config.trial.training.model_copy(update={"epochs": 1, "steps_per_epoch": 1})

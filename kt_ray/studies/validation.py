@@ -21,7 +21,7 @@ class Validation:
     """A file without fault: its space, what its cluster bears at once, and what one batch of its base trial gave.
 
     `makes` says what a trial trains, of `parameters` parameters; `trials` is 0 where nothing is searched. `concurrency`
-    and `zoo_actors` are None where no cluster was asked, or nothing of it is wanted.
+    and `zoo_actors` are None if no cluster was asked, or nothing of it is wanted.
     """
 
     file: str

@@ -24,7 +24,7 @@ BEST = 5
 def points_of_study(url: str, name: str, space: Distributions, best: int = BEST) -> list[dict[str, Any]]:
     """The `best` complete trials of the study `name`, as far as they lie in `space`; best first.
 
-    Raises StudyError where the study is missing, or none of its parameters lies in `space`.
+    Raises StudyError if the study is missing, or none of its parameters lies in `space`.
     """
     study = load_study(url, name)
     sign = 1 if study.directions[0] is StudyDirection.MAXIMIZE else -1
@@ -42,7 +42,7 @@ def points_of_study(url: str, name: str, space: Distributions, best: int = BEST)
 def point_of_model(path: Path, config: Config) -> dict[str, Any]:
     """Return the point at which the model at `path` was trained, as far as it lies in the space of `config`.
 
-    Raises StudyError where it says nothing of its trial, or none of its values lies in the space.
+    Raises StudyError if it says nothing of its trial, or none of its values lies in the space.
     """
     if isinstance(config, DistillConfig):
         trial: Frozen = load_student(path).config

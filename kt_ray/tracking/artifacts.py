@@ -20,7 +20,7 @@ CONTENT = "probe"
 def probe_artifacts(uri: str, root: str | None = None) -> None:
     """Write, read and delete a file at the artifact root `root`, else where the store at `uri` keeps new experiments'.
 
-    Raises TrackingError where one of these fails.
+    Raises TrackingError if one of these fails.
     """
     os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # boto's own patience outlasts that of whoever waits for this
     with reaching(uri), scratch_directory("kt-ray-probe-") as directory:

@@ -148,7 +148,7 @@ def _repair(path: Path) -> None:
 
 
 def check_tracking(uri: str) -> None:
-    """Raises TrackingError where `uri` has no MLflow store and none can be made there. Makes none."""
+    """Raises TrackingError if `uri` has no MLflow store and none can be made there. Makes none."""
     probe(uri)
     if not _is_new(uri):
         open_store(uri)
@@ -181,7 +181,7 @@ def default_store(uri: str) -> Iterator[None]:
 
 
 def probe(uri: str) -> None:
-    """Raises StoreAway where nothing answers at `uri`, TrackingError where no MLflow store can be there."""
+    """Raises StoreAway if nothing answers at `uri`, TrackingError where no MLflow store can be there."""
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         _probe_server(uri)

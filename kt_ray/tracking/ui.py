@@ -55,7 +55,7 @@ def _training_runs(uri: str) -> str:
 def start(uri: str, artifact_root: str | None, host: str = "127.0.0.1", port: int = 5000) -> subprocess.Popen[bytes]:
     """An MLflow server on the database `uri` as a process of its own, ready to answer. End it with `stop`.
 
-    Raises TrackingError where the port is taken or the server does not come up.
+    Raises TrackingError if the port is taken or the server does not come up.
     """
     open_store(uri)  # its tables, and one line where it cannot be opened
     with socket.socket() as taken:
