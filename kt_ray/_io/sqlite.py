@@ -1,4 +1,4 @@
-"""SQLite with a write-ahead log, where the filesystem bears one.
+"""SQLite with a write-ahead log, if the filesystem supports one.
 
 Asking for a trial and telling its end takes half the time that it takes with the default journal, for a commit then
 waits for no disk (`synchronous=NORMAL`). What was committed outlives the death of its process in either mode, by
@@ -30,7 +30,7 @@ def local(path: Path, mounts: Path = MOUNTS) -> bool:
 
 
 def prepare(path: Path) -> bool:
-    """Give the database at `path`, made if missing, the journal that its filesystem bears.
+    """Give the database at `path`, made if missing, the journal that its filesystem supports.
 
     Returns whether it has a write-ahead log. A database that others are using keeps the journal it has.
     Raises sqlite3.Error where it cannot be opened or is none.

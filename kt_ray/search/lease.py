@@ -74,7 +74,7 @@ def holder_of(study: optuna.Study) -> Holder | None:
 
 
 class Lease:
-    """Held by one driver. `lost` names who has taken it over, once somebody has."""
+    """Held by one driver. `lost` is the driver that has taken it over, if one has."""
 
     def __init__(self, study: optuna.Study, holder: Holder) -> None:
         self._study = study
@@ -127,7 +127,7 @@ def hold_lease(study: optuna.Study) -> Iterator[Lease]:
 
 
 def _wait_for_death(study: optuna.Study) -> None:
-    """Returns once no one living holds the lease; raises StudyError as soon as somebody is seen to."""
+    """Return once no living driver holds the lease. Raises StudyError as soon as one is seen to."""
     holder = holder_of(study)
     if holder is None or holder.gone():
         return

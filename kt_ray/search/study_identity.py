@@ -64,7 +64,7 @@ def check_unchanged(
 
     `defaults` are those of the trial, as dotted paths.
 
-    Changed code is told, no more. Raises StudyError if zoo, dataset or base trial have changed, unless `accept`:
+    Changed code is only reported. Raises StudyError if zoo, dataset or base trial have changed, unless `accept`:
     their trials are not comparable.
     """
     before = study.user_attrs.get(ATTRIBUTE)

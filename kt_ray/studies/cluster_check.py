@@ -21,7 +21,7 @@ from kt_ray.studies.study_file import read_study_file
 from kt_ray.studies.submission import submit
 from kt_ray.studies.workspace import Workspace
 
-SECONDS = 120.0  # a node that has not answered by then is told as one that does not
+SECONDS = 120.0  # a node that has not answered by then is reported as one that does not
 GPU_SECONDS = 30.0  # after that, for a worker that must wait for a GPU
 SHARE = 0.01  # of a GPU, for a worker that tries it
 RESULT = "kt_ray cluster check: "

@@ -200,7 +200,7 @@ def _log(task: StudyTask, tracker: Tracker, best: Best, result: Result) -> None:
 
 
 def tell(config: Config, workspace: Workspace, conclusion: Conclusion, narrator: Narrator) -> None:
-    """Print the end of a run: table, where everything lies, what to type next."""
+    """Print the end of a run: table, where everything is stored, what to type next."""
     narrator.say()
     narrator.result(conclusion.evaluation)
     searched = bool(config.space) or config.kind == "translation"

@@ -65,9 +65,9 @@ def run_study(
 def search_study(
     config: Config, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
 ) -> Best | None:
-    """Run the trials that the study lacks, over a zoo that is built; return the best one, None if it was stopped.
+    """Run the missing trials of the study, over a zoo that is built; return the best one, None if it was stopped.
 
-    Raises ZooError if the zoo lacks members.
+    Raises ZooError if members of the zoo are missing.
     """
     tracker = open_tracker(config, workspace)
     return _best(study_task(config, workspace), tracker, narrator, build=False, accept_changes=accept_changes)

@@ -94,7 +94,7 @@ class Outbox:
                 file.write(_line(entry))
         except OSError as error:
             raise TrackingError(
-                f"MLflow does not answer, and what it lacks cannot be written to {self.path} ({error.strerror})"
+                f"MLflow does not answer, and what it has not got cannot be written to {self.path} ({error.strerror})"
             ) from None
 
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""Reading the registry of translators: what is registered, who is champion, where a translator's file lies."""
+"""Reading the registry of translators: what is registered, who is champion, where a translator's file is stored."""
 
 from __future__ import annotations
 

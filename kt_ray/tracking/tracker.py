@@ -242,7 +242,7 @@ class Tracker:
         self._try_again = time.monotonic() + min(first * 2**self._failures, most)
         if self._failures == 0:
             where = f" in {self._outbox.path}" if self._outbox.path else ""
-            logger.warning("%s; what it lacks waits%s and is sent later", error, where)
+            logger.warning("%s; what it has not got waits%s and is sent later", error, where)
         self._failures += 1
 
     def arrived(self) -> None:
