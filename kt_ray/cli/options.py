@@ -31,4 +31,11 @@ WorkspaceRoot = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="What computes: cpu, or a GPU as torch names it: cuda, cuda:1.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Let the Python files under `code` of the study run, now and from then on in this workspace.",
+    ),
+]
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="A table to read, or JSON for programs.")]

@@ -26,6 +26,7 @@ EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
 SECRET = re.compile(r"PASSW|TOKEN|SECRET|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
 RECONNECTIONS = 5
 JOB_VARIABLE = "KT_RAY_JOB"  # in a job: its id
+ALLOW_CODE = "--allow-code"
 Command = Literal["run", "check"]
 
 
@@ -67,6 +68,7 @@ class Request:
     code: bool
     python: str
     command: Command
+    allow_code: bool = False  # of the study; jobs of earlier releases have none
 
     def __post_init__(self) -> None:
         secret = [name for name in self.environment if SECRET.search(name)]
@@ -79,11 +81,13 @@ class Request:
     def entrypoint(self) -> str:
         """Return the job's shell command, with `exec`: the signal that stops a job reaches Python and no shell."""
         where = shlex.quote(self.workspace) if self.workspace else f'"{HOME_WORKSPACE}"'
+        allowed = [ALLOW_CODE] if self.allow_code else []
         values = [shlex.quote(override) for override in self.overrides]
         if self.command == "check":
-            arguments = ["kt_ray.studies", STUDY_FILE, where, *values]
+            arguments = ["kt_ray.studies", *allowed, STUDY_FILE, where, *values]
         else:
-            arguments = ["kt_ray run", STUDY_FILE, "--workspace", where, *(f"--set {value}" for value in values)]
+            sets = [f"--set {value}" for value in values]
+            arguments = ["kt_ray run", *allowed, STUDY_FILE, "--workspace", where, *sets]
         return f"exec {shlex.quote(self.python)} -m {' '.join(arguments)}"
 
 

@@ -31,6 +31,7 @@ from kt_ray.translation.evaluation import evaluate as evaluate_translator
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.translate import Translation
 from kt_ray.translation.translate import translate as translate_file
+from kt_ray.translation.translate_sites import SitesTranslation
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
@@ -69,7 +70,7 @@ def build_zoo(
     path: str | Path,
     dataset: Dataset | str = "mnist5k",
     *,
-    pair: str = "basic_to_simple",
+    pair: str | dict[str, Any] = "basic_to_simple",
     ray: bool | str = False,
     progress: bool = True,
     **settings: Any,
@@ -280,7 +281,7 @@ class TranslatedNetwork(Displayed):
     """A small network made of a large one: its named tensors, and what it costs and gives."""
 
     state: State
-    report: Translation
+    report: Translation | SitesTranslation
 
     def save(self, path: str | Path) -> Path:
         """Write the tensors as a safetensors file.

@@ -17,6 +17,7 @@ from kt_ray.errors import ResourceError
 from kt_ray.jobs.connection import connected
 from kt_ray.jobs.job import follow
 from kt_ray.studies import node_probes as probes
+from kt_ray.studies.permission import Permission
 from kt_ray.studies.study_file import read_study_file
 from kt_ray.studies.submission import submit
 from kt_ray.studies.workspace import Workspace
@@ -66,6 +67,7 @@ def check_cluster(
     overrides: Sequence[str] = (),
     code: bool = True,
     python: str = "python",
+    permission: Permission | None = None,
 ) -> ClusterCheck:
     """Check the cluster at `address` for the study file `file`.
 
@@ -73,12 +75,15 @@ def check_cluster(
     job server, from anywhere: the check then runs there as a job. Other arguments are those of `submit`.
     Raises ResourceError if the cluster does not answer, ConfigError for a wrong study file.
     """
-    config = read_study_file(file, overrides)
+    config = read_study_file(file, overrides, permission=permission)
     if not address.startswith(("http://", "https://")):
         with connected(RayConfig(address=address)):
             return check_nodes(storages_of(Workspace.open(Path(workspace) if workspace else None, config.storage)))
     printed: list[str] = []
-    job = submit(file, address, workspace=workspace, overrides=overrides, code=code, python=python, command="check")
+    job = submit(
+        file, address,
+        workspace=workspace, overrides=overrides, code=code, python=python, command="check", permission=permission,
+    )  # fmt: skip
     ended = follow(job, address, printed.append)
     for line in "".join(printed).splitlines():
         if line.startswith(RESULT):

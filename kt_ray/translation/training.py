@@ -7,26 +7,31 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from kt_ray.config import TrainingConfig, TrialConfig
+from kt_ray.config.trial import BASELINE_IMAGES
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.networks import State, stacked
 from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
-from kt_ray.translation.evaluation import Transplants, translate
+from kt_ray.translation.evaluation import Transplants, translate, transplant_accuracy
 from kt_ray.translation.losses import TranslationLoss
 from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.members import Zoo
 
+Result = TypeVar("Result")
 FORMAT = "kt_ray.translation.training/1"
+PROBED = ("projector.probes", "refiner.probes", "refiner.gauss_newton.")
+UNDECAYED = (*PROBED, "refiner.log_rates")
 
 
 class TranslatorTraining:
@@ -40,6 +45,7 @@ class TranslatorTraining:
         self.config, self.device = config, device
         self.architecture = zoo.architecture
         self.loss = TranslationLoss(config.loss, zoo.architecture)
+        augmentations.check_known(config.augmentation, zoo.architecture)
         members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
@@ -82,9 +88,10 @@ class TranslatorTraining:
             torch.manual_seed(_seed(self.config.seed, self.epoch))  # dropout
             loss = self._train(torch.Generator(self.device).manual_seed(_seed(self.config.seed, self.epoch, 1)))
         self.epoch += 1
-        accuracies = self.select()
+        accuracies, cost = self._selected()
         metrics = {
             "loss": loss,
+            "translation_cost": cost,
             "accuracy_mean": float(accuracies.mean()),
             "accuracy_min": float(accuracies.min()),
             "accuracy_max": float(accuracies.max()),
@@ -123,15 +130,16 @@ class TranslatorTraining:
         """One optimiser step on the members at `rows`; its loss."""
         settings, augmentation = self.config.training, self.config.augmentation
         members = {name: value[rows] for name, value in self.members.items()}
-        members = augmentations.augment(members, augmentation, self.architecture.pair, generator)
+        members = augmentations.augment(members, augmentation, self.architecture, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
-        source |= stacked.surroundings(members)
+        copied = self.architecture.layouts()[1].copied_of(stacked.part(members, "source"))
+        source |= copied | stacked.surroundings(members)
         translated = orientation.turn_back(self.model(orientation.turn(source)))
         images, labels = self._images(generator)
         loss = self.loss(translated, members, target, images, labels, step / steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, steps)
+            group["lr"] = group["factor"] * learning_rate(settings, step, steps)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.clip_norm:
@@ -154,8 +162,18 @@ class TranslatorTraining:
         return as_float(self.images.images[chosen]), self.images.labels[chosen]
 
     def select(self) -> Tensor:
-        """Accuracy of each selection member with its translated block, on the selection images."""
-        return self.transplants.accuracy(translate(self.translator, self.transplants.zoo))
+        """Return the accuracy of each selection member with its translated block, on the selection images."""
+        return self._selected()[0]
+
+    def _selected(self) -> tuple[Tensor, float]:
+        """Return the accuracies of `select` and the time of translating over that of `BASELINE_IMAGES` images."""
+        members = self.transplants.zoo
+        images = self.transplants.images.take(slice(0, BASELINE_IMAGES))
+        blocks, translating = _timed(lambda: translate(self.translator, members), self.device)
+        source = members.part("source")
+        _, running = _timed(lambda: transplant_accuracy(members, source, images), self.device)
+        images_seen = len(images) / BASELINE_IMAGES  # fewer where fewer are selected on
+        return self.transplants.accuracy(blocks), translating * images_seen / running
 
     def save(self, path: Path) -> None:
         """Everything that training needs to continue, as one safetensors file."""
@@ -199,6 +217,18 @@ class TranslatorTraining:
         return {"epoch": self.epoch, "best": self.best, "stale": self.stale}
 
 
+def _timed(call: Callable[[], Result], device: str) -> tuple[Result, float]:
+    """Return what `call` returns and its seconds: of this process alone on a CPU, of the clock on a device."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    started = clock()
+    result = call()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return result, clock() - started
+
+
 @functools.lru_cache(maxsize=1)
 def _selection(zoo: Zoo, dataset: Dataset, device: str) -> Transplants:
     """Selection members with selection images, whose stem activations a worker keeps for all its trials."""
@@ -216,16 +246,19 @@ def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
 
 
 def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0."""
+    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0.
+
+    Each group of parameters has a `factor` of the learning rate.
+    """
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    undecayed = {"refiner.log_rates", "refiner.probes", "projector.probes"}
-    groups: dict[bool, list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in translator.named_parameters():
-        groups.setdefault(name not in undecayed, []).append(parameter)
+        factor = settings.probe_rate if name.startswith(PROBED) else 1.0
+        groups.setdefault((not name.startswith(UNDECAYED), factor), []).append(parameter)
     return kind(
         [
-            {"params": parameters, "weight_decay": decays * settings.weight_decay}
-            for decays, parameters in groups.items()
+            {"params": parameters, "weight_decay": decays * settings.weight_decay, "factor": factor}
+            for (decays, factor), parameters in groups.items()
         ],
         lr=settings.learning_rate,
     )
