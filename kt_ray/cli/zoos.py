@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @zoo.command()
 def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, allow_code: AllowCode = False) -> None:
-    """Train the members that the zoo of a study file still lacks."""
+    """Train the members that are missing in the zoo of a study file."""
     from kt_ray.studies.console import Narrator
     from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
