@@ -194,7 +194,7 @@ def table(name: str, accuracies: dict[str, Tensor], summaries: dict[str, dict[st
         f"accuracy of trained targets, {ceiling:.4f}; the worst of them is at "
         f"{float(accuracies['trained target'].min()) / ceiling:.4f}, sources are at {source / ceiling:.4f}.",
         "",
-        "| block | ms a network | mean ratio | range over seeds | worst of any seed | mean, worst over source | seeds |",
+        "| block | ms | mean ratio | range over seeds | worst of any seed | mean, worst over source | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm, values in sorted(summaries.items(), key=lambda item: item[1]["milliseconds"]):
