@@ -18,6 +18,7 @@ PUBLIC = (
     "build_zoo",
     "evaluate",
     "load",
+    "load_code",
     "load_dataset",
     "open_study",
     "open_zoo",
