@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,17 +46,7 @@ def run(
     allow_code: AllowCode = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    from kt_ray.studies import study
-
-    study.run(
-        file,
-        workspace,
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
-        allow_code=allow_code,
-        accept_weak=accept_weak,
-    )
+    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, accept_weak=accept_weak)
 
 
 def distill(
@@ -68,17 +58,7 @@ def distill(
     allow_code: AllowCode = False,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    from kt_ray.studies import study
-
-    study.run(
-        file,
-        workspace,
-        kind="distillation",
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
-        allow_code=allow_code,
-    )
+    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, kind="distillation")
 
 
 def search(
@@ -90,17 +70,15 @@ def search(
     allow_code: AllowCode = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
+    options = {"kind": "translation", "search_only": True}
+    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, **options)
+
+
+def _run(file: str, overrides: Set, start_from: From, workspace: WorkspaceRoot, changes: bool, **options: Any) -> None:
     from kt_ray.studies import study
 
     study.run(
-        file,
-        workspace,
-        kind="translation",
-        search_only=True,
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
-        allow_code=allow_code,
+        file, workspace, overrides=overrides or (), start_from=start_from or (), accept_changes=changes, **options
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set, WorkspaceRoot, Zoo
+from kt_ray.cli.options import AllowCode, CodeFiles, File, Format, Set, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show
 
 zoo = typer.Typer(help="Build, look at and check zoos of trained networks.", no_args_is_help=True)
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @zoo.command()
 def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, allow_code: AllowCode = False) -> None:
-    """Train the members that the zoo of a study file still lacks."""
+    """Train the members that are missing in the zoo of a study file."""
     from kt_ray.studies.console import Narrator
     from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
@@ -45,10 +45,12 @@ def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") 
 
 
 @zoo.command()
-def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
+def verify(name: Zoo, code: CodeFiles = None, workspace: WorkspaceRoot = None) -> None:
     """Read and check every file of a zoo; exit status 1 if something is damaged."""
+    from kt_ray.studies.api import load_code
     from kt_ray.studies.zoos import open_zoo
 
+    load_code(*(code or ()))
     damages = open_zoo(name, workspace).verify()
     for damage in damages:
         say(damage)

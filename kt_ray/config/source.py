@@ -91,7 +91,7 @@ def _compose(path: Path) -> tuple[StudyLoader, MappingNode]:
     try:
         loader = StudyLoader(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}; `kt-ray spaces list` names the study files that ship") from None
+        raise ConfigError(f"no such file: {path}; `kt-ray spaces list` names the bundled study files") from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"not YAML: {error.reason}", str(path)) from None
     except UnicodeDecodeError as error:

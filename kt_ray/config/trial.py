@@ -11,9 +11,16 @@ from kt_ray.config.base import Frozen, check_registered
 # What a trial reports; `translation_cost` is the time of a translation over that of running the source network on
 # images, `BASELINE_IMAGES` of them. The last two are what the trial has cost so far.
 METRICS = (
-    "accuracy_mean", "accuracy_min", "accuracy_max", "loss", "translation_cost", "seconds", "parameters",
-    "trial_seconds", "device_hours",
-)  # fmt: skip
+    "accuracy_mean",
+    "accuracy_min",
+    "accuracy_max",
+    "loss",
+    "translation_cost",
+    "seconds",
+    "parameters",
+    "trial_seconds",
+    "device_hours",
+)
 BASELINE_IMAGES = 64
 Sides = Literal["source", "target", "both"]
 FAMILIES = ("mixer", "mlp", "neuron_transformer", "axial_transformer", "graph")
@@ -265,11 +272,12 @@ class AugmentationConfig(Frozen):
     transposes: bool = Field(False, description="transpose kernels; the written block is transposed back")
     swap_units: float = Field(0.0, ge=0, lt=1, description="probability of a hidden unit from another member")
     vary: float = Field(
-        0.0, ge=0,
+        0.0,
+        ge=0,
         description="relative noise that makes new source blocks, none of which has a target: a term on outputs or "
         "logits must count from the first step, and terms on weights do not count; a file may not set both, and where "
         "a search draws vary, its trials above 0 leave these terms out",
-    )  # fmt: skip
+    )
     mixup: float = Field(0.0, ge=0, le=0.5, description="largest share of another member, its units aligned")
     others: dict[str, Registered] = Field(default_factory=dict, description="registered augmentations, in this order")
     snapshots: bool = Field(True, description="use sources of earlier epochs where the loss needs no target")

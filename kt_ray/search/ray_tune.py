@@ -146,7 +146,7 @@ class StudyStopper(tune.Stopper):
         self._lease = lease
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray Tune pickles its stopper, and nobody reads that back."""
+        """Return nothing: Ray Tune pickles its stopper, and no one reads that back."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

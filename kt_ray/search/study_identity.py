@@ -89,7 +89,7 @@ def check_unchanged(
 
     `defaults` are those of the trial, as dotted paths.
 
-    Changed code is told, no more. Raises StudyError where zoo, dataset or base trial have changed, unless `accept`:
+    Changed code is only reported. Raises StudyError if zoo, dataset or base trial have changed, unless `accept`:
     their trials are not comparable.
     """
     before = study.user_attrs.get(ATTRIBUTE)
@@ -110,7 +110,7 @@ def _searched_otherwise(study: optuna.Study, changed: Sequence[str]) -> StudyErr
 
 
 def check_space(config: StudyConfig | DistillConfig, trials: Iterable[FrozenTrial]) -> None:
-    """Raises StudyError where a path that was searched before now has choices or a kind that Optuna cannot mix."""
+    """Raises StudyError if a path that was searched before now has choices or a kind that Optuna cannot mix."""
     for path, distribution in config.space.items():
         present = to_distribution(distribution)
         for trial in trials:

@@ -18,6 +18,7 @@ from kt_ray._io.display import Displayed, ProgressLine
 from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import duration
 from kt_ray.config import DatasetConfig, RayConfig, Split, TrialConfig, ZooConfig, validate
+from kt_ray.config.code import read_code
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.jobs.device import use_device
@@ -25,9 +26,13 @@ from kt_ray.networks import State
 from kt_ray.networks.checkpoint import read_state, write_state
 from kt_ray.studies import zoos
 from kt_ray.studies.models import translator_file
+from kt_ray.study_code import load_code as run_code
 from kt_ray.translation.checkpoint import LoadedTranslator, load_translator
 from kt_ray.translation.evaluation import Evaluation
+from kt_ray.translation.evaluation import evaluate as evaluate_translator
+from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.translate import Translation
+from kt_ray.translation.translate import translate as translate_file
 from kt_ray.translation.translate_sites import SitesTranslation
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
@@ -127,6 +132,36 @@ def build_zoo(
     return store
 
 
+def load_code(*files: str | Path) -> dict[str, str]:
+    """Run Python files that register networks, pairs and so on, as those under `code` of a study file do.
+
+    What a study registered can be opened, evaluated and translated afterwards: zoos and translators name the files that
+    they need, by their SHA-256, and never run any.
+
+    Args:
+        *files: Each is run once a process; other text under the same name takes the place of the earlier.
+
+    Returns:
+        The SHA-256 of each file by its name, as zoos and translators name what they need.
+
+    Raises:
+        ConfigError: If a file cannot be read, raises, registers nothing, or registers a name that is taken.
+
+    Example:
+        >>> import kt_ray as kt
+        >>> from pathlib import Path
+        >>> _ = Path("mine.py").write_text("from kt_ray import register\\nregister.loss('half')(lambda options: 0.5)")
+        >>> list(kt.load_code("mine.py"))
+        ['mine.py']
+        >>> kt.register.loss.make("half")
+        0.5
+    """
+    paths = [Path(file) for file in files]
+    found = [file for path in paths for file in read_code([path.name], path.parent)]
+    run_code(found)
+    return {file.name: file.sha256 for file in found}
+
+
 def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:
     """Open a zoo that is stored.
 
@@ -187,8 +222,6 @@ def train(
         >>> len(translator.extra["history"])
         1
     """
-    from kt_ray.translation.training import TranslatorTraining
-
     config = validate(TrialConfig, {"seed": seed, **settings}, "train")
     members, images = _zoo_and_dataset(zoo, dataset)
     training = TranslatorTraining(config, members, images, use_device(device))
@@ -268,8 +301,6 @@ def evaluate(
         >>> 0 <= evaluation.row("translated").mean <= evaluation.row("source").max <= 1
         True
     """
-    from kt_ray.translation.evaluation import evaluate as evaluate_translator
-
     loaded = translator if isinstance(translator, LoadedTranslator) else load(translator)
     network = loaded.translator if device is None else copy.deepcopy(loaded.translator).to(use_device(device))
     members, images = _zoo_and_dataset(zoo, dataset)
@@ -341,8 +372,6 @@ def translate(
         >>> sorted(small.state)[0], small.state["block.conv1.weight"].shape
         ('block.conv1.weight', torch.Size([3, 6, 3, 3]))
     """
-    from kt_ray.translation.translate import translate as translate_file
-
     with scratch_directory() as folder:
         model, checkpoint, output = (folder / f"{name}.safetensors" for name in ("model", "network", "small"))
         if isinstance(translator, LoadedTranslator):

@@ -42,8 +42,8 @@ def run_study(
 
     With `accept_weak` its model may become champion though a block that costs nothing is better.
 
-    Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
-    StudyError where code, zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
+    Returns None if the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
+    StudyError if code, zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
     """
     _check_code(config, workspace, accept_changes)
     task = study_task(config, workspace)
@@ -67,9 +67,9 @@ def run_study(
 def search_study(
     config: Config, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
 ) -> Best | None:
-    """Run the trials that the study lacks, over a zoo that is built; return the best one, None if it was stopped.
+    """Run the missing trials of the study, over a zoo that is built; return the best one, None if it was stopped.
 
-    Raises ZooError if the zoo lacks members, StudyError as `run_study` does.
+    Raises ZooError if members of the zoo are missing, StudyError as `run_study` does.
     """
     _check_code(config, workspace, accept_changes)
     tracker = open_tracker(config, workspace)

@@ -116,7 +116,7 @@ def store_config(config: Config, workspace: Workspace) -> None:
 def stored_config(study: str, workspace: Workspace) -> Config:
     """Return the study file, as resolved, that the workspace's study `study` was last run with. Runs no code of it.
 
-    Raises StudyError where the workspace has no such study, or a damaged file of it.
+    Raises StudyError if the workspace has no such study, or a damaged file of it.
     """
     return _stored(study, workspace, lambda content: _model(content, None, study)(**content))
 

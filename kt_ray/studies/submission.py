@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kt_ray.errors import ConfigError
-from kt_ray.jobs.job import Command, submit_study
+from kt_ray.jobs.job import Command, Request
+from kt_ray.jobs.job import submit as submit_job
 from kt_ray.studies.permission import Permission
 from kt_ray.studies.study_file import read_with_source
 
@@ -36,15 +37,14 @@ def submit(
     config, source = read_with_source(file, overrides, permission=permission)
     if config.ray.address not in (None, "auto"):
         raise ConfigError("ray.address must be unset in a job, which runs on the cluster it is submitted to", str(file))
-    return submit_study(
+    request = Request(
         source.text(),
-        config.name,
-        address,
-        workspace=workspace,
-        overrides=[] if config.code else overrides,  # the text that has the code in it has them too
-        allow_code=bool(config.code),
-        environment=environment or {},
-        code=code,
-        python=python,
-        command=command,
+        [] if config.code else list(overrides),  # the text that has the code in it has them too
+        workspace,
+        dict(environment or {}),
+        code,
+        python,
+        command,
+        bool(config.code),
     )
+    return submit_job(request, config.name, address)

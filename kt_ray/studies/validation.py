@@ -19,10 +19,10 @@ from kt_ray.studies.workspace import Workspace
 
 @dataclass(frozen=True)
 class Validation:
-    """A file without fault: its space, what its cluster bears at once, and what one batch of its base trial gave.
+    """A file without fault: its space, what its cluster runs at once, and the results of one batch of its base trial.
 
     `makes` says what a trial trains, of `parameters` parameters; `trials` is 0 where nothing is searched. `concurrency`
-    and `zoo_actors` are None where no cluster was asked, or nothing of it is wanted.
+    and `zoo_actors` are None if no cluster was asked, or nothing of it is wanted.
     """
 
     file: str

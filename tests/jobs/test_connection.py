@@ -80,8 +80,10 @@ def test_the_command_ends_with_status_2_and_a_line(silent: str) -> None:
     study = Path(__file__).parents[1] / "miniature.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "kt_ray", "validate", str(study), "--address", silent],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"no Ray cluster answers at '{silent}'" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr

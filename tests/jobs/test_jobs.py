@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from kt_ray._compat.ray import TimedJobClient
 from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs import job as jobs
 from kt_ray.jobs.client import ADDRESS_VARIABLES
-from kt_ray.jobs.job import entrypoint
+from kt_ray.jobs.job import Request
 from kt_ray.jobs.packing import packed
 from kt_ray.studies.cluster_check import check_cluster
 from kt_ray.studies.submission import submit
@@ -36,10 +37,20 @@ def head(ray_session: None) -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="kt-", dir="/tmp")  # Ray's sockets must have short paths
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
-        f"--port={free_port()}", f"--dashboard-port={port}", f"--temp-dir={directory}", "--disable-usage-stats",
-        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--port={free_port()}",
+        f"--dashboard-port={port}",
+        f"--temp-dir={directory}",
+        "--disable-usage-stats",
+        f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
     with open(Path(directory) / "head.log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         url = f"http://127.0.0.1:{port}"
@@ -81,10 +92,12 @@ def stand_in(tmp_path: Path, body: str) -> str:
 
 
 def test_the_entrypoint_quotes_what_people_give() -> None:
-    assert entrypoint("run", "/shared/my work", ["name=a b", "search.trials=3"], "python") == (
+    request = Request("", ["name=a b", "search.trials=3"], "/shared/my work", {}, True, "python", "run")
+    assert request.entrypoint() == (
         "exec python -m kt_ray run study.yaml --workspace '/shared/my work' --set 'name=a b' --set search.trials=3"
     )
-    assert '--workspace "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"' in entrypoint("run", None, [], "python")
+    elsewhere = replace(request, workspace=None).entrypoint()
+    assert '--workspace "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"' in elsewhere
 
 
 def test_what_travels_is_small_and_runs_by_itself() -> None:

@@ -23,8 +23,17 @@ from kt_ray.translation.task import TranslatorTask
 from kt_ray.translation.training import TranslatorTraining
 
 CONFIG = StudyConfig(name="s")
-ROW = {"name": "translated", "mean": 0.9, "min": 0.8, "max": 1.0, "agreement": 0.75, "parameters": 10,
-       "multiply_adds": 20, "accuracies": [0.8, 1.0], "seconds": 0.1}  # fmt: skip
+ROW = {
+    "name": "translated",
+    "mean": 0.9,
+    "min": 0.8,
+    "max": 1.0,
+    "agreement": 0.75,
+    "parameters": 10,
+    "multiply_adds": 20,
+    "accuracies": [0.8, 1.0],
+    "seconds": 0.1,
+}
 EVALUATED_ON = {
     "member_count": 2,
     "members": "test",

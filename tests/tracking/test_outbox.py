@@ -67,15 +67,18 @@ def test_what_a_server_missed_is_sent_later_in_order_once(
     found = runs(tracker)
     assert sorted(found) == ["s", "trial 0", "trial 1", "trial 2"]
     assert {name: run.info.status for name, run in found.items()} == {
-        "s": "RUNNING", "trial 0": "KILLED", "trial 1": "FINISHED", "trial 2": "FINISHED",
-    }  # fmt: skip
+        "s": "RUNNING",
+        "trial 0": "KILLED",
+        "trial 1": "FINISHED",
+        "trial 2": "FINISHED",
+    }
     assert history(tracker, first, "loss") == [(1, 1.0), (2, 0.5)]
     assert history(tracker, tracker.run_id(second), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert found["trial 1"].data.tags["mlflow.parentRunId"] == study
     assert found["trial 1"].info.end_time < tracker.client.get_run(third).info.end_time
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("kt_ray")]
     assert len(messages) == 2, messages
-    assert f"what it lacks waits in {outbox} and is sent later" in messages[0]
+    assert f"what it has not got waits in {outbox} and is sent later" in messages[0]
     assert messages[1].endswith("answers again; 8 entries that waited are sent")
 
 
@@ -161,18 +164,28 @@ def test_files_need_a_server_that_answers(tracker: Tracker, gate: Gate, outbox: 
 
 def test_an_outbox_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TrackingError, match="what it lacks cannot be written to"):
+    with pytest.raises(TrackingError, match="cannot be written to"):
         Outbox(tmp_path / "file" / "outbox.jsonl").put({"do": "log"})
 
 
 LOG = {"do": "log", "run": "a", "metrics": {"loss": 1.0}, "step": 1, "time": 5}
 NO_ENTRIES = [
-    b"nonsense", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b"{}", b'{"do": "remove", "run": "a", "time": 5}',
-    json.dumps(LOG | {"step": -1}).encode(), json.dumps(LOG | {"step": 10**40}).encode(),
-    json.dumps(LOG | {"metrics": {"loss": "low"}}).encode(), json.dumps(LOG | {"more": 1}).encode(),
-    json.dumps(LOG | {"sha256": "0"}).encode(), json.dumps(LOG | {"run": "pending-0"}).encode(),
+    b"nonsense",
+    b"[]",
+    b"null",
+    b"3",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"{}",
+    b'{"do": "remove", "run": "a", "time": 5}',
+    json.dumps(LOG | {"step": -1}).encode(),
+    json.dumps(LOG | {"step": 10**40}).encode(),
+    json.dumps(LOG | {"metrics": {"loss": "low"}}).encode(),
+    json.dumps(LOG | {"more": 1}).encode(),
+    json.dumps(LOG | {"sha256": "0"}).encode(),
+    json.dumps(LOG | {"run": "pending-0"}).encode(),
     json.dumps({"do": "finish", "run": "a"}).encode(),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("line", NO_ENTRIES, ids=range(len(NO_ENTRIES)))

@@ -67,6 +67,9 @@ def _ends(edges: Tensor, unit: Tensor, channel: Tensor) -> Tensor:
 
 def _network(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        nn.LayerNorm(inputs), nn.Linear(inputs, 2 * outputs), nn.GELU(), nn.Linear(2 * outputs, outputs),
+        nn.LayerNorm(inputs),
+        nn.Linear(inputs, 2 * outputs),
+        nn.GELU(),
+        nn.Linear(2 * outputs, outputs),
         nn.Dropout(dropout),
-    )  # fmt: skip
+    )
