@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kt_ray._io.text import first_line
-from kt_ray.errors import ConfigError
+from kt_ray.errors import ConfigError, KTError
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Kind:
         parsed = entry.parse(options)
         try:
             return entry.make(parsed, *arguments)
-        except ConfigError:
+        except KTError:
             raise
         except Exception as error:  # people's own code fails as it likes
             raise ConfigError(f"{self.kind} {name} raises {type(error).__name__}: {first_line(error)}") from error

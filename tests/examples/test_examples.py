@@ -49,11 +49,13 @@ def folder(tmp_path: Path) -> Path:
 def test_a_family_and_a_loss_of_ones_own(folder: Path) -> None:
     workspace, study = folder / "workspace", folder / "own_family.yaml"
     said = finished(
-        kt_ray("run", str(study), "--allow-code", *settings(SMALL | FEW_IMAGES | {"ray.cpus": "1"}), workspace=workspace)
+        kt_ray(
+            "run", str(study), "--allow-code", *settings(SMALL | FEW_IMAGES | {"ray.cpus": "1"}), workspace=workspace
+        )
     )
     assert "trials 2 done" in said
     trials = json.loads(finished(kt_ray("trials", "own-family", "--format", "json", workspace=workspace)))
-    assert {"translator.options.width", "loss.terms.output_power.options.power"} <= trials[0]["params"].keys()
+    assert {"translator.options.width", "loss.terms.output_power.options.power"} <= trials[0].keys()
     wrong = kt_ray("validate", str(study), "--set", "trial.translator.options.width=none", workspace=workspace)
     output, _ = wrong.communicate(timeout=300)
     assert wrong.returncode == 2
