@@ -122,6 +122,10 @@ def _field(model: type[BaseModel], path: str) -> FieldInfo | None:
     if info is None or not rest:
         # A whole section is no value that a space could sample.
         return info if info is not None and not _models(info.annotation) else None
+    if get_origin(info.annotation) is dict:  # options of something registered, or registered things by name
+        inside = get_args(info.annotation)[1]
+        _, _, further = rest.partition(".")
+        return _field(inside, further) if further and _models(inside) else FieldInfo(annotation=Any)
     return next((found for child in _models(info.annotation) if (found := _field(child, rest)) is not None), None)
 
 
