@@ -192,7 +192,7 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
             tracker.log(run_id, metrics, progress.done)
 
     with tracker.ending(run_id):
-        zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress, config.code)
+        zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress)
     console.settle()
     if run_id is not None:
         tracker.finish(run_id, "FINISHED", {"kt_ray.zoo_fingerprint": zoo.fingerprint})
