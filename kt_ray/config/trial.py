@@ -282,6 +282,12 @@ class AugmentationConfig(Frozen):
     others: dict[str, Registered] = Field(default_factory=dict, description="registered augmentations, in this order")
     snapshots: bool = Field(True, description="use sources of earlier epochs where the loss needs no target")
 
+    @model_validator(mode="after")
+    def _known_augmentations(self) -> AugmentationConfig:
+        for name, other in self.others.items():
+            check_registered("augmentation", name, other.options)
+        return self
+
 
 class TrainingConfig(Frozen):
     """Options of a translator's training."""
