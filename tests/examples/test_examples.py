@@ -100,7 +100,7 @@ def test_a_network_of_ones_own_from_zoo_to_translated_checkpoint(folder: Path, t
     running = kt_ray("run", str(study), "--allow-code", *values, workspace=workspace, new_session=True)
     assert running.stdout is not None
     for line in running.stdout:
-        if "trials 1 done" in line:
+        if "search: up to" in line:
             break
     running.send_signal(signal.SIGKILL)
     running.communicate()
