@@ -236,6 +236,8 @@ def _most_in_flight(architecture: Architecture, rows: int) -> int:
     return max(1, int(min(stores) / 2 / (rows * bytes_of(architecture))))
 
 
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _reason(error: RayError) -> str:
+    """Return Ray's message in one line: the last, if it is about an error of the actor's own code, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    own = isinstance(error, RayTaskError) or "creation task" in lines[0]
+    return lines[-1] if own else lines[0]
