@@ -1,11 +1,13 @@
-"""Accuracy against milliseconds a member: least squares alone and with a learned correction, then refined or not.
+"""Accuracy against milliseconds a network: least squares and Gauss-Newton steps, with and without what is learned.
 
-Held-out members are the test members of a zoo, which nothing was trained on or chosen by. A translation's cost is
-processor time of one thread in batches, the median of a few rounds; probes are drawn before it. Each kind of block is
-timed and evaluated once for what is unlearned and once for each learned translator (another seed each).
+Held-out networks are test members of zoos of other seeds, and of another recipe, than the one that was learned from.
+Every arm is made from several seeds. Unlearned: mixture probes of that seed, least squares, steps on the same probes.
+Learned: translators of the study files for each budget, a seed each; what they carry (probes, correction, steps) is
+trained. A translation's cost is processor time of one thread in batches, the median of a few rounds.
 
-    KT_RAY_DATA=… kt-ray run benchmarks/frontier.yaml --workspace WORKSPACE
-    KT_RAY_DATA=… python benchmarks/frontier.py WORKSPACE/zoos/zoo-mnist-sources --learned TRANSLATOR
+    KT_RAY_DATA=… kt-ray zoo build benchmarks/frontier_fresh.yaml            (and frontier_other_recipe.yaml)
+    KT_RAY_DATA=… kt-ray run benchmarks/frontier_fast.yaml --set trial.seed=0   (and frontier_exact.yaml, seeds 1 and 2)
+    KT_RAY_DATA=… python benchmarks/frontier.py FRESH OTHER_RECIPE --learned fast=FILE … exact=FILE …
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,187 +25,222 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kt_ray.config import DatasetConfig, TranslatorConfig
-from kt_ray.data import load_dataset
-from kt_ray.networks import State
-from kt_ray.studies.study_file import read_study
+from kt_ray.data import Dataset, load_dataset
+from kt_ray.networks import Architecture, State
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.evaluation import Transplants, readable
-from kt_ray.translation.probe_images import mixture, to_parameters
 from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.translation.units import write as written
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
-STUDY = Path(__file__).with_suffix(".yaml")
-AT_ONCE = 32
-BUDGETS = (5, 50)  # milliseconds
+AT_ONCE = 256  # members times probes in a batch
+BUDGETS = (5, 10, 50)  # milliseconds
+UNLEARNED = ((16, 0), (64, 0), (16, 1), (24, 1), (32, 1), (32, 2), (64, 2), (80, 3), (128, 3))  # probes, steps
 
 
-def refinements(
-    second_order: Sequence[int], adam: Sequence[int], probes: Sequence[int]
-) -> dict[str, dict[str, object]]:
-    """Return options of refinement by name, none first."""
-    found: dict[str, dict[str, object]] = {"no step": {"steps": 0}}
-    for count in probes:
-        for steps in second_order:
-            options = {"method": "newton", "steps": steps, "probes": count, "probe_sets": 1}
-            found[f"{steps} on {count} images, second-order"] = options | {"trained": False, "predictions": 1.0}
-    for steps in adam:
-        sets = min(8, steps)
-        found[f"{steps} Adam"] = {
-            "steps": steps,
-            "trained": False,
-            "predictions": 0.5,
-            "probes": 24,
-            "probe_sets": sets,
+@dataclass
+class Arm:
+    """One kind of block: translators, a seed each, and what they cost and reach on one zoo."""
+
+    learned: bool
+    translators: list[Translator]
+    milliseconds: list[float] = field(default_factory=list)
+    accuracies: list[Tensor] = field(default_factory=list)
+
+    def summary(self, ceiling: float) -> dict[str, float]:
+        """Ratios to `ceiling`: mean over seeds, their range, the worst network of any seed; median milliseconds."""
+        means = [float(part.mean()) / ceiling for part in self.accuracies]
+        return {
+            "mean_ratio": statistics.mean(means),
+            "spread": max(means) - min(means),
+            "min_ratio": min(float(part.min()) for part in self.accuracies) / ceiling,
+            "milliseconds": statistics.median(self.milliseconds),
+            "seeds": len(means),
         }
-    return found
 
 
-def refined(learned: Translator, options: dict[str, object], drawn: Tensor, *, correct: bool) -> Translator:
-    """Return a translator of the learned one's probes with other refinement, with its weights too if `correct`."""
-    content = learned.config.model_dump()
-    content["refinement"] |= options
-    translator = build_translator(TranslatorConfig.model_validate(content), learned.architecture)
-    state = learned.state_dict()
-    if correct:
-        translator.load_state_dict(state, strict=False)
-    assert translator.projector is not None
-    translator.projector.probes.data = state["projector.probes"].clone()
-    if translator.refiner is not None:
-        probes = translator.refiner.probes
-        probes.data = to_parameters(drawn[: len(probes)]).to(probes)
-    return translator.eval()
+class Unlearned(Translator):
+    """A translator whose family is left out: the base, then the steps."""
 
-
-@torch.no_grad()
-def blocks(translator: Translator, members: State, *, correct: bool) -> State:
-    """Return the translated blocks of `members`, without running the family if not `correct`."""
-    parts = []
-    for start in range(0, len(members["conv1.weight"]), AT_ONCE):
-        few = {name: value[start : start + AT_ONCE] for name, value in members.items()}
-        if correct:
-            parts.append(translator(few))
-            continue
-        assert translator.projector is not None
-        units = translator.projector(few)[0].units
-        if translator.refiner is not None:
-            units = translator.refiner([units], units, few)
-        parts.append(written(units, translator.layout))
-    return {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
+    def forward(self, source: State) -> State:
+        assert self.projector is not None
+        around = self.projector.surroundings(source)
+        units = self.projector(source, around)[0].units
+        if self.refiner is not None:
+            units = self.refiner([units], units, source, around)
+        return written(units, self.layout)
 
 
 def main() -> None:
-    """Measure every kind of block and write table and figure."""
+    """Measure every arm and write table and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("zoo", help="directory or URI whose test members are held out")
-    parser.add_argument("--learned", nargs="*", type=Path, default=[], help="translators, a seed each")
-    parser.add_argument("--members", type=int, default=64, help="at most")
+    parser.add_argument("zoos", nargs="+", help="directories or URIs whose test members are held out")
+    parser.add_argument("--learned", nargs="*", default=[], metavar="NAME=FILE", help="translators, a seed each")
+    parser.add_argument("--seeds", type=int, default=3, help="of unlearned arms")
     parser.add_argument("--images", type=int, default=10_000, help="test images")
-    parser.add_argument("--second-order", nargs="*", type=int, default=[1, 2, 3])
-    parser.add_argument("--adam", nargs="*", type=int, default=[16, 48, 128, 384])
-    parser.add_argument("--probes", nargs="+", type=int, default=[64, 192], help="of second-order steps")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    store = ZooStore(arguments.zoo)
-    zoo, dataset = store.read(), load_dataset(DatasetConfig(**store.definition()["dataset"]))
-    held_out = zoo.where("test")
-    held_out = held_out.take(torch.arange(min(arguments.members, len(held_out))))
-    learned = [load_translator(path) for path in arguments.learned]
-    drawn = mixture(dataset.train.images, 192, torch.Generator().manual_seed(1))
-    made: dict[str, State] = {"source": held_out.part("source"), "trained target": held_out.part("target")}
-    taken: dict[str, float] = {}
-    base = learned[0].translator if learned else unlearned(held_out, drawn)
-    for name, options in refinements(arguments.second_order, arguments.adam, arguments.probes).items():
-        arms = {f"unlearned, {name}": refined(base, options, drawn, correct=False)}
-        for number, loaded in enumerate(learned):
-            arms[f"learned {number}, {name}"] = refined(loaded.translator, options, drawn, correct=True)
-        for arm, translator in arms.items():
-            made[arm], taken[arm] = measured(translator, held_out, arguments.rounds, correct=arm.startswith("learned"))
-            print(arm, f"{taken[arm]:.2f} ms", flush=True)
-    images = dataset.test.take(slice(0, arguments.images))
-    predicted = Transplants(held_out, images, keep=0).predictions(made)
-    accuracies = {name: (classes == images.labels).float().mean(1) for name, classes in predicted.items()}
-    report(accuracies, taken, [loaded.extra for loaded in learned], len(images))
-
-
-def unlearned(zoo: Zoo, drawn: Tensor) -> Translator:
-    """Return a fresh translator over blocks that are projected on the first of the images `drawn`."""
-    translator = build_translator(read_study(STUDY).trial.translator, zoo.architecture)
-    assert translator.projector is not None
-    probes = translator.projector.probes
-    probes.data = to_parameters(drawn[: len(probes)]).to(probes)
-    return translator
-
-
-def measured(translator: Translator, held_out: Zoo, rounds: int, *, correct: bool) -> tuple[State, float]:
-    """Return the blocks and the processor's milliseconds a member."""
-    members = readable(held_out)
-    found: State = blocks(translator, {name: value[:2] for name, value in members.items()}, correct=correct)  # warm
-    times = []
-    for _ in range(rounds):
-        began = time.process_time()
-        found = blocks(translator, members, correct=correct)
-        times.append(time.process_time() - began)
-    return found, 1000 * statistics.median(times) / len(held_out)
-
-
-def report(
-    accuracies: dict[str, Tensor], taken: dict[str, float], extras: list[dict[str, object]], images: int
-) -> None:
-    """Write results, table and figure."""
-    ceiling = float(accuracies["trained target"].mean())
-    mean = {name: float(values.mean()) / ceiling for name, values in accuracies.items()}
-    worst = {name: float(values.min()) / ceiling for name, values in accuracies.items()}
-    lines = ["| block | ms a member | mean ratio | worst ratio |", "|---|---|---|---|"]
-    for name in accuracies:
-        cost = f"{taken[name]:.2f}" if name in taken else ""
-        lines.append(f"| {name} | {cost} | {mean[name]:.4f} | {worst[name]:.4f} |")
-    count = len(accuracies["source"])
-    lines += ["", f"{count} held-out networks, {images:,} test images. Ratios are to the trained target's mean."]
-    results = {"mean_ratio": mean, "min_ratio": worst, "milliseconds": taken, "learned": extras, "ceiling": ceiling}
-    write("frontier", headlines(mean, worst, taken), results, list(range(len(extras))), "\n".join(lines))
+    found, headline, lines = {}, {}, []
+    for path in arguments.zoos:
+        store = ZooStore(path)
+        zoo, dataset = store.read().where("test"), load_dataset(DatasetConfig(**store.definition()["dataset"]))
+        arms = learned_arms(arguments.learned) | unlearned_arms(zoo.architecture, dataset, arguments.seeds)
+        accuracies = measure(arms, zoo, dataset, arguments.images, arguments.rounds)
+        ceiling = float(accuracies["trained target"].mean())
+        summaries = {name: arm.summary(ceiling) for name, arm in arms.items()}
+        name = store.definition()["name"]
+        found[name] = summaries | {"trained target": ceiling, "source": float(accuracies["source"].mean())}
+        lines += table(name, accuracies, summaries, arguments.images)
+        headline |= headlines(summaries, arms) if not headline else other_headlines(summaries, arms)
+        if len(found) == 1:
+            figure(summaries, arms)
+    write("frontier", headline, found, list(range(arguments.seeds)), "\n".join(lines))
     print("\n".join(lines))
-    figure(mean, taken)
 
 
-def headlines(mean: dict[str, float], worst: dict[str, float], taken: dict[str, float]) -> dict[str, float]:
-    """Return the best within each budget, and blocks of no step: the least squares alone, and learned from seed 0."""
+def learned_arms(named: list[str]) -> dict[str, Arm]:
+    """Return an arm for each name, with every translator that is given under it."""
+    files: dict[str, list[Path]] = defaultdict(list)
+    for item in named:
+        name, file = item.split("=", 1)
+        files[name].append(Path(file))
+    return {
+        f"learned, {name}": Arm(True, [load_translator(path).translator.eval() for path in paths])
+        for name, paths in files.items()
+    }
+
+
+def unlearned_arms(architecture: Architecture, dataset: Dataset, seeds: int) -> dict[str, Arm]:
+    """Return arms of `UNLEARNED`, and Adam's steps and those by conjugate gradients from one seed."""
+    options = {
+        f"unlearned, {probes} probes, {steps} steps": (
+            probes,
+            {"steps": steps, "method": "gauss_newton", "images": "projection"},
+        )
+        for probes, steps in UNLEARNED
+    }
+    arms = {
+        name: Arm(False, [unlearned(architecture, dataset, *option, seed) for seed in range(seeds)])
+        for name, option in options.items()
+    }
+    plain = {"images": "mixture", "trained": False, "predictions": 1.0, "probe_sets": 1}
+    others = {
+        "unlearned, 2 steps by conjugate gradients": plain | {"method": "newton", "steps": 2, "probes": 64},
+        "unlearned, 64 steps of Adam": plain | {"steps": 64, "predictions": 0.5, "probes": 24, "probe_sets": 8},
+    }
+    return arms | {
+        name: Arm(False, [unlearned(architecture, dataset, 64, option, 0)]) for name, option in others.items()
+    }
+
+
+def unlearned(
+    architecture: Architecture, dataset: Dataset, probes: int, refinement: dict[str, object], seed: int
+) -> Translator:
+    """Return an untrained translator on mixture probes of `seed`."""
+    config = TranslatorConfig(
+        family="axial_transformer", base="projected", projection={"probes": probes}, refinement=refinement
+    )
+    body = build_translator(config, architecture).body
+    translator = Unlearned(body, config, architecture)
+    translator.draw_probes(dataset.train.images, torch.Generator().manual_seed(1000 + seed))
+    return translator.eval()
+
+
+def measure(arms: dict[str, Arm], zoo: Zoo, dataset: Dataset, count: int, rounds: int) -> dict[str, Tensor]:
+    """Fill in the costs and accuracies of `arms`, and return those of sources and trained targets."""
+    members = readable(zoo)
+    blocks: dict[tuple[str, int], State] = {}
+    for name, arm in arms.items():
+        for seed, translator in enumerate(arm.translators):
+            blocks[name, seed], taken = timed(translator, members, rounds)
+            arm.milliseconds.append(taken)
+        print(name, f"{statistics.median(arm.milliseconds):.2f} ms", flush=True)
+    images = dataset.test.take(slice(0, count))
+    named = {f"{name}/{seed}": block for (name, seed), block in blocks.items()}
+    named |= {"source": zoo.part("source"), "trained target": zoo.part("target")}
+    predicted = Transplants(zoo, images, keep=0).predictions(named)
+    accuracies = {name: (classes == images.labels).float().mean(1) for name, classes in predicted.items()}
+    for name, arm in arms.items():
+        arm.accuracies = [accuracies[f"{name}/{seed}"] for seed in range(len(arm.translators))]
+    return {name: accuracies[name] for name in ("source", "trained target")}
+
+
+@torch.no_grad()
+def timed(translator: Translator, members: State, rounds: int) -> tuple[State, float]:
+    """Return the translated blocks of `members` and the processor's milliseconds a member."""
+    assert translator.projector is not None
+    step, total = max(1, AT_ONCE // len(translator.projector.probes)), len(members["conv1.weight"])
+    times, parts = [], []
+    for number in range(rounds + 1):  # the first one warms up
+        starts = range(0, total if number else step, step)
+        began = time.process_time()
+        parts = [translator({name: value[at : at + step] for name, value in members.items()}) for at in starts]
+        times.append(time.process_time() - began)
+    blocks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return blocks, 1000 * statistics.median(times[1:]) / total
+
+
+def table(name: str, accuracies: dict[str, Tensor], summaries: dict[str, dict[str, float]], images: int) -> list[str]:
+    """Return the lines of one zoo."""
+    ceiling, source = (float(accuracies[kind].mean()) for kind in ("trained target", "source"))
+    lines = [
+        f"**{name}**: {len(accuracies['source'])} held-out networks, {images:,} test images. Ratios are to the mean "
+        f"accuracy of trained targets, {ceiling:.4f}; the worst of them is at "
+        f"{float(accuracies['trained target'].min()) / ceiling:.4f}, sources are at {source / ceiling:.4f}.",
+        "",
+        "| block | ms a network | mean ratio | range over seeds | worst network of any seed | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, values in sorted(summaries.items(), key=lambda item: item[1]["milliseconds"]):
+        lines.append(
+            f"| {arm} | {values['milliseconds']:.1f} | {values['mean_ratio']:.4f} | {values['spread']:.4f} "
+            f"| {values['min_ratio']:.4f} | {values['seeds']} |"
+        )
+    return [*lines, ""]
+
+
+def best(summaries: dict[str, dict[str, float]], arms: dict[str, Arm], budget: float, learned: bool) -> str | None:
+    """Return the name of the best arm within `budget` milliseconds."""
+    within = [n for n, v in summaries.items() if arms[n].learned is learned and v["milliseconds"] <= budget]
+    return max(within, key=lambda name: summaries[name]["mean_ratio"], default=None)
+
+
+def headlines(summaries: dict[str, dict[str, float]], arms: dict[str, Arm]) -> dict[str, float]:
+    """Return the best within each budget, and what is learned over what is not."""
     headline: dict[str, float] = {}
-    for kind, name in (("unlearned", "unlearned, no step"), ("learned", "learned 0, no step")):
-        if name in mean:
-            headline |= {f"{kind}_no_step_mean_ratio": mean[name], f"{kind}_no_step_min_ratio": worst[name]}
     for budget in BUDGETS:
-        best = {}
-        for kind in ("unlearned", "learned"):
-            within = [name for name, cost in taken.items() if name.startswith(kind) and cost <= budget]
-            best[kind] = max(within, key=lambda name: mean[name], default=None)
-        found = [name for name in best.values() if name]
-        if not found:
+        names = [name for learned in (True, False) if (name := best(summaries, arms, budget, learned))]
+        if not names:
             continue
-        first = max(found, key=lambda name: mean[name])
-        headline |= {f"at_{budget}ms_mean_ratio": mean[first], f"at_{budget}ms_min_ratio": worst[first]}
-        if len(found) == 2:
-            difference = mean[str(best["learned"])] - mean[str(best["unlearned"])]
-            headline[f"learned_minus_unlearned_at_{budget}ms"] = difference
+        first = max((summaries[name] for name in names), key=lambda values: values["mean_ratio"])
+        headline |= {f"at_{budget}ms_mean_ratio": first["mean_ratio"], f"at_{budget}ms_min_ratio": first["min_ratio"]}
+        if len(names) == 2:
+            learned, plain = (summaries[name]["mean_ratio"] for name in names)
+            headline[f"learned_minus_unlearned_at_{budget}ms"] = learned - plain
     return headline
 
 
-def figure(mean: dict[str, float], taken: dict[str, float]) -> None:
-    """Draw accuracy against milliseconds, learned and unlearned side by side."""
+def other_headlines(summaries: dict[str, dict[str, float]], arms: dict[str, Arm]) -> dict[str, float]:
+    """Return the same of a further zoo, under names of its own."""
+    return {f"other_recipe_{name}": value for name, value in headlines(summaries, arms).items()}
+
+
+def figure(summaries: dict[str, dict[str, float]], arms: dict[str, Arm]) -> None:
+    """Draw accuracy against milliseconds, learned and unlearned side by side, with the range over seeds."""
     drawn = Figure(figsize=(7, 4), layout="constrained")
     axes = drawn.subplots()
-    for kind in sorted({name.split(",")[0] for name in taken}):
-        for method, marker in (("no step", "o"), ("second-order", "s"), ("Adam", "^")):
-            names = [name for name in taken if name.startswith(f"{kind},") and name.endswith(method)]
-            label = f"{kind}, {method}"
-            color = "tab:blue" if kind == "unlearned" else "tab:orange"
-            axes.plot([taken[n] for n in names], [mean[n] for n in names], marker=marker, color=color, label=label)
+    for learned, color in ((False, "tab:blue"), (True, "tab:orange")):
+        chosen = [v for n, v in summaries.items() if arms[n].learned is learned and arms[n].translators]
+        chosen.sort(key=lambda values: values["milliseconds"])
+        times, means, ranges = ([values[key] for values in chosen] for key in ("milliseconds", "mean_ratio", "spread"))
+        label = "learned" if learned else "unlearned"
+        axes.errorbar(times, means, [part / 2 for part in ranges], fmt="o", color=color, label=label, capsize=2)
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds a network (one thread, in batches)")
     axes.set_ylabel("accuracy over the trained target's")
-    axes.legend(fontsize="small")
+    axes.legend()
     drawn.savefig(RESULTS / "frontier.png", dpi=120)
 
 

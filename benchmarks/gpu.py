@@ -23,14 +23,14 @@ from torch.nn.functional import cross_entropy
 
 from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig, TrialConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.translation.evaluation import translate
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.untrained import untrained_zoo
 
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 BATCH = 128
 PHASE = PhaseConfig(epochs=1, batch_size=BATCH)
 RECIPE = RecipeConfig(source=PHASE, target=PHASE)

@@ -41,7 +41,7 @@ from scipy.optimize import nnls
 
 from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, StudyConfig, TrialConfig, ZooConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.search.runner import run_search
 from kt_ray.studies.workspace import Workspace
 from kt_ray.translation.task import TranslatorTask
@@ -218,7 +218,7 @@ def measure_search(nodes: int, root: Path, dataset: Dataset) -> dict[str, Any]:
                        "resources": {"cpus": 1, "resources": {"slot": 1}}},
         }
     )  # fmt: skip
-    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=2))
+    zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=2))
     clock = Clock()
     folder = root / "trials"
     folder.mkdir()

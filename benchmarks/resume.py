@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, RecipeConfig, StudyConfig, TrialConfig, ZooConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.search.retries import lineages
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
@@ -173,7 +173,7 @@ def drive(root: Path, zoo: str, seed: int, trials: int, address: str, translator
 def build_zoo(path: Path) -> None:
     """A zoo trained here, without Ray."""
     dataset = load_dataset(DATASET)
-    architecture = Architecture("basic_to_simple", ZOO.network, dataset.image_shape, dataset.classes)
+    architecture = PaperArchitecture("basic_to_simple", ZOO.network, dataset.image_shape, dataset.classes)
     store = ZooStore(str(path))
     store.create(ZOO, "basic_to_simple", dataset)
     store.add(*train_members(members_of(ZOO.seed, ZOO.members), ZOO.recipe, architecture, dataset))

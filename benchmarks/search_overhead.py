@@ -32,7 +32,7 @@ from common.results import RESULTS, write
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, TrialConfig
 from kt_ray.data import load_dataset
 from kt_ray.jobs.connection import connected
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.search.budget import SearchProgress
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
@@ -99,7 +99,7 @@ def ours(root: Path, trials: int) -> dict[str, Any]:
     """This project's search; memory of the driver at every tenth of it."""
     workspace = Workspace.open(root)
     tracker = Tracker(workspace.tracking_uri, "kt_ray", workspace.artifact_root)
-    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=4, selection=2, test=1))
+    zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=4, selection=2, test=1))
     resident: dict[int, float] = {}
 
     def on_progress(progress: SearchProgress) -> None:
@@ -190,7 +190,7 @@ def count_copies(at_once: int, members: int) -> dict[str, float]:
     private memory that they take more than with a zoo of four training members."""
     counts = MemberCounts(train=4, selection=8, test=1)
     few, many = (
-        untrained_zoo(Architecture("basic_to_simple"), counts.model_copy(update={"train": train}))
+        untrained_zoo(PaperArchitecture("basic_to_simple"), counts.model_copy(update={"train": train}))
         for train in (counts.train, members)
     )
     megabytes = sum(value.numel() * value.element_size() for value in many.parameters.values()) / 2**20

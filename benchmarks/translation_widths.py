@@ -17,7 +17,7 @@ from common.results import write
 
 from kt_ray.config import DatasetConfig, MemberCounts, NetworkConfig, PhaseConfig, RecipeConfig, TrialConfig, validate
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.translation.evaluation import evaluate
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.translator import Translator, build_translator
@@ -42,7 +42,7 @@ TRANSLATORS: dict[str, dict[str, Any]] = {
 def zoo_of(width: tuple[int, int, int], dataset: Dataset, members: int, epochs: int) -> Zoo:
     """A zoo of networks of one width."""
     channels, source, target = width
-    architecture = Architecture(
+    architecture = PaperArchitecture(
         "basic_to_simple", NetworkConfig(channels=channels, source_hidden=source, target_hidden=target)
     )
     phase = PhaseConfig(epochs=epochs, learning_rate=0.05, batch_size=64, schedule="one_cycle")

@@ -30,7 +30,7 @@ from translation_arms import trial as arm_trial
 
 from kt_ray.config import DatasetConfig, MemberCounts, TrialConfig, validate
 from kt_ray.data import load_dataset
-from kt_ray.networks import Architecture, State
+from kt_ray.networks import PaperArchitecture, State
 from kt_ray.translation.evaluation import translate
 from kt_ray.translation.losses import weight_mse
 from kt_ray.translation.training import TranslatorTraining
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["paper", "tiny"], help="mixer presets")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=500, selection_images=500))
     zoo = untrained_zoo(architecture, MemberCounts(train=arguments.members, selection=8, test=1))
     results = {}
@@ -164,7 +164,7 @@ def main() -> None:
 def report_shares(name: str, rounds: int) -> dict[str, float]:
     """Seconds of a trial of the arm `name` and of its reports, and the reports' shares."""
     dataset = load_dataset(DatasetConfig(name="mnist5k", selection_images=2000))
-    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=64, selection=ARM_SELECTION, test=1))
+    zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=64, selection=ARM_SELECTION, test=1))
     config = arm_trial(settings_of(name), 0, 4 * rounds, 32, rounds, "small")
     training = TranslatorTraining(config, zoo, dataset)
     generator = torch.Generator().manual_seed(0)

@@ -27,12 +27,12 @@ from common.results import write
 
 from kt_ray.config import DatasetConfig, MemberCounts, ZooConfig
 from kt_ray.data import load_dataset
-from kt_ray.networks import Architecture, State
+from kt_ray.networks import PaperArchitecture, State
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import bytes_of
 from kt_ray.zoo.training.stacking import fresh
 
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 SHARD_PAIRS = 4096
 BATCH = 4096
 BATCHES = 10

@@ -32,7 +32,7 @@ from torchvision import transforms
 
 from kt_ray.config import DatasetConfig, MemberCounts, RecipeConfig
 from kt_ray.data import Dataset, LabelledImages, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.recipe import Order, epoch_of
 from kt_ray.zoo.training.members import train_members
@@ -40,7 +40,7 @@ from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective
 from kt_ray.zoo.training.optimizers import Optimizer, Parameters
 from kt_ray.zoo.training.stacking import fresh
 
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 PAPER = RecipeConfig()
 BATCH = 128
 PHASES = ("source", "target")

@@ -16,7 +16,7 @@ import torch
 
 from kt_ray.config import DatasetConfig, MemberCounts
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.training import compiling
 from kt_ray.zoo.untrained import untrained_zoo
@@ -44,7 +44,7 @@ def dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def random_zoo() -> Zoo:
     """Untrained networks: 8 training, 2 selection, 3 test members."""
-    return untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=3))
+    return untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=3))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from kt_ray.config import (
 )
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, KTError, StudyError, ZooError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.checkpoint import read_state, read_written, write_state
 from kt_ray.search.samplers import build_sampler
 from kt_ray.search.storage import open_storage
@@ -153,7 +153,7 @@ def test_a_hostile_torch_checkpoint(make: Callable[[Path], bytes], tmp_path: Pat
     ],
 )  # fmt: skip
 def test_a_translator_whose_description_lies(entry: str, value: str | dict[str, Any], tmp_path: Path) -> None:
-    config, architecture = TranslatorConfig(family="neuron_transformer"), Architecture("basic_to_simple")
+    config, architecture = TranslatorConfig(family="neuron_transformer"), PaperArchitecture("basic_to_simple")
     file = tmp_path / "translator.safetensors"
     save_translator(file, build_translator(config, architecture), config, architecture, {})
     tensors, metadata = read_written(file)

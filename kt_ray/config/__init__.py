@@ -16,6 +16,7 @@ from kt_ray.config.distillation import (
     ResNetOptions,
     TeacherConfig,
 )
+from kt_ray.config.network import NetworkChoice, NetworkConfig, PairChoice, PairName
 from kt_ray.config.source import Source, set_path
 from kt_ray.config.study import (
     Distribution,
@@ -52,9 +53,7 @@ from kt_ray.config.zoo import (
     DatasetName,
     FolderOptions,
     MemberCounts,
-    NetworkConfig,
     NpzOptions,
-    PairName,
     PhaseConfig,
     RecipeConfig,
     Split,
@@ -89,10 +88,12 @@ __all__ = [
     "MemberCounts",
     "MethodConfig",
     "MixerOptions",
+    "NetworkChoice",
     "NetworkConfig",
     "NeuronTransformerOptions",
     "NpzOptions",
     "Objective",
+    "PairChoice",
     "PairName",
     "ParaphraserConfig",
     "PhaseConfig",

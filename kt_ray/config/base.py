@@ -110,11 +110,14 @@ _shown = Repr()  # of any value, however large or nested: a few aliases in YAML 
 _shown.maxlevel, _shown.maxstring, _shown.maxother = 2, 80, 80
 
 
+UNSEEN = "<"  # before what pydantic puts into a path to say which model of a union was meant
+
+
 def explain(error: ValidationError) -> list[str]:
     """One line for each fault: dotted path, what was expected, the value."""
     problems = []
     for fault in error.errors(include_url=False):
-        path = ".".join(str(part) for part in fault["loc"])
+        path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(UNSEEN))
         message = fault["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         if fault["type"] == "extra_forbidden":

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from kt_ray.config.base import Frozen
+from kt_ray.config.network import NetworkConfig, PairName
 from kt_ray.config.study import MODEL_NAME, PRINTABLE, Distribution, Objective, RayConfig, SearchConfig, StorageConfig
-from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, NetworkConfig, PairName
+from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig
 
 MethodName = Literal["none", "kd", "at", "ft", "ft+kd"]
 

@@ -12,8 +12,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from kt_ray._io.urls import has_password, in_memory
 from kt_ray.config.base import Frozen, Resources
 from kt_ray.config.code import CodeFile
+from kt_ray.config.network import PairChoice
 from kt_ray.config.trial import TrialConfig
-from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, PairName, ZooConfig
+from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, ZooConfig
 
 LARGEST = 2.0**53  # of a bound: whole numbers above it are not told apart by a float
 STEPS = 1_000_000  # of a stepped range, whose values are counted
@@ -228,13 +229,25 @@ class StudyConfig(Frozen):
     description: str = ""
     code: tuple[CodeFile, ...] = Field((), description="Python files that register what is used below")
     dataset: DatasetConfig = DatasetConfig()
-    pair: PairName = "basic_to_simple"
+    pair: PairChoice = PairChoice(name="basic_to_simple")
     zoo: ZooConfig = ZooConfig()
     trial: TrialConfig = TrialConfig()
     space: dict[str, Distribution] = Field(default_factory=dict, description="dotted paths of `trial`")
     search: SearchConfig = SearchConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _network_of_the_zoo(cls, content: Any) -> Any:
+        """`network` beside `pair` is that of the zoo."""
+        if not isinstance(content, dict) or "network" not in content:
+            return content
+        zoo = content.get("zoo", {})
+        if not isinstance(zoo, dict) or "network" in zoo:
+            raise ValueError("network: is given as zoo.network too; give one of them")
+        rest = {key: value for key, value in content.items() if key != "network"}
+        return rest | {"zoo": zoo | {"network": content["network"]}}
 
     @field_validator("dataset")
     @classmethod

@@ -73,12 +73,17 @@ class RefinementOptions(Frozen):
     """
 
     steps: int = Field(0, ge=0, description="0: no refinement, and the network is never run")
-    method: Literal["adam", "newton"] = Field(
-        "adam", description="newton: Levenberg-Marquardt by conjugate gradients, whose steps are not trained through"
+    method: Literal["adam", "newton", "gauss_newton"] = Field(
+        "adam",
+        description="newton: Levenberg-Marquardt by conjugate gradients, whose steps are not trained through; "
+        "gauss_newton: the Jacobian of the logits written out, for blocks of two convolutions",
     )
     products: PositiveInt = Field(8, description="products with the curvature in a step of newton")
-    images: Literal["strokes", "mixture"] = Field(
-        "strokes", description="how probes begin: drawn from no data, or from a mixture fitted to the training images"
+    rows: PositiveInt = Field(4, description="combinations of each image's logits in the curvature of gauss_newton")
+    images: Literal["strokes", "mixture", "projection"] = Field(
+        "strokes",
+        description="how probes begin: drawn from no data, or from a mixture fitted to the training images; "
+        "projection: none of its own, but those of the projected base",
     )
     trained: bool = Field(True, description="false: only the family is trained, without the steps, which stay Adam's")
     predictions: float = Field(
@@ -132,6 +137,15 @@ class TranslatorConfig(Frozen):
     axial_transformer: AxialTransformerOptions = AxialTransformerOptions()
     graph: GraphOptions = GraphOptions()
     refinement: RefinementOptions = RefinementOptions()
+
+    @model_validator(mode="after")
+    def _shared_probes_exist(self) -> TranslatorConfig:
+        if self.refinement.steps and self.refinement.images == "projection" and not self.projects:
+            raise ValueError(
+                "refinement.images projection takes the probes of base projected with output residual, got "
+                f"base={self.base}, output={self.output}"
+            )
+        return self
 
     @property
     def projects(self) -> bool:
@@ -239,6 +253,9 @@ class TrainingConfig(Frozen):
     batch_size: PositiveInt = Field(64, description="members a step; all where there are fewer")
     optimizer: Literal["adam", "adamw"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
+    probe_rate: PositiveFloat = Field(
+        1.0, description="factor of the learning rate for learned probes, and for the options of gauss_newton's steps"
+    )
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")

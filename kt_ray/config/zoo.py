@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from kt_ray.config.base import Frozen, Resources
+from kt_ray.config.network import AnyNetwork, NetworkConfig
 
 DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
-PairName = Literal["basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_to_attention"]
 Split = Literal["train", "selection", "test"]
 SPLITS: tuple[Split, ...] = ("train", "selection", "test")
 
@@ -74,15 +74,6 @@ class DatasetConfig(Frozen):
 
     def __hash__(self) -> int:
         return hash((self.name, json.dumps(self.options, sort_keys=True), self.selection_images, self.train_images))
-
-
-class NetworkConfig(Frozen):
-    """Widths of the paper's network: stem → block → head."""
-
-    channels: PositiveInt = Field(6, description="channels of the block's input and output")
-    source_hidden: PositiveInt = Field(6, description="hidden units of the source block")
-    target_hidden: PositiveInt = Field(3, description="hidden units of the target block")
-    head_channels: PositiveInt = Field(12, description="channels of the head's 1×1 convolution")
 
 
 Range = tuple[PositiveFloat, PositiveFloat]
@@ -194,6 +185,8 @@ class ZooConfig(Frozen):
     name: str = Field("zoo", pattern=FILE_NAME, max_length=100, description=FILE_NAME_SAYS)
     seed: int = Field(0, ge=0)
     members: MemberCounts = MemberCounts()
-    network: NetworkConfig = NetworkConfig()
+    network: AnyNetwork = Field(
+        NetworkConfig(), description="the paper's, by its widths; or the name of a registered one, with its options"
+    )
     recipe: RecipeConfig = RecipeConfig()
     actors: ActorConfig = ActorConfig()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kt_ray.config import ClassifierConfig, ResNetOptions
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 
 
 class ResNetBlock(nn.Module):
@@ -81,5 +81,5 @@ def build_network(config: ClassifierConfig, image_shape: tuple[int, int, int], c
         torch.manual_seed(seed)
         if config.family == "resnet":
             return CifarResNet(config.resnet, image_shape[0], classes)
-        architecture = Architecture(config.pair, config.network, image_shape, classes)
+        architecture = PaperArchitecture(config.pair, config.network, image_shape, classes)
         return architecture.source_network() if config.family == "source" else architecture.target_network()

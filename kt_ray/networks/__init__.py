@@ -1,7 +1,17 @@
-"""Blocks, block pairs and the networks they sit in."""
+"""Networks, where their blocks sit, and what blocks are made of."""
 
 from kt_ray.networks import stacked
-from kt_ray.networks.pairs import PAIRS, READ_STRIDE, Architecture, BlockPair
+from kt_ray.networks.architecture import (
+    Architecture,
+    PaperArchitecture,
+    SiteArchitecture,
+    architecture_of,
+    described,
+)
+from kt_ray.networks.pairs import PAIRS, READ_STRIDE, BlockPair
 from kt_ray.networks.stacked import State
 
-__all__ = ["PAIRS", "READ_STRIDE", "Architecture", "BlockPair", "State", "stacked"]
+__all__ = [
+    "PAIRS", "READ_STRIDE", "Architecture", "BlockPair", "PaperArchitecture", "SiteArchitecture", "State",
+    "architecture_of", "described", "stacked",
+]  # fmt: skip

@@ -136,6 +136,10 @@ class BlockLayout:
         """Whether the tensor `name` is copied from source to target."""
         return any(name == copied or name.startswith(f"{copied}.") for copied in self.copied)
 
+    def copied_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return those tensors of a block, or of a stack, that are copied from source to target."""
+        return {name: value for name, value in state.items() if self.is_copied(name)}
+
     def check(self, block: nn.Module, what: str = "the block") -> None:
         """Raise ConfigError if the layout leaves out a tensor of `block`, or names one that it does not have."""
         state = {name for name in block.state_dict() if not name.endswith("num_batches_tracked")}

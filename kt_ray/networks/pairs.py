@@ -1,4 +1,4 @@
-"""Block pairs and the networks they sit in: stem → block → head."""
+"""The paper's block pairs, and the stem and head of its network."""
 
 from __future__ import annotations
 
@@ -71,45 +71,3 @@ class Head(nn.Sequential):
                 linear=nn.Linear(head_channels * positions, classes),
             )
         )
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A block pair with the widths, image shape (C, H, W) and classes of the networks it sits in."""
-
-    pair: PairName
-    network: NetworkConfig = NetworkConfig()
-    image_shape: tuple[int, int, int] = (1, 28, 28)
-    classes: int = 10
-
-    def source_block(self, stride: int = 1) -> nn.Module:
-        """A fresh source block, its output at every `stride`-th row and column."""
-        return PAIRS[self.pair].source(self.network, stride)
-
-    def target_block(self, stride: int = 1) -> nn.Module:
-        """A fresh target block, its output at every `stride`-th row and column."""
-        return PAIRS[self.pair].target(self.network, stride)
-
-    def stem(self) -> Stem:
-        """A fresh stem."""
-        return Stem(self.image_shape[0], self.network.channels)
-
-    def head(self, stride: int = READ_STRIDE) -> Head:
-        """A fresh head, for the whole output of a block, or with `stride` 1 for that of a block of `READ_STRIDE`."""
-        _, height, width = self.image_shape
-        positions = -(-height // 4) * -(-width // 4)  # two strides of 2, each rounding up
-        return Head(self.network.channels, self.network.head_channels, positions, self.classes, stride)
-
-    def source_network(self) -> nn.Sequential:
-        """stem → source block → head; parameters are named `stem.…`, `block.…`, `head.…`."""
-        return nn.Sequential(OrderedDict(stem=self.stem(), block=self.source_block(), head=self.head()))
-
-    def target_network(self) -> nn.Sequential:
-        """stem → target block → head; parameters are named `stem.…`, `block.…`, `head.…`."""
-        return nn.Sequential(OrderedDict(stem=self.stem(), block=self.target_block(), head=self.head()))
-
-    @property
-    def activation_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the block's input and output."""
-        _, height, width = self.image_shape
-        return self.network.channels, -(-height // 2), -(-width // 2)

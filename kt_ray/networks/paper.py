@@ -8,9 +8,9 @@ from torch import nn
 from kt_ray.config import NetworkConfig
 from kt_ray.config.base import Frozen
 from kt_ray.errors import ConfigError
+from kt_ray.networks.architecture import PaperArchitecture
 from kt_ray.networks.blocks import AttentionBlock, BasicBlock, MLPBlock, SimpleBlock
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer, Layer
-from kt_ray.networks.pairs import Architecture
 from kt_ray.registry import register
 
 
@@ -33,7 +33,7 @@ class PaperNetwork:
 
     def build(self) -> nn.Module:
         """Return a fresh source network."""
-        return Architecture("basic_to_simple", self._widths, self.image_shape, self.classes).source_network()
+        return PaperArchitecture("basic_to_simple", self._widths, self.image_shape, self.classes).source_network()
 
     def sites(self) -> tuple[str, ...]:
         """Return the block's path."""

@@ -66,7 +66,7 @@ def build_zoo(
     path: str | Path,
     dataset: Dataset | str = "mnist5k",
     *,
-    pair: str = "basic_to_simple",
+    pair: str | dict[str, Any] = "basic_to_simple",
     ray: bool | str = False,
     progress: bool = True,
     **settings: Any,

@@ -11,7 +11,7 @@ from kt_ray.config import MemberCounts, StudyConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import StudyError, ZooError
 from kt_ray.jobs.connection import connected
-from kt_ray.networks import Architecture
+from kt_ray.networks import architecture_of
 from kt_ray.networks.cost import parameter_count
 from kt_ray.studies.console import Narrator
 from kt_ray.studies.doubts import doubts
@@ -66,7 +66,7 @@ class TranslationStudy:
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
         """Train one batch of the base trial on networks that nobody trained."""
         config = self.config
-        architecture = Architecture(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
+        architecture = architecture_of(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
         one_batch = config.trial.training.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
         trial = config.trial.model_copy(update={"training": one_batch})
         training = TranslatorTraining(trial, untrained_zoo(architecture, PROBE_MEMBERS), dataset)
@@ -180,7 +180,7 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
     if lacking:
         narrator.say(f"zoo {config.zoo.name}: training {len(lacking)} members into {store.uri}")
         params = {"members": sum(config.zoo.members.model_dump().values()), **config.zoo.recipe.model_dump(mode="json")}
-        run_id = tracker.zoo_run(config.zoo.name, dataset.fingerprint, params, {"kt_ray.pair": config.pair})
+        run_id = tracker.zoo_run(config.zoo.name, dataset.fingerprint, params, {"kt_ray.pair": str(config.pair)})
         tracker.log_inputs(run_id, [Input(dataset.name, dataset.fingerprint, dataset.name)])
 
     def on_progress(progress: BuildProgress) -> None:

@@ -11,32 +11,55 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kt_ray.config import AugmentationConfig, PairName
-from kt_ray.networks import State, stacked
+from kt_ray.config import AugmentationConfig
+from kt_ray.errors import ConfigError
+from kt_ray.networks import Architecture, PaperArchitecture, State, stacked
+from kt_ray.networks.layouts import Layer
 from kt_ray.translation.losses import best_order
-from kt_ray.translation.units import LAYOUTS, Layout, to_units
+from kt_ray.translation.units import Layout, layouts, to_units
 
 
-def augment(members: State, config: AugmentationConfig, pair: PairName, generator: torch.Generator) -> State:
+def augment(
+    members: State, config: AugmentationConfig, architecture: Architecture, generator: torch.Generator
+) -> State:
     """`members` with new blocks and under the symmetries that `config` asks for, another draw for each member.
 
     Source blocks that no target was trained for get one of NaN.
     """
     if config.mixup:
-        members = mix(members, config.mixup, pair, generator)
+        members = mix(members, config.mixup, architecture, generator)
     if config.swap_units:
-        members = swap_units(members, config.swap_units, generator)
+        members = swap_units(members, config.swap_units, architecture, generator)
     if config.vary:
         varied = noise(stacked.part(members, "source"), config.vary, generator, relative=True)
         members = _without_target(members | stacked.join(source=varied))
     if config.rescale:
-        drawn = torch.randn(members["source.bn1.weight"].shape, generator=generator, device=_device(members))
-        members = rescale_hidden(members, torch.exp(config.rescale * drawn))
+        shape = _count(members), layouts(architecture)[0].hidden
+        drawn = torch.randn(shape, generator=generator, device=_device(members))
+        members = rescale_hidden(members, torch.exp(config.rescale * drawn), architecture)
     if config.channel_permutation:
-        members = permute_channels(members, _permutations(members, "source.bn2.weight", generator), pair)
+        permutations = _permutations(members, layouts(architecture)[0].channels, generator)
+        members = permute_channels(members, permutations, architecture)
     if config.hidden_permutation:
-        members = permute_hidden(members, _permutations(members, "source.bn1.weight", generator))
+        permutations = _permutations(members, layouts(architecture)[0].hidden, generator)
+        members = permute_hidden(members, permutations, architecture)
     return members
+
+
+def check_known(config: AugmentationConfig, architecture: Architecture) -> None:
+    """Raise ConfigError where `config` asks for symmetries that blocks or networks of `architecture` are not known to
+    have."""
+    source, target = layouts(architecture)
+    units = {"hidden_permutation", "rescale", "swap_units", "mixup"} if source.flat or target.flat else set()
+    channels = set() if isinstance(architecture, PaperArchitecture) else {"channel_permutation"}
+    problems = [
+        f"augmentation.{name}: {what} of pair {architecture.pair} are not known; leave it out"
+        for names, what in ((units, "hidden units"), (channels, "stem and head"))
+        for name in sorted(names)
+        if getattr(config, name)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def corrupt(members: State, config: AugmentationConfig, generator: torch.Generator) -> tuple[State, State]:
@@ -84,67 +107,71 @@ def noise(block: Mapping[str, Tensor], std: float, generator: torch.Generator, *
     return noisy
 
 
-def permute_channels(members: State, permutation: Tensor, pair: PairName) -> State:
-    """The block's channels in the order `permutation`, int64 [B, C], in stem, source, target and head alike.
+def permute_channels(members: State, permutation: Tensor, architecture: Architecture) -> State:
+    """The channels of the paper's block in the order `permutation`, int64 [B, C], in stem, source, target and head
+    alike.
 
     The activations between stem and head follow; the logits stay as they are.
     """
-    into_block = ["stem.conv.weight", "source.conv2.weight"]
-    into_block += [f"stem.bn.{name}" for name in _NORM] + [f"source.bn2.{name}" for name in _NORM]
-    from_block = ["source.conv1.weight", "head.conv.weight"]
-    layout = LAYOUTS[pair]
-    into_block += [f"target.{name}" for name in layout.outgoing + layout.channel]
-    from_block += [f"target.{name}" for name in layout.incoming]
-    moved = {name: _reorder(members[name], permutation, 1) for name in into_block if name in members}
-    moved |= {name: _reorder(members[name], permutation, 2) for name in from_block if name in members}
-    return {**members, **moved}
+    stem, head = Layer("stem.conv.weight", norm="stem.bn"), Layer("head.conv.weight")
+    moved = [(name, 1) for name in stem.names()] + [(head.weight, 2)]
+    for prefix, layout in zip(("source", "target"), layouts(architecture), strict=True):
+        moved += [(f"{prefix}.{layer.weight}", 2) for layer in layout.incoming]
+        moved += [(f"{prefix}.{name}", 1) for layer in layout.outgoing for name in layer.names()]
+    return members | {name: _reorder(members[name], permutation, axis) for name, axis in moved if name in members}
 
 
-def permute_hidden(members: State, permutation: Tensor) -> State:
+def permute_hidden(members: State, permutation: Tensor, architecture: Architecture) -> State:
     """The source's hidden units in the order `permutation`, int64 [B, H]; the block computes the same."""
-    moved = {name: _reorder(members[name], permutation, 1) for name in _HIDDEN}
-    return {**members, **moved, "source.conv2.weight": _reorder(members["source.conv2.weight"], permutation, 2)}
+    axes = _of_units(layouts(architecture)[0], "source")
+    return members | {name: _reorder(members[name], permutation, axis) for name, axis in axes.items()}
 
 
-def rescale_hidden(members: State, scale: Tensor) -> State:
+def rescale_hidden(members: State, scale: Tensor, architecture: Architecture) -> State:
     """Every hidden unit of the source times its positive `scale` [B, H], its way out divided by it: the same block."""
-    moved = {name: members[name] * scale for name in ("source.bn1.weight", "source.bn1.bias")}
-    outgoing = members["source.conv2.weight"] / scale[:, None, :, None, None]
-    return {**members, **moved, "source.conv2.weight": outgoing}
+    layout, moved = layouts(architecture)[0], State()
+    for layer in layout.incoming:
+        scaled = [f"{layer.norm}.weight", f"{layer.norm}.bias"] if layer.norm else layer.names()
+        moved |= {
+            name: members[name] * _along(scale, members[name], 1) for name in (f"source.{name}" for name in scaled)
+        }
+    for name in (f"source.{layer.weight}" for layer in layout.outgoing):
+        moved[name] = members[name] / _along(scale, members[name], 2)
+    return members | moved
 
 
-def swap_units(members: State, probability: float, generator: torch.Generator) -> State:
+def swap_units(members: State, probability: float, architecture: Architecture, generator: torch.Generator) -> State:
     """Each hidden unit of a source replaced, with `probability`, by one of another member: a valid block, if no one's.
 
     Its incoming kernels, BN and outgoing kernels move together.
     """
-    like = members["source.bn1.weight"]
-    swapped = _uniform(like, generator) < probability
-    donors = torch.randperm(len(like), generator=generator, device=like.device)
-    donated = permute_hidden(take_rows(members, donors), _permutations(members, "source.bn1.weight", generator))
-    mixed = dict(members)
-    for name in _HIDDEN:
-        mixed[name] = donated[name].where(_along(swapped, members[name], 1), members[name])
-    name = "source.conv2.weight"
-    mixed[name] = donated[name].where(_along(swapped, members[name], 2), members[name])
-    return _without_target(mixed, swapped.any(1))
+    layout, device = layouts(architecture)[0], _device(members)
+    swapped = torch.rand(_count(members), layout.hidden, generator=generator, device=device) < probability
+    donors = torch.randperm(_count(members), generator=generator, device=device)
+    permutations = _permutations(members, layout.hidden, generator)
+    donated = permute_hidden(take_rows(members, donors), permutations, architecture)
+    mixed = {
+        name: donated[name].where(_along(swapped, members[name], axis), members[name])
+        for name, axis in _of_units(layout, "source").items()
+    }
+    return _without_target(members | mixed, swapped.any(1))
 
 
-def mix(members: State, largest: float, pair: PairName, generator: torch.Generator) -> State:
+def mix(members: State, largest: float, architecture: Architecture, generator: torch.Generator) -> State:
     """Aligned MixUp: source and target of each member with up to `largest` of another's, its units matched first."""
-    count, device = len(members["source.bn1.weight"]), _device(members)
+    count, device = _count(members), _device(members)
+    source, target = layouts(architecture)
     partners = take_rows(members, torch.randperm(count, generator=generator, device=device))
     ours, theirs = (
-        _unit_vectors(stacked.part(state, "source"), LAYOUTS["basic_to_simple"]) for state in (members, partners)
+        to_units(stacked.part(state, "source"), source, "dropped").edges.flatten(2) for state in (members, partners)
     )
-    partners = permute_hidden(partners, best_order(torch.cdist(ours, theirs).square()))
-    layout = LAYOUTS[pair]
-    ours, theirs = (_unit_vectors(stacked.part(state, "target"), layout) for state in (members, partners))
+    partners = permute_hidden(partners, best_order(torch.cdist(ours, theirs).square()), architecture)
+    ours, theirs = (
+        to_units(stacked.part(state, "target"), target, "dropped").edges.flatten(2) for state in (members, partners)
+    )
     order = best_order(torch.cdist(ours, theirs).square().nan_to_num(0))
-    for name in layout.incoming + layout.unit:
-        partners[f"target.{name}"] = _reorder(partners[f"target.{name}"], order, 1)
-    for name in layout.outgoing:
-        partners[f"target.{name}"] = _reorder(partners[f"target.{name}"], order, 2)
+    for name, axis in _of_units(target, "target").items():
+        partners[name] = _reorder(partners[name], order, axis)
     share = largest * torch.rand(count, generator=generator, device=device)
     return {
         name: torch.lerp(value, partners[name], share.reshape(-1, *[1] * (value.ndim - 1)))
@@ -200,8 +227,10 @@ def _choose(condition: bool | Tensor, value: Tensor, other: Tensor) -> Tensor:
     return value if condition else other
 
 
-_NORM = ("weight", "bias", "running_mean", "running_var")
-_HIDDEN = ("source.conv1.weight", *(f"source.bn1.{name}" for name in _NORM))
+def _of_units(layout: Layout, prefix: str) -> dict[str, int]:
+    """Names of the tensors that hidden units have entries in, and along which axis of a stack."""
+    axes = {f"{prefix}.{name}": 1 for layer in layout.incoming for name in layer.names()}
+    return axes | {f"{prefix}.{layer.weight}": 2 for layer in layout.outgoing}
 
 
 def take_rows(members: Mapping[str, Tensor], rows: Tensor) -> State:
@@ -221,16 +250,15 @@ def _without_target(members: State, rows: Tensor | None = None) -> State:
     }
 
 
-def _unit_vectors(block: State, layout: Layout) -> Tensor:
-    """Incoming and outgoing weights of every hidden unit in one vector, [B, H, n]."""
-    return to_units(block, layout).edges.flatten(2)
-
-
 def _along(values: Tensor, like: Tensor, axis: int) -> Tensor:
     """`values` [B, n] shaped so that they broadcast along `axis` of `like`."""
     shape = [1] * like.ndim
     shape[0], shape[axis] = values.shape
     return values.reshape(shape)
+
+
+def _count(members: Mapping[str, Tensor]) -> int:
+    return len(next(iter(members.values())))
 
 
 def _device(members: Mapping[str, Tensor]) -> torch.device:
@@ -251,9 +279,9 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator, device=like.device)
 
 
-def _permutations(members: State, name: str, generator: torch.Generator) -> Tensor:
-    """A random permutation for each member, as long as its vector `name`."""
-    return _uniform(members[name], generator).argsort(1)
+def _permutations(members: State, length: int, generator: torch.Generator) -> Tensor:
+    """A random permutation of so many for each member, int64 [B, length]."""
+    return torch.rand(_count(members), length, generator=generator, device=_device(members)).argsort(1)
 
 
 def _reorder(value: Tensor, permutation: Tensor, axis: int) -> Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor
 from kt_ray.data import LabelledImages, as_float
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.translation.bases import BASES, one_shot_block
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.divergences import kl, relative_error
 from kt_ray.translation.probe_images import strokes
 from kt_ray.translation.projector import projected_block
-from kt_ray.translation.units import LAYOUTS, target_hidden
+from kt_ray.translation.units import layouts, read, target_layout
 from kt_ray.zoo.members import Zoo
 
 __all__ = [
@@ -37,10 +37,7 @@ def random_target(architecture: Architecture, members: int, seed: int = 0) -> St
 
 def zero_block(architecture: Architecture, members: int) -> State:
     """Target blocks that write nothing: all outgoing weights and biases are zero, and the input passes."""
-    layout = LAYOUTS[architecture.pair]
-    silent = (*layout.outgoing, *layout.channel)
-    blocks = random_target(architecture, members)
-    return {name: torch.zeros_like(value) if name in silent else value for name, value in blocks.items()}
+    return target_layout(architecture).silenced(random_target(architecture, members))
 
 
 def mean_target(train: Zoo, members: int) -> State:
@@ -53,19 +50,17 @@ def mean_target(train: Zoo, members: int) -> State:
 
 def nearest_target(train: Zoo, members: Zoo) -> State:
     """The target of the training member whose source weights are nearest (the paper's greedy replacement)."""
-    known, asked = (
-        torch.cat([value.flatten(1) for name, value in zoo.part("source").items() if name.startswith("conv")], dim=1)
-        for zoo in (train, members)
-    )
+    known, asked = (read(zoo.part("source"), zoo.architecture, "dropped").edges.flatten(1) for zoo in (train, members))
     nearest = torch.cdist(asked, known).argmin(1)
     return {name: value[nearest] for name, value in train.part("target").items()}
 
 
 def one_shot_bases(architecture: Architecture) -> tuple[str, ...]:
     """Those of one-shot blocks' `BASES` that give another block each: one alone where no hidden unit is left out."""
-    layout, available = LAYOUTS[architecture.pair], architecture.network.source_hidden
-    chooses = layout.kernels == 2 and target_hidden(architecture) < available
-    return tuple(BASES) if chooses else ("pruned",)
+    source, target = layouts(architecture)
+    if source.flat or target.flat or target.values not in (1, source.values):
+        return ()
+    return tuple(BASES) if target.projects_itself and target.hidden < source.hidden else ("pruned",)
 
 
 def projected(zoo: Zoo, images: Tensor) -> State:
@@ -96,10 +91,11 @@ def fitted(zoo: Zoo, steps: int, inputs: Inputs, seed: int = 0) -> State:
                 activations = synthetic_activations(members, zoo.architecture, FIT_IMAGES, generator)
             elif isinstance(inputs, LabelledImages):
                 chosen = torch.randint(len(inputs), (FIT_IMAGES,), generator=generator, device=device)
-                activations = stem_activations(members, as_float(inputs.images[chosen]))
+                activations = stem_activations(members, as_float(inputs.images[chosen]), zoo.architecture)
             else:
-                activations = stem_activations(members, strokes(FIT_IMAGES, zoo.architecture.image_shape, generator))
-            surroundings = Surroundings(members, activations, zoo.architecture)
+                drawn = strokes(FIT_IMAGES, zoo.architecture.image_shape, generator)
+                activations = stem_activations(members, drawn, zoo.architecture)
+            surroundings = surround(members, activations, zoo.architecture)
         features = surroundings.features(surroundings.outputs(block))
         logits = surroundings.logits(features)
         if isinstance(inputs, LabelledImages):

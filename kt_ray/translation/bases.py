@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kt_ray.networks import Architecture, State
-from kt_ray.translation.units import LAYOUTS, BatchNorm, Layout, Units, importance_order, read, target_hidden, write
+from kt_ray.translation.units import BatchNorm, Layout, Units, importance_order, read, target_layout, write
 
 SINKHORN_STEPS = 100
 SINKHORN_TEMPERATURE = 0.1
@@ -25,7 +25,7 @@ def pruned_units(units: Units, layout: Layout, hidden: int) -> Units:
     response with every unit half open.
     """
     batch, available, channels = units.edges.shape[:3]
-    if layout.kernels == 4:
+    if not layout.projects_itself:
         return _attention(units)
     chosen = torch.arange(hidden, device=units.edges.device) % available
     edges = units.edges[:, chosen] if layout.values > 1 else units.edges[:, chosen].sum(-1, keepdim=True)
@@ -46,7 +46,7 @@ def merged_units(units: Units, layout: Layout, hidden: int) -> Units:
     BN's scale.
     """
     kept = pruned_units(units, layout, hidden)
-    if layout.kernels == 4 or hidden >= units.edges.shape[1]:
+    if not layout.projects_itself or hidden >= units.edges.shape[1]:
         return kept
     incoming = units.edges[:, :, :, 0].flatten(2)
     norms = incoming.norm(dim=2).clamp_min(1e-8)
@@ -68,7 +68,7 @@ def transported_units(units: Units, layout: Layout, hidden: int) -> Units:
     of the distance of their directions; incoming weights are averaged with the mass that arrives, and outgoing ones
     follow the mass that leaves.
     """
-    if layout.kernels == 4 or hidden >= units.edges.shape[1]:
+    if not layout.projects_itself or hidden >= units.edges.shape[1]:
         return pruned_units(units, layout, hidden)
     into, out = units.edges[:, :, :, 0].flatten(2), units.edges[:, :, :, 1].flatten(2)
     mass = (into.norm(dim=2) * out.norm(dim=2)).clamp_min(1e-8)
@@ -101,9 +101,10 @@ def one_shot_block(
     source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm = "folded", base: str = "pruned"
 ) -> State:
     """The target block that `base`, one of `BASES`, makes of each source block of a stack."""
-    units = read(source, batch_norm).take(importance_order(source, batch_norm))
-    layout = LAYOUTS[architecture.pair]
-    return write(BASES[base](units, layout, target_hidden(architecture)), layout)
+    units = read(source, architecture, batch_norm).take(importance_order(source, architecture, batch_norm))
+    layout = target_layout(architecture)
+    copied = architecture.layouts()[1].copied_of(source)
+    return write(BASES[base](units, layout, layout.hidden), layout) | copied
 
 
 def _with_outgoing(kept: Units, units: Units, plan: Tensor, hidden: int) -> Units:

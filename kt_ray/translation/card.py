@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kt_ray.config import PairName
-
 if TYPE_CHECKING:
     from kt_ray.translation.checkpoint import LoadedTranslator
 
@@ -22,7 +20,7 @@ network with it.
 
 
 def front_matter(
-    pair: PairName, dataset: str | None = None, accuracies: dict[str, float] | None = None, name: str = "translator"
+    pair: str, dataset: str | None = None, accuracies: dict[str, float] | None = None, name: str = "translator"
 ) -> str:
     """Return the YAML block at the head of a card: license, library, tags, dataset, metric and results.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +12,11 @@ from pydantic import Field, ValidationError
 
 from kt_ray._io.display import Displayed
 from kt_ray._io.files import write_whole
-from kt_ray.config import NetworkConfig, PairName, TranslatorConfig
+from kt_ray.config import PairChoice, TranslatorConfig
 from kt_ray.config.base import Frozen
-from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, State
+from kt_ray.config.network import AnyNetwork
+from kt_ray.errors import CheckpointError, ConfigError
+from kt_ray.networks import Architecture, State, architecture_of
 from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation.card import card
 from kt_ray.translation.translator import Translator, build_translator
@@ -28,14 +29,14 @@ Size = Annotated[int, Field(ge=1, le=2**20)]
 class _Architecture(Frozen):
     """The architecture as a translator's file has it."""
 
-    pair: PairName
-    network: NetworkConfig
+    pair: PairChoice
+    network: AnyNetwork
     image_shape: tuple[Size, Size, Size]
     classes: Size
 
     def architecture(self) -> Architecture:
-        """Return what is described."""
-        return Architecture(self.pair, self.network, self.image_shape, self.classes)
+        """Return what is described. Raises ConfigError if it names what is not registered here."""
+        return architecture_of(self.pair, self.network, self.image_shape, self.classes)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +77,7 @@ class LoadedTranslator(Displayed):
         """
         folder = Path(directory)
         self.save(folder / FILE)
-        described = {"config": self.config.model_dump(mode="json"), "architecture": _described(self.architecture)}
+        described = {"config": self.config.model_dump(mode="json"), "architecture": self.architecture.describe()}
         try:
             write_whole(folder / CONFIG, json.dumps({"format": FORMAT, **described}, indent=1).encode())
             write_whole(folder / CARD, card(self).encode())
@@ -109,14 +110,10 @@ def save_translator(
     metadata = {
         "format": FORMAT,
         "config": config.model_dump_json(),
-        "architecture": json.dumps(_described(architecture)),
+        "architecture": json.dumps(architecture.describe()),
         "extra": json.dumps(extra),
     }
     write_state(path, translator.state_dict(), metadata)
-
-
-def _described(architecture: Architecture) -> dict[str, Any]:
-    return asdict(architecture) | {"network": architecture.network.model_dump()}
 
 
 def load_translator(path: Path) -> LoadedTranslator:
@@ -140,6 +137,8 @@ def load_translator(path: Path) -> LoadedTranslator:
         _check_sizes(config, architecture, tensors)
         translator = build_translator(config, architecture)
         translator.load_state_dict(tensors)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is for a network or pair that is not known here: {error}") from None
     except (ValidationError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path} does not fit this version of kt_ray: {' '.join(str(error).split())[:300]}; train it again"

@@ -16,10 +16,11 @@ from kt_ray._io.display import Displayed
 from kt_ray.config import Split
 from kt_ray.data import Dataset, LabelledImages, as_float
 from kt_ray.errors import ZooError
-from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
+from kt_ray.networks import Architecture, PaperArchitecture, State, stacked
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
 from kt_ray.translation.probe_images import strokes
+from kt_ray.translation.units import can_project, target_layout
 from kt_ray.zoo.members import Zoo
 
 BATCH = 250  # images at once
@@ -201,7 +202,9 @@ def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> d
     """
     members = zoo.where(split)
     source, architecture = members.part("source"), zoo.architecture
-    blocks = {"zero block": baselines.zero_block(architecture, len(members))}
+    blocks = (
+        {} if target_layout(architecture).flat else {"zero block": baselines.zero_block(architecture, len(members))}
+    )
     for base in baselines.one_shot_bases(architecture):
         blocks[f"{base} block"] = baselines.one_shot_block(source, architecture, base=base)
     images = dataset.images(split)
@@ -232,13 +235,16 @@ def _makers(
     makers: dict[str, Callable[[], State]] = {
         "translated": lambda: translate(translator, held_out),
         "random target": lambda: baselines.random_target(architecture, count),
-        "zero block": lambda: baselines.zero_block(architecture, count),
     }
+    if not target_layout(architecture).flat:
+        makers["zero block"] = lambda: baselines.zero_block(architecture, count)
     if len(train):
         makers["nearest member's target"] = lambda: baselines.nearest_target(train, held_out)
         makers["mean target"] = lambda: baselines.mean_target(train, count)
     for base in baselines.one_shot_bases(architecture):
         makers[f"{base} block"] = partial(baselines.one_shot_block, source, architecture, base=base)
+    if not can_project(architecture):
+        return makers
     device = next(translator.parameters()).device
     drawn = strokes(PROBES, architecture.image_shape, torch.Generator().manual_seed(0)).to(device)
     makers["projected block, random strokes"] = partial(baselines.projected, held_out, drawn)
@@ -248,8 +254,9 @@ def _makers(
         inputs: dict[str, baselines.Inputs] = {
             "training images": dataset.train.to(device),
             "random strokes": "strokes",
-            "BN statistics": "statistics",
         }
+        if isinstance(architecture, PaperArchitecture):
+            inputs["BN statistics"] = "statistics"
         for name, given in inputs.items():
             makers[f"fitted on {name}, {fit_steps} steps"] = partial(baselines.fitted, held_out, fit_steps, given)
     return makers
@@ -309,7 +316,8 @@ def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[i
 def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:
     """The structure whose parameters these are, the source's or the target's, for what heads read."""
     with torch.device("meta"):
-        source, target = (make(READ_STRIDE) for make in (zoo.architecture.source_block, zoo.architecture.target_block))
+        stride = zoo.architecture.read_stride
+        source, target = (make(stride) for make in (zoo.architecture.source_block, zoo.architecture.target_block))
     shapes = {name: value.shape[1:] for name, value in block.items()}
     parameters = {name: value.shape for name, value in source.state_dict().items() if name in shapes}
     return source if parameters == shapes and dict(source.named_parameters()).keys() <= shapes.keys() else target

@@ -13,10 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kt_ray.config import LOGIT_TERMS, OUTPUT_TERMS, STRUCTURE_TERMS, LossConfig
+from kt_ray.errors import ConfigError
 from kt_ray.networks import Architecture, State
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.divergences import kl, relative_error
-from kt_ray.translation.units import LAYOUTS, Layout, balanced, take, to_units
+from kt_ray.translation.units import Layout, balanced, take, target_layout, to_units
 
 ENUMERATED = 6  # up to so many hidden units every order is tried at once; beyond, an assignment is solved for each
 
@@ -46,7 +47,7 @@ def aligned_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor], 
     invertible matrix: of that, only the common order of units is searched.
     """
     given, wanted = to_units(translated, layout), to_units(target, layout)
-    if layout.kernels == 2:
+    if layout.projects_itself:
         given, wanted = balanced(given), balanced(wanted)
     ours, theirs = (torch.cat([units.edges.flatten(2), units.unit], dim=2) for units in (given, wanted))
     theirs = take(theirs, best_order(torch.cdist(ours, theirs).square().detach()))
@@ -82,7 +83,11 @@ class TranslationLoss:
     def __init__(self, config: LossConfig, architecture: Architecture) -> None:
         self.config = config
         self.architecture = architecture
-        self.layout = LAYOUTS[architecture.pair]
+        self.layout = target_layout(architecture)
+        if config.aligned_mse and self.layout.flat:
+            raise ConfigError(
+                f"loss.aligned_mse: hidden units of pair {architecture.pair}'s target are not known; set it to 0"
+            )
 
     @property
     def needs_images(self) -> bool:
@@ -143,7 +148,8 @@ class TranslationLoss:
     ) -> dict[str, Tensor]:
         with torch.no_grad():
             network = {name.removeprefix("source."): value for name, value in members.items()}
-            surroundings = Surroundings(network, stem_activations(network, images), self.architecture)
+            activations = stem_activations(network, images, self.architecture)
+            surroundings = surround(network, activations, self.architecture)
         outputs = surroundings.outputs(translated)
         terms = {}
         if "block_output" in weights:

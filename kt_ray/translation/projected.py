@@ -210,6 +210,7 @@ def absorb_biases(kernels: Tensor, biases: Tensor, inputs: Tensor, ridge: float 
     For each unit, the constant 1 is fitted by what the unit reads, inputs [..., f, S]; samples at which the unit is
     inactive count `INACTIVE` as much. Its bias is replaced by that fit, times the bias.
     """
+    inputs = inputs.contiguous()
     active = torch.where(kernels @ inputs + biases[..., None] > 0, 1.0, INACTIVE)
     transposed = inputs.transpose(-2, -1)
     constants = []

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import READ_STRIDE, Architecture, State
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import kl
 from kt_ray.translation.probe_images import mixture, strokes, to_images, to_parameters
 from kt_ray.translation.projected import Fits, absorb_biases, normal_equations, project
-from kt_ray.translation.units import LAYOUTS, Layout, Units, fold_batch_norm, target_hidden, write
+from kt_ray.translation.units import Layout, Units, layouts, target_layout, write
 
 SHORTLIST = 8  # choices of units, those of the least squared error, whose predictions are compared
 SAMPLES = 1000  # of what hidden units read, on which kernels learn to do without biases
@@ -46,11 +46,15 @@ class Projector(nn.Module):
             drawn = mixture(images, len(self.probes), generator)
         self.probes.data = to_parameters(drawn).to(self.probes)
 
-    def forward(self, members: State, count: int = 1) -> list[Projected]:
-        """The best `count` blocks for each of `members` (the source block with `stem.` and `head.`), best first."""
+    def surroundings(self, members: State) -> Surroundings:
+        """What `members` (the source block with `stem.` and `head.`) make of the probes."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
-            activations = stem_activations(members, to_images(self.probes))
-            surroundings = Surroundings(members, activations, self.architecture)
+            activations = stem_activations(members, to_images(self.probes), self.architecture)
+            return surround(members, activations, self.architecture)
+
+    def forward(self, members: State, surroundings: Surroundings, count: int = 1) -> list[Projected]:
+        """The best `count` blocks for each of `members`, best first."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
             return projections(members, surroundings, self.architecture, count)
 
 
@@ -71,8 +75,9 @@ class Projected:
 
 def projected_block(members: State, architecture: Architecture, images: Tensor) -> State:
     """The projected target block of each member (source block, `stem.…` and `head.…`), on images [N, C, H, W]."""
-    surroundings = Surroundings(members, stem_activations(members, images), architecture)
-    return write(projections(members, surroundings, architecture)[0].units, LAYOUTS[architecture.pair])
+    surroundings = surround(members, stem_activations(members, images, architecture), architecture)
+    units = projections(members, surroundings, architecture)[0].units
+    return write(units, target_layout(architecture)) | architecture.layouts()[1].copied_of(members)
 
 
 def projections(
@@ -83,8 +88,9 @@ def projections(
     Of the choices of units, those of the least squared error are compared by the divergence of the network's
     predictions from the source's.
     """
-    layout, keep = LAYOUTS[architecture.pair], target_hidden(architecture)
-    candidates = _candidates(members, surroundings, layout, keep)
+    source, layout = layouts(architecture)
+    keep = layout.hidden
+    candidates = _candidates(members, surroundings, source, layout)
     features = surroundings.last_inputs(write(candidates, layout))
     if layout.channel:
         features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
@@ -92,7 +98,7 @@ def projections(
     equations, hidden = normal_equations(features, wanted), candidates.edges.shape[1]
     fits = project(equations, hidden, keep, shortlist=max(SHORTLIST, count))
     if fits.units.shape[1] > 1:
-        fits = fits.pick(_divergences(fits, features, hidden, surroundings).argsort(1)[:, :count])
+        fits = fits.pick(_divergences(fits, features, hidden, surroundings, layout.rectified).argsort(1)[:, :count])
     activity = _moments(features[:, : hidden * layout.values].reshape(len(features), hidden, -1))
     return [
         _block(fits, number, candidates, layout, activity, _moments(wanted - _response(fits, number, features, hidden)))
@@ -110,22 +116,22 @@ def _response(fits: Fits, number: int, features: Tensor, hidden: int) -> Tensor:
     return _last_layers(fits, hidden)[:, number] @ features
 
 
-def _candidates(members: State, surroundings: Surroundings, layout: Layout, keep: int) -> Units:
+def _candidates(members: State, surroundings: Surroundings, source: Layout, layout: Layout) -> Units:
     """Hidden units that a target block may have, nothing going out of them yet.
 
     Convolutions: the source's, their biases absorbed if the target has none. Layers over channels alone: for each of
     the source's units what comes nearest to it from its position, and one unit a channel that passes it on. Attention,
     whose units are channels: queries, keys and values are the identity.
     """
-    folded = fold_batch_norm(members)
-    incoming, biases = folded["conv1.weight"].flatten(2), folded["conv1.bias"]
-    if layout.kernels == 4:
-        channels = incoming.shape[2] // 9
+    incoming, biases = source.incoming[0].folded(members)
+    incoming = incoming.flatten(2)
+    if not layout.projects_itself:
+        channels = source.channels
         identity = torch.eye(channels, device=incoming.device).expand(len(incoming), -1, -1)
         edges = torch.stack([*[identity] * 3, torch.zeros_like(identity)], dim=3)[..., None]
         return Units(edges, edges.new_zeros(*edges.shape[:2], 0), edges.new_zeros(*edges.shape[:2], 0))
     if layout.values == 1:
-        into, unit = _pointwise(incoming, biases, surroundings, keep)
+        into, unit = _pointwise(incoming, biases, surroundings, layout.hidden)
     elif layout.unit:
         into, unit = incoming, biases[..., None]
     else:
@@ -160,11 +166,12 @@ def _pointwise(kernels: Tensor, biases: Tensor, surroundings: Surroundings, keep
 
 
 @torch.no_grad()
-def _divergences(fits: Fits, features: Tensor, hidden: int, surroundings: Surroundings) -> Tensor:
+def _divergences(fits: Fits, features: Tensor, hidden: int, surroundings: Surroundings, rectified: bool) -> Tensor:
     """Of the predictions with each of n fits from the source's, [B, n]."""
     found = []
     for weights in _last_layers(fits, hidden).unbind(1):
-        block = torch.relu(torch.baddbmm(surroundings.skipped, weights, features))
+        block = torch.baddbmm(surroundings.skipped, weights, features)
+        block = torch.relu(block) if rectified else block
         found.append(kl(surroundings.logits(surroundings.features(block)), surroundings.wanted_logits))
     return torch.stack(found, dim=1).nan_to_num(nan=torch.inf)
 

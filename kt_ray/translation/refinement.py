@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture, State
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import relative_error, temperature, tempered_kl
 from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
+from kt_ray.translation.gauss_newton import GaussNewton
 from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves, to_images, to_parameters
 from kt_ray.translation.second_order import Curvature, newton_step
-from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, write
+from kt_ray.translation.units import Units, edge_width, feature_widths, target_layout, write
 
 FIRST_RATE, LAST_RATE = 0.02, 0.002  # of Adam's first and last step before training; weights are about 0.2
 MOMENTUM, SECOND_MOMENT = 0.8, 0.9
@@ -37,7 +38,7 @@ class Refiner(nn.Module):
     on all probes after an eighth of the steps.
 
     Probes and rates are parameters where they are learned (`trained`), else buffers. The probes are blank until they
-    are drawn or loaded.
+    are drawn or loaded; there are none with `images: projection`.
     """
 
     probes: Tensor
@@ -47,42 +48,55 @@ class Refiner(nn.Module):
         super().__init__()
         options = config.refinement
         self.architecture = architecture
-        self.layout = LAYOUTS[architecture.pair]
+        self.layout = target_layout(architecture)
         self.matched = round(options.predictions * options.steps)
         self.sets, self.images = options.probe_sets, options.images
-        count = options.probes * options.probe_sets
-        self.steps, self.newton, self.products = options.steps, options.method == "newton", options.products
+        self.shared = options.images == "projection"
+        images = config.projection.probes if self.shared else options.probes
+        count = 0 if self.shared else images * options.probe_sets
+        self.steps, self.method, self.products = options.steps, options.method, options.products
         self.curves = random_curves(count, architecture.image_shape)  # before what comes of the same generator below
         rates = torch.linspace(FIRST_RATE, LAST_RATE, options.steps).log()
-        held = {"probes": torch.zeros(count, *architecture.image_shape)}
-        if not self.newton:
+        held = {} if self.shared else {"probes": torch.zeros(count, *architecture.image_shape)}
+        if self.method == "adam":
             held["log_rates"] = rates[:, None].repeat(1, self.layout.kernels + 2)
         for name, value in held.items():
             if options.trained:
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
-        self.change = Change(config, architecture) if options.trained else None
+        self.change = Change(config, architecture) if options.trained and self.method == "adam" else None
+        self.gauss_newton = None
+        if self.method == "gauss_newton":
+            self.gauss_newton = GaussNewton(options.steps, options.rows, images, architecture.classes, self.layout)
+            self.gauss_newton.requires_grad_(options.trained)
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
         """Strokes, or with `images: mixture` what `generator` draws like `images`, uint8 [N, C, H, W]."""
+        if self.shared:
+            return
         if self.images == "strokes":
             drawn = drawn_curves(self.curves, self.architecture.image_shape)
         else:
             drawn = mixture(images, len(self.probes), generator)
         self.probes.data = to_parameters(drawn).to(self.probes)
 
-    def forward(self, starts: Sequence[Units], source: Units, members: State) -> Units:
+    def forward(
+        self, starts: Sequence[Units], source: Units, members: State, shared: Surroundings | None = None
+    ) -> Units:
         """The best of `starts` refined; `source` as the family read it; `members` is the source block with `stem.` and
-        `head.`."""
-        probes = to_images(self.probes)
-        sets = [
-            Surroundings(members, stem_activations(members, part), self.architecture)
-            for part in probes.chunk(self.sets)[: self.steps]
-        ]
+        `head.`; `shared` is what they make of the base's probes."""
+        sets = [shared] if self.shared and shared is not None else self._surroundings(members)
         first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
         units = self._best([self._steps(units, source, sets, range(first)) for units in starts], sets)
         return self._steps(units, source, sets, range(first, self.steps))
+
+    def _surroundings(self, members: State) -> list[Surroundings]:
+        """What `members` make of each set of the probes that a step looks at."""
+        return [
+            surround(members, stem_activations(members, part, self.architecture), self.architecture)
+            for part in to_images(self.probes).chunk(self.sets)[: self.steps]
+        ]
 
     def _best(self, candidates: Sequence[Units], sets: Sequence[Surroundings]) -> Units:
         """For each member the candidate with the least divergence; what is not finite comes last."""
@@ -101,7 +115,11 @@ class Refiner(nn.Module):
     def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings], steps: range) -> Units:
         """`units` after `steps`, with an optimiser of their own."""
         adam, count = Adam(), self.steps
-        if self.newton:
+        if self.gauss_newton is not None:
+            for step in steps:
+                units = self.gauss_newton(units, sets[step % len(sets)], step)
+            return units
+        if self.method == "newton":
             for step in steps:
                 units = self._newton(units, sets[step % len(sets)], step >= count - self.matched)
             return units
@@ -212,7 +230,7 @@ class Change(nn.Module):
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        width, layout = config.refinement.width, LAYOUTS[architecture.pair]
+        width, layout = config.refinement.width, target_layout(architecture)
         values = layout.kernels * layout.values + len(layout.unit) + len(layout.channel)
         self.source = nn.Linear(edge_width(config, architecture) + sum(feature_widths(config, architecture)), width)
         self.rank = nn.Linear(RANK_CODE, width)

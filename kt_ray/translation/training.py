@@ -27,6 +27,8 @@ from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.members import Zoo
 
 FORMAT = "kt_ray.translation.training/1"
+PROBED = ("projector.probes", "refiner.probes", "refiner.gauss_newton.")
+UNDECAYED = (*PROBED, "refiner.log_rates")
 
 
 class TranslatorTraining:
@@ -40,6 +42,7 @@ class TranslatorTraining:
         self.config, self.device = config, device
         self.architecture = zoo.architecture
         self.loss = TranslationLoss(config.loss, zoo.architecture)
+        augmentations.check_known(config.augmentation, zoo.architecture)
         members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
@@ -123,15 +126,16 @@ class TranslatorTraining:
         """One optimiser step on the members at `rows`; its loss."""
         settings, augmentation = self.config.training, self.config.augmentation
         members = {name: value[rows] for name, value in self.members.items()}
-        members = augmentations.augment(members, augmentation, self.architecture.pair, generator)
+        members = augmentations.augment(members, augmentation, self.architecture, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
-        source |= stacked.surroundings(members)
+        copied = self.architecture.layouts()[1].copied_of(stacked.part(members, "source"))
+        source |= copied | stacked.surroundings(members)
         translated = orientation.turn_back(self.model(orientation.turn(source)))
         images, labels = self._images(generator)
         loss = self.loss(translated, members, target, images, labels, step / steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, steps)
+            group["lr"] = group["factor"] * learning_rate(settings, step, steps)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.clip_norm:
@@ -216,16 +220,19 @@ def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
 
 
 def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0."""
+    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0.
+
+    Each group of parameters has a `factor` of the learning rate.
+    """
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    undecayed = {"refiner.log_rates", "refiner.probes", "projector.probes"}
-    groups: dict[bool, list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in translator.named_parameters():
-        groups.setdefault(name not in undecayed, []).append(parameter)
+        factor = settings.probe_rate if name.startswith(PROBED) else 1.0
+        groups.setdefault((not name.startswith(UNDECAYED), factor), []).append(parameter)
     return kind(
         [
-            {"params": parameters, "weight_decay": decays * settings.weight_decay}
-            for decays, parameters in groups.items()
+            {"params": parameters, "weight_decay": decays * settings.weight_decay, "factor": factor}
+            for (decays, factor), parameters in groups.items()
         ],
         lr=settings.learning_rate,
     )

@@ -11,7 +11,7 @@ import torch
 from kt_ray.config import NetworkConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import State, stacked
+from kt_ray.networks import PaperArchitecture, State, stacked
 from kt_ray.networks.checkpoint import find_network, network_state, write_state
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
@@ -51,6 +51,8 @@ def translate(
     check_output(output, translator_file, checkpoint)
     loaded = load_translator(translator_file)
     trained = loaded.architecture
+    if not isinstance(trained, PaperArchitecture):
+        raise CheckpointError(f"{translator_file} is for {trained.network}, not for the paper's network")
     if dataset is not None and dataset.image_shape != trained.image_shape:
         raise CheckpointError(
             f"{dataset.name} has images {dataset.image_shape}, the network takes {trained.image_shape}; "

@@ -13,7 +13,7 @@ from kt_ray.translation.bases import BASES
 from kt_ray.translation.families import FAMILIES
 from kt_ray.translation.projector import Projected, Projector
 from kt_ray.translation.refinement import Refiner
-from kt_ray.translation.units import LAYOUTS, Units
+from kt_ray.translation.units import Units
 
 SMALL = 0.03  # scale of a residual output before training
 
@@ -32,7 +32,7 @@ class Translator(nn.Module):
         self.body = body
         self.config = config
         self.architecture = architecture
-        self.layout = LAYOUTS[architecture.pair]
+        self.layout = tokens.target_layout(architecture)
         self.target_hidden = tokens.target_hidden(architecture)
         if config.output == "residual":
             self.scale = nn.Parameter(torch.full((self.layout.kernels + 2,), SMALL))
@@ -94,16 +94,19 @@ class Translator(nn.Module):
 
         A translator that `needs_network` wants `stem.…` and `head.…` in `source` too; others ignore them.
         """
-        if self.needs_network and "stem.conv.weight" not in source:
+        if self.needs_network and not any(name.startswith("stem.") for name in source):
             raise ValueError("this translator reads stem and head too: give stem.… and head.… beside the block")
-        plain = tokens.read(source, self.config.batch_norm)
-        unit, channel = tokens.features(source, self.config)
+        plain = tokens.read(source, self.architecture, self.config.batch_norm)
+        unit, channel = tokens.features(source, self.config, self.architecture)
         refined = self.refiner is not None and (self.config.refinement.trained or not self.training)
         starts = self.config.refinement.starts if refined else 1
-        projected = [] if self.projector is None else self.projector(source, starts)
+        around, projected = None, []
+        if self.projector is not None:
+            around = self.projector.surroundings(source)
+            projected = self.projector(source, around, starts)
         several = self.refiner is not None and self.config.refinement.starts > 1
         if self.config.output == "residual" or self.config.canonical or several:
-            order = tokens.importance_order(source, self.config.batch_norm)
+            order = tokens.importance_order(source, self.architecture, self.config.batch_norm)
             if projected and projected[0].chosen is not None:
                 order = tokens.first(order, projected[0].chosen)
             plain, unit = plain.take(order), tokens.take(unit, order)
@@ -123,8 +126,8 @@ class Translator(nn.Module):
             )
         if self.refiner is not None and refined:
             further = [start.units for start in projected[1:]] if projected else self._further_starts(plain, starts)
-            written = self.refiner([written, *further], read, source)
-        return tokens.write(written, self.layout)
+            written = self.refiner([written, *further], read, source, around)
+        return tokens.write(written, self.layout) | self.architecture.layouts()[1].copied_of(source)
 
     def _one_shot(self, plain: Units) -> Units:
         return BASES[self.config.base](plain, self.layout, self.target_hidden)
@@ -135,7 +138,7 @@ class Translator(nn.Module):
         None if a one-shot block is of all units, whichever come first: attention, and targets with as many units.
         """
         hidden = plain.edges.shape[1]
-        chooses = self.layout.kernels == 2 and self.target_hidden < hidden
+        chooses = self.layout.projects_itself and self.target_hidden < hidden
         starts = starts if chooses else 1
         orders = [torch.arange(hidden, device=plain.edges.device).roll(-k * hidden // starts) for k in range(1, starts)]
         return [self._one_shot(plain.take(order.expand(len(plain.edges), -1))) for order in orders]
@@ -159,5 +162,9 @@ def _beside_base(
 
 
 def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:
-    """A fresh translator for blocks of `architecture`; its values come from torch's global generator."""
+    """A fresh translator for blocks of `architecture`; its values come from torch's global generator.
+
+    Raises ConfigError where `config` asks for what is not known of these blocks.
+    """
+    tokens.check_seen(config, architecture)
     return Translator(FAMILIES[config.family](config, architecture), config, architecture)

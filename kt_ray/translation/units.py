@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kt_ray.config import PairName, TranslatorConfig
-from kt_ray.networks import Architecture, State
+from kt_ray.config import TranslatorConfig
+from kt_ray.errors import ConfigError
+from kt_ray.networks import Architecture, PaperArchitecture, State
+from kt_ray.networks.layouts import BlockLayout, Layer
 
 BatchNorm = Literal["dropped", "folded"]
-EPSILON = 1e-5  # of every nn.BatchNorm2d in `networks`
 
 
 @dataclass(frozen=True)
@@ -59,101 +61,162 @@ def take(values: Tensor, units: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of a target block's units: weights [H, C, …] into them, [C, H, …] out of them, and biases."""
+    """How a block is seen as units: layers into them, weights [H, C, …], and out of them, [C, H, …], all kernels alike.
 
-    incoming: tuple[str, ...]
-    outgoing: tuple[str, ...]
-    unit: tuple[str, ...] = ()
-    channel: tuple[str, ...] = ()
-    kernel: tuple[int, ...] = (3, 3)
+    `unit` and `channel` are the layers with biases, or batch norm, of units and of channels. A block of which no more
+    is known than its tensors is one unit and one channel, joined by all values: `flat` has their names and shapes.
+    """
+
+    incoming: tuple[Layer, ...] = ()
+    outgoing: tuple[Layer, ...] = ()
     rectified: bool = True  # whether a ReLU follows the sum of input and last layer
+    hidden: int = 1
+    channels: int = 1
+    flat: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers, those that lead in first."""
+        return self.incoming + self.outgoing
+
+    @property
+    def unit(self) -> tuple[Layer, ...]:
+        """Layers that give units a bias."""
+        return tuple(layer for layer in self.incoming if layer.bias or layer.norm)
+
+    @property
+    def channel(self) -> tuple[Layer, ...]:
+        """Layers that give channels a bias."""
+        return tuple(layer for layer in self.outgoing if layer.bias or layer.norm)
 
     @property
     def kernels(self) -> int:
         """P: kernels that join a unit with a channel."""
-        return len(self.incoming) + len(self.outgoing)
+        return 1 if self.flat else len(self.layers)
 
     @property
     def values(self) -> int:
         """K: values of one kernel."""
-        return math.prod(self.kernel)
+        return sum(math.prod(shape) for _, shape in self.flat) if self.flat else math.prod(self.layers[0].kernel)
+
+    @property
+    def projects_itself(self) -> bool:
+        """Whether a unit is written by one layer and read by one, so that it can be one of the source's."""
+        return len(self.incoming) == len(self.outgoing) == 1
+
+    def silenced(self, state: Mapping[str, Tensor]) -> State:
+        """A stack of blocks with nothing going out of any unit. Raises ConfigError if the layout is flat."""
+        if self.flat:
+            raise ConfigError("nothing is known of the target block but its tensors; give its pair a layout")
+        silent = {layer.weight for layer in self.outgoing}
+        silent |= {layer.bias or f"{layer.norm}.bias" for layer in self.channel}
+        silent |= {f"{layer.norm}.running_mean" for layer in self.channel if layer.norm}
+        return {name: torch.zeros_like(value) if name in silent else value for name, value in state.items()}
 
 
-_CONVOLUTIONS = (("conv1.weight",), ("conv2.weight",))
-_LINEAR = (("linear1.weight",), ("linear2.weight",), ("linear1.bias",), ("linear2.bias",))
-_ATTENTION = (("query.weight", "key.weight", "value.weight"), ("projection.weight",))
-LAYOUTS: dict[PairName, Layout] = {
-    "basic_to_simple": Layout(*_CONVOLUTIONS),
-    "basic_to_biased": Layout(*_CONVOLUTIONS, ("conv1.bias",), ("conv2.bias",)),
-    "basic_to_mlp": Layout(*_LINEAR, kernel=()),
-    "basic_to_attention": Layout(*_ATTENTION, kernel=(1, 1), rectified=False),
-}
+@lru_cache(maxsize=64)
+def layouts(architecture: Architecture) -> tuple[Layout, Layout]:
+    """How source and target blocks of `architecture` are seen."""
+    described = architecture.layouts()
+    with torch.device("meta"):
+        blocks = architecture.source_block(), architecture.target_block()
+    source, target = (_seen(layout, block) for layout, block in zip(described, blocks, strict=True))
+    return source, target
+
+
+def _seen(layout: BlockLayout, block: nn.Module) -> Layout:
+    """How a block with this layout is seen: flat if its units do not join channels one to one by one kernel size."""
+    state = block.state_dict()
+    if len(layout.hidden) == 1 and layout.residual:
+        incoming, outgoing = layout.hidden[0].incoming, layout.hidden[0].outgoing
+        shapes = {tuple(state[layer.weight].shape[:2]) for layer in incoming}
+        shapes |= {tuple(state[layer.weight].shape[:2])[::-1] for layer in outgoing}
+        if len(shapes) == 1 and len({layer.kernel for layer in incoming + outgoing}) == 1:
+            hidden, channels = shapes.pop()
+            return Layout(incoming, outgoing, layout.rectified, hidden, channels)
+    names = [name for name in state if "num_batches_tracked" not in name and not layout.is_copied(name)]
+    return Layout(flat=tuple((name, tuple(state[name].shape)) for name in names))
+
+
+def target_layout(architecture: Architecture) -> Layout:
+    """How target blocks of `architecture` are seen."""
+    return layouts(architecture)[1]
 
 
 def target_hidden(architecture: Architecture) -> int:
     """Hidden units of the target block."""
-    with torch.device("meta"):
-        return len(architecture.target_block().state_dict()[LAYOUTS[architecture.pair].incoming[0]])
+    return layouts(architecture)[1].hidden
 
 
-def to_units(block: Mapping[str, Tensor], layout: Layout) -> Units:
-    """A stack of blocks in the view of `layout`."""
-    edges = [block[name].flatten(3) if layout.kernel else block[name][..., None] for name in layout.incoming]
-    edges += [
-        (block[name].flatten(3) if layout.kernel else block[name][..., None]).transpose(1, 2)
-        for name in layout.outgoing
-    ]
+def to_units(block: Mapping[str, Tensor], layout: Layout, batch_norm: BatchNorm = "folded") -> Units:
+    """A stack of blocks in the view of `layout`. With batch norm dropped, biases are left out too."""
+    if layout.flat:
+        values = torch.cat([block[name].flatten(1) for name, _ in layout.flat], dim=1)[:, None, None, None]
+        return Units(values, *(values.new_zeros(values.shape[0], 1, 0) for _ in range(2)))
+    edges, biases = [], dict[Layer, Tensor]()
+    for layer in layout.layers:
+        if batch_norm == "dropped":
+            weight = block[layer.weight]
+        else:
+            weight, biases[layer] = layer.folded(block)
+        values = weight.flatten(3) if layer.kernel else weight[..., None]
+        edges.append(values if layer in layout.incoming else values.transpose(1, 2))
     stacked = torch.stack(edges, dim=3)
-    return Units(stacked, _columns(block, layout.unit, stacked, 1), _columns(block, layout.channel, stacked, 2))
+    return Units(stacked, _columns(biases, layout.unit, stacked, 1), _columns(biases, layout.channel, stacked, 2))
 
 
 def write(units: Units, layout: Layout) -> State:
-    """The inverse of `to_units`."""
+    """The inverse of `to_units`; batch norms do nothing but add biases."""
     batch, hidden, channels = units.edges.shape[:3]
-    state = {}
-    for number, name in enumerate(layout.incoming + layout.outgoing):
-        edge = units.edges[:, :, :, number]
-        edge = edge.transpose(1, 2) if name in layout.outgoing else edge
-        rows, columns = (channels, hidden) if name in layout.outgoing else (hidden, channels)
-        state[name] = edge.reshape(batch, rows, columns, *layout.kernel)
-    state |= {name: units.unit[..., number] for number, name in enumerate(layout.unit)}
-    return state | {name: units.channel[..., number] for number, name in enumerate(layout.channel)}
+    if layout.flat:
+        parts = torch.split(units.edges.flatten(1), [math.prod(shape) for _, shape in layout.flat], dim=1)
+        return {name: part.reshape(batch, *shape) for (name, shape), part in zip(layout.flat, parts, strict=True)}
+    state: State = {}
+    for number, layer in enumerate(layout.layers):
+        edge, outgoing = units.edges[:, :, :, number], number >= len(layout.incoming)
+        rows, columns = (channels, hidden) if outgoing else (hidden, channels)
+        state[layer.weight] = (edge.transpose(1, 2) if outgoing else edge).reshape(batch, rows, columns, *layer.kernel)
+    for layers, biases in ((layout.unit, units.unit), (layout.channel, units.channel)):
+        for number, layer in enumerate(layers):
+            state |= _with_bias(layer, biases[..., number])
+    return state
 
 
-def read(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Units:
-    """A stack of source blocks as units. Folded: U = V = 1, the biases; dropped: the raw kernels, U = V = 0."""
-    if batch_norm == "dropped":
-        return to_units(source, Layout(*_CONVOLUTIONS))
-    return to_units(fold_batch_norm(source), LAYOUTS["basic_to_biased"])
+def _with_bias(layer: Layer, bias: Tensor) -> State:
+    """The bias of a layer, or the batch norm after it that does nothing but add it."""
+    if layer.norm is None:
+        return {str(layer.bias): bias}
+    neutral = {"weight": (1 + layer.eps) ** 0.5, "running_mean": 0.0, "running_var": 1.0}
+    state = {f"{layer.norm}.{name}": torch.full_like(bias, value) for name, value in neutral.items()}
+    state |= {layer.bias: torch.zeros_like(bias)} if layer.bias else {}
+    return state | {f"{layer.norm}.bias": bias}
 
 
-def fold_batch_norm(source: Mapping[str, Tensor]) -> State:
-    """The source block without BN: convolutions with biases that compute the same in evaluation mode."""
-    folded: State = {}
-    for number in (1, 2):
-        weight, bias = fold(source, f"conv{number}.weight", f"bn{number}")
-        folded |= {f"conv{number}.weight": weight, f"conv{number}.bias": bias}
-    return folded
+def read(source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm) -> Units:
+    """A stack of source blocks as units. Folded: with biases of both ends; dropped: the raw kernels alone."""
+    return to_units(source, layouts(architecture)[0], batch_norm)
 
 
 def fold(state: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Tensor, Tensor]:
-    """Kernels [B, out, in, …] and biases [B, out] of a convolution with the BN after it folded in."""
-    scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + EPSILON)
-    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
-    return state[convolution] * scale[:, :, None, None, None], bias
+    """Kernels [B, out, in, …] and biases [B, out] of a convolution of the paper's network with the BN after it folded
+    in."""
+    return Layer(f"{convolution}.weight", norm=norm).folded(state)
 
 
-def importance(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Tensor:
-    """Return the contribution of each hidden unit to the output, [B, H].
+def importance(source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm) -> Tensor:
+    """How much each hidden unit contributes to the output, [B, H].
 
     Folded: expected power of the rectified unit, whose pre-activation BN gives mean β and deviation |γ|, times its
-    squared outgoing norm. Dropped: squared incoming times squared outgoing norm.
+    squared outgoing norm. Dropped, or where no BN says what a unit sees: squared incoming times squared outgoing norm.
     """
-    if batch_norm == "dropped":
-        incoming = source["conv1.weight"].square().flatten(2).sum(-1)
-        return incoming * source["conv2.weight"].transpose(1, 2).square().flatten(2).sum(-1)
-    outgoing = fold_batch_norm(source)["conv2.weight"].transpose(1, 2).square().flatten(2).sum(-1)
-    return rectified_moments(source["bn1.bias"], source["bn1.weight"].abs())[1] * outgoing
+    layout = layouts(architecture)[0]
+    edges = read(source, architecture, batch_norm).edges
+    ends = torch.split(edges, [len(layout.incoming), len(layout.outgoing)], dim=3)
+    incoming, outgoing = (part.square().flatten(2).sum(-1) for part in ends)
+    norm = layout.incoming[0].norm
+    if batch_norm == "dropped" or norm is None:
+        return incoming * outgoing
+    return rectified_moments(source[f"{norm}.bias"], source[f"{norm}.weight"].abs())[1] * outgoing
 
 
 def rectified_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,9 +229,9 @@ def rectified_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     return first, (mean.square() + deviation.square()) * below + mean * deviation * density
 
 
-def importance_order(source: Mapping[str, Tensor], batch_norm: BatchNorm) -> Tensor:
+def importance_order(source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm) -> Tensor:
     """Indices of the hidden units, most important first, int64 [B, H]."""
-    return importance(source, batch_norm).argsort(dim=1, descending=True, stable=True)
+    return importance(source, architecture, batch_norm).argsort(dim=1, descending=True, stable=True)
 
 
 def first(order: Tensor, chosen: Tensor) -> Tensor:
@@ -190,47 +253,108 @@ def balanced(units: Units) -> Units:
 def feature_widths(config: TranslatorConfig, architecture: Architecture) -> tuple[int, int]:
     """U and V of what the families are given: biases and `features`."""
     folded, statistics, context = config.batch_norm == "folded", config.statistics, config.context == "network"
+    source = layouts(architecture)[0]
     stem = 9 * architecture.image_shape[0] + 1
     probed = 2 * tells_base(config, architecture)
-    return folded + 4 * statistics + probed, folded + 2 * statistics + (stem + 1) * context + probed
+    return (
+        folded * len(source.unit) + 4 * statistics + probed,
+        folded * len(source.channel) + 2 * statistics + (stem + 1) * context + probed,
+    )
 
 
 def edge_width(config: TranslatorConfig, architecture: Architecture) -> int:
-    """Values that join a source unit with a channel, as the families are given them: both kernels, and the base's."""
-    layout = LAYOUTS[architecture.pair]
-    return 18 + tells_base(config, architecture) * layout.kernels * layout.values
+    """Values that join a source unit with a channel, as the families are given them: its kernels, and the base's."""
+    source, target = layouts(architecture)
+    return source.kernels * source.values + tells_base(config, architecture) * target.kernels * target.values
 
 
 def tells_base(config: TranslatorConfig, architecture: Architecture) -> bool:
-    """Return whether the family is given the projected block: its units are chosen source units."""
-    return config.projects and LAYOUTS[architecture.pair].values > 1
+    """Whether the family is given the projected block: its units are chosen source units."""
+    return config.projects and target_layout(architecture).values > 1
 
 
-def features(members: Mapping[str, Tensor], config: TranslatorConfig) -> tuple[Tensor, Tensor]:
-    """Return further features of hidden units [B, H, …] and channels [B, C, …], as `config` allows.
+def check_seen(config: TranslatorConfig, architecture: Architecture) -> None:
+    """Raise ConfigError where `config` asks for more than is known of the blocks of `architecture`."""
+    source, target = layouts(architecture)
+    pair, problems = architecture.pair, []
+    if source.flat or target.flat:
+        which = "source" if source.flat else "target"
+        why = f"of pair {pair} the {which} block's layout is not one layer of hidden units between as many channels"
+        if config.family != "mlp":
+            problems.append(f"translator.family: {why}; only the family mlp serves it, got {config.family}")
+        if config.output == "residual":
+            problems.append(f"translator.output: {why}, so no block can be made without learning; set it to direct")
+        if config.refinement.steps and config.refinement.starts > 1:
+            problems.append(f"translator.refinement.starts: {why}; set it to 1")
+    if source.flat and (config.canonical or config.statistics):
+        problems.append(f"translator: of pair {pair} no hidden units are known; set canonical and statistics to false")
+    elif config.statistics and None in (source.incoming[0].norm, source.outgoing[0].norm):
+        problems.append(f"translator.statistics: source blocks of pair {pair} have no batch norm; set it to false")
+    if config.context == "network" and not isinstance(architecture, PaperArchitecture):
+        problems.append("translator.context: network is known of the paper's network alone; set it to block")
+    if config.output == "residual" and not target.flat and target.values not in (1, source.values):
+        problems.append(
+            f"translator.output: kernels of {target.values} values cannot begin as kernels of {source.values}; set it "
+            "to direct"
+        )
+    if any(name.endswith("running_var") for name, _ in target.flat):
+        problems.append(f"pair {pair}: batch norm of a target block is written only where its pair has a layout")
+    if (
+        config.refinement.steps
+        and config.refinement.method == "gauss_newton"
+        and (not isinstance(architecture, PaperArchitecture) or target.layers[0].kernel != (3, 3))
+    ):
+        problems.append(
+            "translator.refinement.method: gauss_newton serves the paper's network and blocks of two 3×3 convolutions; "
+            "choose newton"
+        )
+    if config.projects and not can_project(architecture):
+        problems.append(
+            f"translator.base: blocks of pair {pair} cannot be projected; choose pruned, merged, transported"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def can_project(architecture: Architecture) -> bool:
+    """Whether least squares give a target block: its units are the source's, or the network is the paper's."""
+    source, target = layouts(architecture)
+    if isinstance(architecture, PaperArchitecture):
+        return True
+    if source.flat or target.flat or not (source.projects_itself and target.projects_itself):
+        return False
+    return source.values == target.values and bool(source.layers[0].kernel) and target.hidden <= source.hidden
+
+
+def features(
+    members: Mapping[str, Tensor], config: TranslatorConfig, architecture: Architecture
+) -> tuple[Tensor, Tensor]:
+    """What else is known of hidden units [B, H, …] and channels [B, C, …], as `config` allows.
 
     Statistics: mean β and deviation |γ| that BN gives a pre-activation; for a unit also the first two moments of
     its rectified value. Context: a channel's folded stem kernel and bias, and how strongly the head reads it.
     """
     unit: list[Tensor] = []
     channel: list[Tensor] = []
+    layout = layouts(architecture)[0]
     if config.statistics:
-        mean, deviation = members["bn1.bias"], members["bn1.weight"].abs()
+        into, out = layout.incoming[0].norm, layout.outgoing[0].norm
+        mean, deviation = members[f"{into}.bias"], members[f"{into}.weight"].abs()
         unit += [mean, deviation, *rectified_moments(mean, deviation)]
-        channel += [members["bn2.bias"], members["bn2.weight"].abs()]
+        channel += [members[f"{out}.bias"], members[f"{out}.weight"].abs()]
     if config.context == "network":
-        kernel, bias = fold(members, "stem.conv.weight", "stem.bn")
-        head, _ = fold(members, "head.conv.weight", "head.bn")
+        kernel, bias = fold(members, "stem.conv", "stem.bn")
+        head, _ = fold(members, "head.conv", "head.bn")
         channel += [*kernel.flatten(2).unbind(-1), bias, head.flatten(2).square().sum(1).sqrt()]
-    first, second = members["bn1.bias"], members["bn2.bias"]
+    like = next(iter(members.values()))
+    empty = [like.new_zeros(like.shape[0], count, 0) for count in (layout.hidden, layout.channels)]
     return tuple(  # type: ignore[return-value]
-        torch.stack(values, dim=-1) if values else like.new_zeros(*like.shape, 0)
-        for values, like in ((unit, first), (channel, second))
+        torch.stack(values, dim=-1) if values else nothing
+        for values, nothing in zip((unit, channel), empty, strict=True)
     )
 
 
-def _columns(block: Mapping[str, Tensor], names: tuple[str, ...], edges: Tensor, axis: int) -> Tensor:
-    """The vectors `names` of the block side by side, [B, n, len(names)]."""
-    if names:
-        return torch.stack([block[name] for name in names], dim=-1)
-    return edges.new_zeros(edges.shape[0], edges.shape[axis], 0)
+def _columns(biases: Mapping[Layer, Tensor], layers: tuple[Layer, ...], edges: Tensor, axis: int) -> Tensor:
+    """The biases of `layers` side by side, [B, n, len(layers)]; none where none are given."""
+    found = [biases[layer] for layer in layers if layer in biases]
+    return torch.stack(found, dim=-1) if found else edges.new_zeros(edges.shape[0], edges.shape[axis], 0)

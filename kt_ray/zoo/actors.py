@@ -13,12 +13,12 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from kt_ray.config import PairName, ZooConfig
+from kt_ray.config import PairChoice, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
 from kt_ray.jobs.remote import ray_options
-from kt_ray.networks import Architecture
+from kt_ray.networks import Architecture, architecture_of
 from kt_ray.zoo.definition import Damaged
 from kt_ray.zoo.members import Member, Zoo, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
@@ -37,7 +37,7 @@ OnProgress = Callable[[BuildProgress], None]
 
 
 def build_zoo(
-    config: ZooConfig, pair: PairName, dataset: Dataset, store: ZooStore, on_progress: OnProgress | None = None
+    config: ZooConfig, pair: str | PairChoice, dataset: Dataset, store: ZooStore, on_progress: OnProgress | None = None
 ) -> Zoo:
     """Train the members that the zoo at `store` is missing, add them, return the whole zoo. Ray must be initialised.
 
@@ -45,7 +45,7 @@ def build_zoo(
     given to another, and nodes that join get work. Raises ZooError if a batch fails again and again or cannot
     be written, ResourceError if no node can hold an actor.
     """
-    architecture = Architecture(pair, config.network, dataset.image_shape, dataset.classes)
+    architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
     if not store.prepare(config, pair, dataset) and store.has_checksums():
         try:
             return store.read()  # the usual case: each file is read and hashed once

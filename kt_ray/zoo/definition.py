@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from kt_ray._io.checksum import BLANK, KEY, checksum_holds, with_checksum
 from kt_ray._io.text import first_line
-from kt_ray.config import DatasetConfig, NetworkConfig, PairName, RecipeConfig
+from kt_ray.config import DatasetConfig, PairChoice, RecipeConfig
 from kt_ray.config.base import Frozen
-from kt_ray.errors import ZooError
-from kt_ray.networks import Architecture, stacked
+from kt_ray.config.network import AnyNetwork
+from kt_ray.errors import ConfigError, ZooError
+from kt_ray.networks import Architecture, PaperArchitecture, described, stacked
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: of the paper's networks, which are still written so
 MENDS = "`kt-ray zoo build FILE` with the zoo's study file makes it anew"
 Shapes = dict[str, tuple[int, ...]]
 
@@ -33,9 +34,9 @@ class _Definition(Frozen):
     """The entries of `zoo.json`; `versions` is only for people."""
 
     schema_version: int
-    pair: PairName
+    pair: PairChoice
     seed: NonNegativeInt
-    network: NetworkConfig
+    network: AnyNetwork
     recipe: RecipeConfig
     dataset: DatasetConfig
     dataset_fingerprint: str
@@ -64,26 +65,29 @@ def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:
         raise Damaged(f"{path} holds a {type(definition).__name__}, expected a mapping", MENDS)
     carried = definition.pop(KEY, None) is not None
     version = definition.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in (1, SCHEMA_VERSION):
         raise ZooError(
-            f"{path} has schema version {version}, expected {SCHEMA_VERSION}; "
+            f"{path} has schema version {version}, expected 1 or {SCHEMA_VERSION}; "
             "use the kt_ray version that built it, or build again under another name"
         )
     try:
         _Definition.model_validate(definition)
         shapes_of(architecture_of(definition))
+    except ConfigError as error:  # of networks that somebody registered
+        raise ZooError(f"the zoo at {path} is of a network that is not known here: {error}") from None
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # sizes may be too large for any tensor
         raise Damaged(f"{path} does not describe a zoo ({first_line(error)})", MENDS) from None
     return definition, carried
 
 
+def schema_of(architecture: Architecture) -> int:
+    """Return the schema version of a zoo of such networks."""
+    return 1 if isinstance(architecture, PaperArchitecture) else SCHEMA_VERSION
+
+
 def architecture_of(definition: dict[str, Any]) -> Architecture:
-    """Return the architecture that `zoo.json` describes."""
-    channels, height, width = (int(size) for size in definition["image_shape"])
-    if definition["pair"] not in get_args(PairName):
-        raise ValueError(f"unknown block pair {definition['pair']!r}")
-    network = NetworkConfig.model_validate(definition["network"])
-    return Architecture(definition["pair"], network, (channels, height, width), int(definition["classes"]))
+    """Return the architecture that `zoo.json` describes. Raises ConfigError if what it names is not registered here."""
+    return described(definition)
 
 
 def recipe_of(definition: dict[str, Any]) -> RecipeConfig:
@@ -105,9 +109,6 @@ def same_entry(key: str, value: Any, other: Any) -> bool:
 def shapes_of(architecture: Architecture) -> Shapes:
     """Return the shape of each tensor of one member, by its name in a shard. Nothing is allocated."""
     with torch.device("meta"):
-        parts = {
-            "stem": architecture.stem(), "source": architecture.source_block(),
-            "target": architecture.target_block(), "head": architecture.head(),
-        }  # fmt: skip
+        parts = architecture.parts()
     states = stacked.join(**{name: part.state_dict() for name, part in parts.items()})
     return {name: tuple(value.shape) for name, value in states.items() if "num_batches_tracked" not in name}

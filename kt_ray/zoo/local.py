@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from kt_ray.config import PairName, ZooConfig
+from kt_ray.config import PairChoice, ZooConfig
 from kt_ray.data import Dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import architecture_of
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def build_zoo_locally(
     config: ZooConfig,
-    pair: PairName,
+    pair: str | PairChoice,
     dataset: Dataset,
     store: ZooStore,
     on_progress: Callable[[BuildProgress], None] | None = None,
@@ -33,7 +33,7 @@ def build_zoo_locally(
     Raises:
         ZooError: If a zoo of another pair, seed, network, recipe or dataset is stored there, or it cannot be written.
     """
-    architecture = Architecture(pair, config.network, dataset.image_shape, dataset.classes)
+    architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
     store.create(config, pair, dataset)
     for fault in store.mend():
         logger.warning("%s; its members are trained again", fault)

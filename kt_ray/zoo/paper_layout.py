@@ -17,10 +17,10 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from kt_ray.config import PairName, ZooConfig
+from kt_ray.config import PairChoice, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
-from kt_ray.networks import Architecture, State, stacked
+from kt_ray.networks import Architecture, PaperArchitecture, State, architecture_of, stacked
 from kt_ray.networks.checkpoint import read_state
 from kt_ray.networks.paper_names import layer_name
 from kt_ray.zoo.members import Zoo
@@ -39,7 +39,7 @@ def export_zoo(zoo: Zoo, folder: Path) -> dict[str, int]:
     Snapshots and brief members are left out: the layout has no place for a training source without a target.
     """
     counts: dict[str, int] = {}
-    whole, modules = zoo.where(), _modules(zoo.architecture)
+    whole, modules = zoo.where(), zoo.architecture.parts()
     for split, layout in (("train", PAIRS), ("selection", VALIDATION), ("test", VALIDATION)):
         part = whole.where(split)  # type: ignore[arg-type]
         for name, sub_folder in layout.items():
@@ -54,7 +54,7 @@ def export_zoo(zoo: Zoo, folder: Path) -> dict[str, int]:
     return counts
 
 
-def import_zoo(folder: Path, store: ZooStore, config: ZooConfig, pair: PairName, dataset: Dataset) -> int:
+def import_zoo(folder: Path, store: ZooStore, config: ZooConfig, pair: str | PairChoice, dataset: Dataset) -> int:
     """Add the zoo that is stored in the paper's layout under `folder` to `store`, created with `config`.
 
     Returns how many members it had.
@@ -63,11 +63,13 @@ def import_zoo(folder: Path, store: ZooStore, config: ZooConfig, pair: PairName,
     Seeds and epochs are not known: -1 and 0. Accuracies are measured on the selection images of `dataset`. Raises
     ZooError if a file is missing, is no state dict, or has other names or shapes.
     """
-    architecture = Architecture(pair, config.network, dataset.image_shape, dataset.classes)
+    architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
+    if not isinstance(architecture, PaperArchitecture):
+        raise ZooError(f"the paper's layout holds networks of the paper, got pair {pair} of network {config.network}")
     store.create(config, pair, dataset)
     expected = {
         name: {key: value.shape for key, value in module.state_dict().items() if "num_batches" not in key}
-        for name, module in _modules(architecture).items()
+        for name, module in architecture.parts().items()
     }
     found = 0
     for split, layout in (("train", PAIRS), ("test", VALIDATION)):
@@ -90,13 +92,6 @@ def import_zoo(folder: Path, store: ZooStore, config: ZooConfig, pair: PairName,
     if not found:
         raise ZooError(f"no inputs/<i>.pth or complex/<i>.pth under {folder}; expected the layout of the paper's code")
     return found
-
-
-def _modules(architecture: Architecture) -> dict[str, nn.Module]:
-    return {
-        "stem": architecture.stem(), "source": architecture.source_block(),
-        "target": architecture.target_block(), "head": architecture.head(),
-    }  # fmt: skip
 
 
 def _numbers(folder: Path, layout: dict[str, str]) -> list[int]:

@@ -23,14 +23,14 @@ import torch
 
 from kt_ray import __version__
 from kt_ray._io.display import Displayed
-from kt_ray.config import PairName, Split, ZooConfig
+from kt_ray.config import PairChoice, Split, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
-from kt_ray.networks import State, stacked
+from kt_ray.networks import State, architecture_of, stacked
 from kt_ray.zoo import definition as definitions
 from kt_ray.zoo import index as indices
 from kt_ray.zoo import shards
-from kt_ray.zoo.definition import SCHEMA_VERSION, Damaged, architecture_of, recipe_of, shapes_of
+from kt_ray.zoo.definition import Damaged, recipe_of, shapes_of
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.info import ZooInfo, describe
 from kt_ray.zoo.members import Member, Zoo, members_of
@@ -61,16 +61,18 @@ class ZooStore(Displayed):
         """Return whether there is a zoo here, whole or damaged."""
         return self.files.exists(DEFINITION) or bool(self._shard_names())
 
-    def create(self, config: ZooConfig, pair: PairName, dataset: Dataset) -> list[str]:
+    def create(self, config: ZooConfig, pair: str | PairChoice, dataset: Dataset) -> list[str]:
         """Write `zoo.json`, or check that the zoo here is this one; return a line if it was damaged and written anew.
 
         Raises ZooError if there is a zoo of another pair, seed, network, recipe or dataset.
         """
+        architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
+        described = architecture.describe()
         wanted = {
-            "schema_version": SCHEMA_VERSION,
-            "pair": pair,
+            "schema_version": definitions.schema_of(architecture),
+            "pair": described["pair"],
             "seed": config.seed,
-            "network": config.network.model_dump(mode="json"),
+            "network": described["network"],
             "recipe": config.recipe.model_dump(mode="json"),
             "dataset": dataset.config.model_dump(mode="json"),
             "dataset_fingerprint": dataset.fingerprint,
@@ -141,7 +143,7 @@ class ZooStore(Displayed):
         present = self.present()
         return [member for member in members_of(config.seed, config.members) if member.id not in present]
 
-    def prepare(self, config: ZooConfig, pair: PairName, dataset: Dataset) -> list[Member]:
+    def prepare(self, config: ZooConfig, pair: str | PairChoice, dataset: Dataset) -> list[Member]:
         """Create the zoo if there is none, mend `zoo.json` and the index, return the members to be trained.
 
         Shards are not read, unless something is to be mended. Raises ZooError as `create` does.
@@ -222,7 +224,7 @@ class ZooStore(Displayed):
             for name, value in stack.items():
                 parameters[name][goal] = value
         return Zoo(
-            architecture_of(definition),
+            definitions.architecture_of(definition),
             parameters,
             index.drop_columns(indices.PLACE).take(order),
             _fingerprint(definition, index),
@@ -234,14 +236,14 @@ class ZooStore(Displayed):
         definition, index = self.definition(), self.index()
         if split is not None and index.num_rows:
             index = index.filter(pc.equal(index["split"], split))
-        architecture, fingerprint = architecture_of(definition), _fingerprint(definition, index)
+        architecture, fingerprint = definitions.architecture_of(definition), _fingerprint(definition, index)
         for stack, rows in self._checked(definition, index):
             part = index.take(pa.array(rows)).drop_columns(indices.PLACE)
             yield Zoo(architecture, stack, part, fingerprint, definition["dataset_fingerprint"])
 
     def _checked(self, definition: dict[str, Any], index: pa.Table) -> Iterator[tuple[State, indices.Rows]]:
         """Yield the tensors of each shard that `index` names, checked, and which rows of `index` they are."""
-        shapes = shapes_of(architecture_of(definition))
+        shapes = shapes_of(definitions.architecture_of(definition))
         for shard, digest, members, rows in indices.shards_of(index):
             content = self.files.read(
                 shard, missing=f"{shard} is in the index of {self.uri}, but is missing; {_TRAINS}"
@@ -260,7 +262,7 @@ class ZooStore(Displayed):
 
     def _damaged(self, index: pa.Table) -> dict[str, str]:
         faults = {}
-        shapes = shapes_of(architecture_of(self.definition()))
+        shapes = shapes_of(definitions.architecture_of(self.definition()))
         for shard, digest, members, rows in indices.shards_of(index):
             try:
                 shards.check(self.files.read(shard), digest, index.take(pa.array(members)), rows, shapes)

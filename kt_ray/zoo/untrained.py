@@ -32,12 +32,7 @@ def untrained_zoo(architecture: Architecture, counts: MemberCounts, seed: int = 
 def _untrained(architecture: Architecture, member: Member) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.seed)
-        parts = {
-            "stem": architecture.stem(),
-            "source": architecture.source_block(),
-            "target": architecture.target_block(),
-            "head": architecture.head(),
-        }
+        parts = architecture.parts()
         for layer in (layer for part in parts.values() for layer in part.modules()):
             if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
                 nn.init.normal_(layer.running_mean, std=0.1)

@@ -13,7 +13,7 @@ import torch
 
 from kt_ray.config import ResNetOptions
 from kt_ray.distillation.networks import CifarResNet
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translator import build_translator
 
@@ -137,13 +137,13 @@ class TestTranslate:
         from kt_ray.config import MixerOptions, TranslatorConfig
 
         config = TranslatorConfig(mixer=MixerOptions(size="tiny"))
-        architecture = Architecture("basic_to_simple")
+        architecture = PaperArchitecture("basic_to_simple")
         path = tmp_path / "translator.safetensors"
         save_translator(path, build_translator(config, architecture), config, architecture, {})
         return path
 
     def test_a_checkpoint_of_other_shapes(self, translator: Path, tmp_path: Path) -> None:
-        torch.save(Architecture("basic_to_simple").target_network().state_dict(), tmp_path / "network.pth")
+        torch.save(PaperArchitecture("basic_to_simple").target_network().state_dict(), tmp_path / "network.pth")
         output = str(tmp_path / "out.safetensors")
         message = refused("translate", str(translator), str(tmp_path / "network.pth"), "-o", output)
         assert "block.bn1.weight is missing (expected 3)" in message
@@ -158,7 +158,7 @@ class TestTranslate:
         assert not Path("made-by-code").exists()
 
     def test_an_output_that_cannot_be_written(self, translator: Path, tmp_path: Path) -> None:
-        torch.save(Architecture("basic_to_simple").source_network().state_dict(), tmp_path / "network.pth")
+        torch.save(PaperArchitecture("basic_to_simple").source_network().state_dict(), tmp_path / "network.pth")
         (tmp_path / "out.safetensors").mkdir()
         output = str(tmp_path / "out.safetensors")
         message = refused("translate", str(translator), str(tmp_path / "network.pth"), "-o", output)

@@ -20,10 +20,10 @@ def test_defaults_are_a_valid_study() -> None:
 
 
 def test_all_faults_are_told_at_once() -> None:
-    assert problems({"nam": "x", "search": {"trials": "no"}, "pair": "basic_to_none", "trial": {"seed": -1}}) == [
+    assert problems({"nam": "x", "search": {"trials": "no"}, "pair": {"nam": "x"}, "trial": {"seed": -1}}) == [
         "name: field required",
-        "pair: input should be 'basic_to_simple', 'basic_to_biased', 'basic_to_mlp' or 'basic_to_attention', "
-        "got 'basic_to_none'",
+        "pair.name: field required",
+        "pair.nam: unknown key",
         "trial.seed: input should be greater than or equal to 0, got -1",
         "search.trials: input should be a valid integer, unable to parse string as an integer, got 'no'",
         "nam: unknown key",

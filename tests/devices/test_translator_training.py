@@ -11,7 +11,7 @@ import torch
 
 from kt_ray.config import DatasetConfig, MemberCounts, NetworkConfig, TrialConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.translation.losses import best_order
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.members import Zoo
@@ -74,7 +74,7 @@ class Case:
         )
 
     def zoo(self) -> Zoo:
-        architecture = Architecture(self.pair, NetworkConfig(**self.network))
+        architecture = PaperArchitecture(self.pair, NetworkConfig(**self.network))
         return untrained_zoo(architecture, MemberCounts(train=6, selection=2, test=2))
 
 

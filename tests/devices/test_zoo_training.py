@@ -9,7 +9,7 @@ import torch
 
 from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.training import trainer
 from kt_ray.zoo.training.members import Plan, train_members
@@ -42,7 +42,7 @@ def images() -> Dataset:
 
 @pytest.mark.parametrize(("recipe", "pair", "implementation"), CASES)
 def test_members_are_those_of_the_cpu(images: Dataset, recipe: str, pair: str, implementation: str) -> None:
-    architecture, plan = Architecture(pair), Plan(implementation, implementation, 2)
+    architecture, plan = PaperArchitecture(pair), Plan(implementation, implementation, 2)
     expected, _ = train_members(MEMBERS, RECIPES[recipe], architecture, images, "cpu", plan)
     with pretended_cuda():
         found, _ = train_members(MEMBERS, RECIPES[recipe], architecture, images, "cuda", plan)
@@ -56,14 +56,16 @@ def test_waits_do_not_grow_with_steps(images: Dataset) -> None:
         phase = PHASE.model_copy(update={"batch_size": batch_size})
         recipe = RecipeConfig(source=phase, target=phase)
         with pretended_cuda() as device:
-            train_members(MEMBERS[:2], recipe, Architecture(PAIRS[0]), images, "cuda", Plan("grouped", "grouped", 2))
+            train_members(
+                MEMBERS[:2], recipe, PaperArchitecture(PAIRS[0]), images, "cuda", Plan("grouped", "grouped", 2)
+            )
             waits.append(device.waits)
     assert waits[0] == waits[1]
 
 
 def test_draws_on_the_device_are_those_of_a_hash_on_the_cpu(images: Dataset) -> None:
     """The default plan of a GPU copies images, labels, seeds and initial weights to it, and no order of an epoch."""
-    architecture, plan = Architecture(PAIRS[0]), Plan("grouped", "grouped", 2, counter_draws=True)
+    architecture, plan = PaperArchitecture(PAIRS[0]), Plan("grouped", "grouped", 2, counter_draws=True)
     expected, _ = train_members(MEMBERS, RECIPES["drawn"], architecture, images, "cpu", plan)
     waits = []
     for epochs in (1, 3):
@@ -79,7 +81,7 @@ def test_draws_on_the_device_are_those_of_a_hash_on_the_cpu(images: Dataset) -> 
 
 def test_an_actor_measures_its_share_of_a_device(images: Dataset) -> None:
     with pretended_cuda():
-        actor = trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, 0.25)
+        actor = trainer.Trainer(RECIPES["the paper's"], PaperArchitecture(PAIRS[0]), images, 0.25)
         assert actor.ready() == "cuda"
         assert actor.device_name() == "Pretended, 20.0 GiB"
         fastest = candidates(actor.architecture, "cuda", "target", 2)[0]
@@ -91,10 +93,10 @@ def test_members_at_once_are_as_many_as_memory_holds(images: Dataset, share: flo
     """40 GiB of 80 are free, 0.4 of that for a step; 4 members take 1.2 GiB, 8 take 1.4: 51 MiB each, 1 GiB for all."""
     peaks = [1.2 * 2**30, 1.4 * 2**30]
     with pretended_cuda(), mock.patch.object(torch.cuda, "max_memory_allocated", side_effect=peaks):
-        actor = trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, share)
+        actor = trainer.Trainer(RECIPES["the paper's"], PaperArchitecture(PAIRS[0]), images, share)
         with mock.patch.object(torch.cuda, "get_per_process_memory_fraction", return_value=share):
             assert actor.members_that_fit() == expected
-    assert trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, 0).members_that_fit() == 8
+    assert trainer.Trainer(RECIPES["the paper's"], PaperArchitecture(PAIRS[0]), images, 0).members_that_fit() == 8
 
 
 def test_members_at_once_are_halved_until_they_fit(images: Dataset) -> None:
@@ -107,6 +109,6 @@ def test_members_at_once_are_halved_until_they_fit(images: Dataset) -> None:
         return {}, None
 
     with pretended_cuda(), mock.patch.object(trainer, "train_members", train):
-        actor = trainer.Trainer(RECIPES["the paper's"], Architecture(PAIRS[0]), images, 1)
+        actor = trainer.Trainer(RECIPES["the paper's"], PaperArchitecture(PAIRS[0]), images, 1)
         actor.train(MEMBERS, Plan("grouped", "grouped", 8))
     assert tried == [8, 4, 2]

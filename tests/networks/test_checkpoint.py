@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.checkpoint import find_network, network_state, read_network, read_written, write_state
 from kt_ray.networks.paper_names import network_name
 
@@ -32,20 +32,20 @@ class RunsCode:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_network_is_read_as_it_was_written(tmp_path: Path, suffix: str) -> None:
-    network = Architecture("basic_to_simple").source_network()
+    network = PaperArchitecture("basic_to_simple").source_network()
     path = tmp_path / f"network{suffix}"
     if suffix == ".pth":
         torch.save(network.state_dict(), path)
     else:
         write_state(path, network.state_dict())
-    state = read_network(path, Architecture("basic_to_simple").source_network())
+    state = read_network(path, PaperArchitecture("basic_to_simple").source_network())
     torch.testing.assert_close(state["block.conv1.weight"], network.block.conv1.weight.data)
     assert not [name for name in state if name.endswith("num_batches_tracked")]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_data_parallel_networks_are_read(tmp_path: Path, suffix: str) -> None:
-    network = Architecture("basic_to_simple").source_network()
+    network = PaperArchitecture("basic_to_simple").source_network()
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
     path = tmp_path / f"network{suffix}"
     if suffix == ".pth":
@@ -56,7 +56,7 @@ def test_data_parallel_networks_are_read(tmp_path: Path, suffix: str) -> None:
 
 
 def test_names_that_share_a_tensor_are_written_apart(tmp_path: Path) -> None:
-    network = Architecture("basic_to_simple").source_network()
+    network = PaperArchitecture("basic_to_simple").source_network()
     state = network.state_dict()
     state["stem.bn.bias"] = state["stem.bn.running_mean"]
     torch.save(state, tmp_path / "network.pth")
@@ -79,7 +79,7 @@ def test_names_that_share_a_tensor_are_written_apart(tmp_path: Path) -> None:
 def test_tensors_of_other_kinds_are_named(
     tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], expected: str
 ) -> None:
-    network = Architecture("basic_to_simple").source_network()
+    network = PaperArchitecture("basic_to_simple").source_network()
     state = network.state_dict()
     state["block.conv1.weight"] = change(state["block.conv1.weight"])
     torch.save(state, tmp_path / "network.pth")
@@ -88,7 +88,7 @@ def test_tensors_of_other_kinds_are_named(
 
 
 def test_what_holds_no_state_is_said(tmp_path: Path) -> None:
-    network, path = Architecture("basic_to_simple").source_network(), tmp_path / "network.pth"
+    network, path = PaperArchitecture("basic_to_simple").source_network(), tmp_path / "network.pth"
     torch.save([1, 2], path)
     with pytest.raises(CheckpointError, match=r"holds a list; expected a state_dict of named tensors$"):
         read_network(path, network)
@@ -100,7 +100,7 @@ def test_what_holds_no_state_is_said(tmp_path: Path) -> None:
 class TestCheckpointsAsPeopleHaveThem:
     """Wrapped by what trained them, with an optimiser or an average beside, in half precision."""
 
-    NETWORK = Architecture("basic_to_simple").source_network()
+    NETWORK = PaperArchitecture("basic_to_simple").source_network()
     STATE = NETWORK.state_dict()
 
     @classmethod
@@ -110,7 +110,7 @@ class TestCheckpointsAsPeopleHaveThem:
         }
 
     def optimizer(self) -> dict[str, object]:
-        network = Architecture("basic_to_simple").source_network()
+        network = PaperArchitecture("basic_to_simple").source_network()
         optimizer = torch.optim.Adam(network.parameters())
         sum(value.sum() for value in network.parameters()).backward()
         optimizer.step()
@@ -273,9 +273,9 @@ class TestWriting:
 
 def test_other_shapes_are_named(tmp_path: Path) -> None:
     path = tmp_path / "network.pth"
-    torch.save(Architecture("basic_to_simple").target_network().state_dict(), path)
+    torch.save(PaperArchitecture("basic_to_simple").target_network().state_dict(), path)
     with pytest.raises(CheckpointError, match=r"block.conv1.weight has shape 3×6×3×3, expected 6×6×3×3") as error:
-        read_network(path, Architecture("basic_to_simple").source_network())
+        read_network(path, PaperArchitecture("basic_to_simple").source_network())
     assert "check the network and its widths" in str(error.value)
 
 
@@ -283,18 +283,18 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path, mark = tmp_path / "hostile.pth", tmp_path / "made-by-code"
     torch.save({"block.conv1.weight": RunsCode(str(mark))}, path)
     with pytest.raises(CheckpointError, match="needs code to be run"):
-        read_network(path, Architecture("basic_to_simple").source_network())
+        read_network(path, PaperArchitecture("basic_to_simple").source_network())
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e300])
 def test_tensors_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
     """-1e300 is finite in double precision only."""
-    state = Architecture("basic_to_simple").source_network().double().state_dict()
+    state = PaperArchitecture("basic_to_simple").source_network().double().state_dict()
     state["head.bn.running_var"][3] = value
     torch.save(state, tmp_path / "network.pth")
     with pytest.raises(CheckpointError, match=r"holds NaN or infinity in head\.bn\.running_var; "):
-        read_network(tmp_path / "network.pth", Architecture("basic_to_simple").source_network())
+        read_network(tmp_path / "network.pth", PaperArchitecture("basic_to_simple").source_network())
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02."])
@@ -303,14 +303,14 @@ def test_rubbish_is_one_line(tmp_path: Path, suffix: str, content: bytes) -> Non
     path = tmp_path / f"rubbish{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as error:
-        read_network(path, Architecture("basic_to_simple").source_network())
+        read_network(path, PaperArchitecture("basic_to_simple").source_network())
     assert "\n" not in str(error.value)
     assert "needs code" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        read_network(tmp_path / "none.pth", Architecture("basic_to_simple").source_network())
+        read_network(tmp_path / "none.pth", PaperArchitecture("basic_to_simple").source_network())
 
 
 def test_a_network_with_a_stem_of_its_own_is_not_taken_for_the_papers(tmp_path: Path) -> None:

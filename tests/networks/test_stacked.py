@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from kt_ray.networks import PAIRS, Architecture, stacked
+from kt_ray.networks import PAIRS, PaperArchitecture, stacked
 
 
 @pytest.mark.parametrize("pair", sorted(PAIRS))
 def test_a_stack_computes_what_its_members_compute(pair: str) -> None:
-    architecture = Architecture(pair)  # type: ignore[arg-type]
+    architecture = PaperArchitecture(pair)  # type: ignore[arg-type]
     networks = [architecture.target_network().eval() for _ in range(3)]
     for network in networks:
         network.stem.bn.running_mean.normal_()

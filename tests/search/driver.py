@@ -8,7 +8,7 @@ from pathlib import Path
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig
 from kt_ray.data import load_dataset
 from kt_ray.jobs.connection import connected
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.search.runner import run_search
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
@@ -21,7 +21,7 @@ def main(root: str, trials: str, sleep: str) -> None:
     """Run the stand-in study at `root`, `sleep` seconds an epoch."""
     workspace = Workspace.open(Path(root))
     config = study_config(trials=int(trials), sleep=float(sleep))
-    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=3))
+    zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=3))
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=512, selection_images=128))
     tracker = Tracker(workspace.tracking_uri, config.project, workspace.artifact_root)
     with connected(RayConfig(cpus=2)):

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.config import DatasetConfig, MemberCounts, StudyConfig, TrialConfig
 from kt_ray.data import load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.search import driver as driver_module
 from kt_ray.search.driver import SearchDriver
 from kt_ray.search.retries import lineages
@@ -175,7 +175,7 @@ TRANSLATORS = StudyConfig.model_validate(
 def search_translators(name: str, root: Path, kind: Callable[..., Any] = TranslatorTraining) -> None:
     """Search with real translators under `root` to the end; what an earlier search there left goes on."""
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=128, selection_images=64))
-    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=1))
+    zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=1))
     config = TRANSLATORS.model_copy(update={"name": name})
     driver = start_driver(config, open_storage(f"sqlite:///{root}/optuna.db"), open_tracker(root), root)
     work(driver, lambda trial: kind(trial, zoo, dataset))

@@ -16,7 +16,7 @@ from kt_ray.cli import app
 from kt_ray.config import TrialConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import KTError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.checkpoint import write_state
 from kt_ray.search.worker import TrialSession
 from kt_ray.tracking.outbox import Outbox
@@ -40,7 +40,9 @@ def whole(
     """The finished study, and beside it what a driver that was killed leaves: a trial's checkpoint, an outbox."""
     workspace = tmp_path_factory.mktemp("whole") / "workspace"
     shutil.copytree(finished_workspace, workspace, ignore=shutil.ignore_patterns("*-wal", "*-shm"))
-    write_state(workspace.parent / "large.safetensors", Architecture("basic_to_simple").source_network().state_dict())
+    write_state(
+        workspace.parent / "large.safetensors", PaperArchitecture("basic_to_simple").source_network().state_dict()
+    )
     session(workspace, dataset, random_zoo).advance()
     for step in range(3):
         Outbox(workspace / "outbox.jsonl").put(ENTRY | {"step": step})

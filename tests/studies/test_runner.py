@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from kt_ray.cli import app
 from kt_ray.errors import KTError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.checkpoint import read_network, write_state
 from kt_ray.search.samplers import ORDINAL
 from kt_ray.studies.conclusion import CONCLUSION
@@ -133,14 +133,14 @@ def test_reading_commands(finished_workspace: Path) -> None:
 
 
 def test_translate_with_the_champion(finished_workspace: Path, tmp_path: Path) -> None:
-    large = Architecture("basic_to_simple").source_network()
+    large = PaperArchitecture("basic_to_simple").source_network()
     write_state(tmp_path / "large.safetensors", large.state_dict())
     arguments = ["translate", "models:/kt-translator@champion", str(tmp_path / "large.safetensors")]
     arguments += ["-o", str(tmp_path / "small.safetensors"), "--workspace", str(finished_workspace)]
     result = CliRunner().invoke(app, [*arguments, "--dataset", "mnist5k"])
     assert result.exit_code == 0, result.output
     assert "115,248" in result.output
-    small = read_network(tmp_path / "small.safetensors", Architecture("basic_to_simple").target_network())
+    small = read_network(tmp_path / "small.safetensors", PaperArchitecture("basic_to_simple").target_network())
     assert small["stem.conv.weight"].equal(large.stem.conv.weight.data)
 
 

@@ -35,12 +35,12 @@ def test_a_study_file_that_ships_is_valid(name: str) -> None:
 
 
 def test_the_papers_translator_has_its_size() -> None:
-    from kt_ray.networks import Architecture
+    from kt_ray.networks import PaperArchitecture
     from kt_ray.networks.cost import parameter_count
     from kt_ray.translation.translator import build_translator
 
     config = read_study(shipped()["mixer_paper"])
-    translator = build_translator(config.trial.translator, Architecture(config.pair, config.zoo.network))
+    translator = build_translator(config.trial.translator, PaperArchitecture(config.pair, config.zoo.network))
     assert parameter_count(translator) == pytest.approx(4.1e6, rel=0.03)
 
 

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kt_ray.config import AugmentationConfig, MemberCounts
-from kt_ray.networks import PAIRS, Architecture, State, stacked
+from kt_ray.networks import PAIRS, Architecture, PaperArchitecture, State, stacked
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
 few = settings(max_examples=10, deadline=None)
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 seeds = st.integers(0, 2**31)
 
 
@@ -32,9 +33,9 @@ def logits(architecture: Architecture, members: State, block: str, x: torch.Tens
 @few
 @given(seed=seeds, pair=st.sampled_from(sorted(PAIRS)))
 def test_channel_permutation_changes_no_logit_of_source_or_target(seed: int, pair: str) -> None:
-    zoo = untrained_zoo(Architecture(pair), MemberCounts(train=1, selection=1, test=1))
+    zoo = untrained_zoo(PaperArchitecture(pair), MemberCounts(train=1, selection=1, test=1))
     config = AugmentationConfig(channel_permutation=True)
-    moved = augmentations.augment(zoo.parameters, config, pair, generator(seed))
+    moved = augmentations.augment(zoo.parameters, config, PaperArchitecture(pair), generator(seed))
     x = torch.rand(4, 1, 28, 28, generator=generator(seed))
     for block in ("source", "target"):
         expected = logits(zoo.architecture, zoo.parameters, block, x)
@@ -44,9 +45,9 @@ def test_channel_permutation_changes_no_logit_of_source_or_target(seed: int, pai
 @few
 @given(seed=seeds)
 def test_channel_permutation_moves_the_activations(seed: int) -> None:
-    zoo = untrained_zoo(Architecture("basic_to_simple"), MemberCounts(train=1, selection=1, test=1))
+    zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=1, selection=1, test=1))
     permutation = torch.stack([torch.randperm(6, generator=generator(seed + row)) for row in range(3)])
-    moved = augmentations.permute_channels(zoo.parameters, permutation, "basic_to_simple")
+    moved = augmentations.permute_channels(zoo.parameters, permutation, ARCHITECTURE)
     x = torch.rand(4, 1, 28, 28, generator=generator(seed))
     stem = zoo.architecture.stem()
     before = stacked.forward(stem, zoo.part("stem"), x, shared=True)
@@ -59,7 +60,7 @@ def test_channel_permutation_moves_the_activations(seed: int) -> None:
 @given(seed=seeds)
 def test_hidden_permutation_changes_no_output_of_the_source(random_zoo: Zoo, seed: int) -> None:
     config = AugmentationConfig(hidden_permutation=True)
-    moved = augmentations.augment(random_zoo.parameters, config, "basic_to_simple", generator(seed))
+    moved = augmentations.augment(random_zoo.parameters, config, ARCHITECTURE, generator(seed))
     x = torch.randn(2, 6, 14, 14, generator=generator(seed))
     block = random_zoo.architecture.source_block()
     expected = stacked.forward(block, random_zoo.part("source"), x, shared=True)
@@ -106,9 +107,7 @@ def test_corruption_reaches_the_side_asked_for(random_zoo: Zoo, kind: str, sides
 
 def test_nothing_asked_nothing_done(random_zoo: Zoo) -> None:
     config = AugmentationConfig()
-    assert (
-        augmentations.augment(random_zoo.parameters, config, "basic_to_simple", generator(0)) is random_zoo.parameters
-    )
+    assert augmentations.augment(random_zoo.parameters, config, ARCHITECTURE, generator(0)) is random_zoo.parameters
     source, target = augmentations.corrupt(random_zoo.parameters, config, generator(0))
     assert all(torch.equal(value, random_zoo.parameters[f"source.{name}"]) for name, value in source.items())
     assert all(torch.equal(value, random_zoo.parameters[f"target.{name}"]) for name, value in target.items())
@@ -117,9 +116,7 @@ def test_nothing_asked_nothing_done(random_zoo: Zoo) -> None:
 @few
 @given(seed=seeds)
 def test_rescaling_changes_no_output_of_the_source(random_zoo: Zoo, seed: int) -> None:
-    moved = augmentations.augment(
-        random_zoo.parameters, AugmentationConfig(rescale=0.5), "basic_to_simple", generator(seed)
-    )
+    moved = augmentations.augment(random_zoo.parameters, AugmentationConfig(rescale=0.5), ARCHITECTURE, generator(seed))
     x = torch.randn(2, 6, 14, 14, generator=generator(seed))
     block = random_zoo.architecture.source_block()
     expected = stacked.forward(block, random_zoo.part("source"), x, shared=True)
@@ -153,7 +150,7 @@ def test_a_turned_block_turns_activations(
 @given(seed=seeds)
 def test_swapped_units_move_whole_and_cost_the_target(random_zoo: Zoo, seed: int) -> None:
     """Every unit of the new source is, in all its parts, a unit of some member."""
-    moved = augmentations.swap_units(random_zoo.parameters, 0.3, generator(seed))
+    moved = augmentations.swap_units(random_zoo.parameters, 0.3, ARCHITECTURE, generator(seed))
 
     def units(members: State) -> torch.Tensor:
         source = stacked.part(members, "source")
@@ -175,22 +172,22 @@ def test_mixup_of_equals_up_to_order_changes_nothing(random_zoo: Zoo, seed: int)
     """Members that are one member with its units in other orders mix to that member."""
     one = augmentations.take_rows(random_zoo.parameters, torch.zeros(4, dtype=torch.long))
     shuffled = augmentations.permute_hidden(
-        one, torch.stack([torch.randperm(6, generator=generator(seed + i)) for i in range(4)])
+        one, torch.stack([torch.randperm(6, generator=generator(seed + i)) for i in range(4)]), ARCHITECTURE
     )
-    mixed = augmentations.augment(shuffled, AugmentationConfig(mixup=0.5), "basic_to_simple", generator(seed))
+    mixed = augmentations.augment(shuffled, AugmentationConfig(mixup=0.5), ARCHITECTURE, generator(seed))
     for name, value in shuffled.items():
         torch.testing.assert_close(mixed[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_mixup_takes_no_more_than_the_share_asked_for(random_zoo: Zoo) -> None:
-    mixed = augmentations.augment(random_zoo.parameters, AugmentationConfig(mixup=0.1), "basic_to_simple", generator(0))
+    mixed = augmentations.augment(random_zoo.parameters, AugmentationConfig(mixup=0.1), ARCHITECTURE, generator(0))
     moved = (mixed["source.conv1.weight"] - random_zoo.parameters["source.conv1.weight"]).norm()
     assert 0 < float(moved) < 0.1 * 2 * float(random_zoo.parameters["source.conv1.weight"].norm())
     assert torch.equal(mixed["stem.conv.weight"], random_zoo.parameters["stem.conv.weight"])
 
 
 def test_varied_blocks_have_no_target(random_zoo: Zoo) -> None:
-    varied = augmentations.augment(random_zoo.parameters, AugmentationConfig(vary=0.1), "basic_to_simple", generator(0))
+    varied = augmentations.augment(random_zoo.parameters, AugmentationConfig(vary=0.1), ARCHITECTURE, generator(0))
     assert varied["target.conv1.weight"].isnan().all()
     assert not torch.equal(varied["source.conv1.weight"], random_zoo.parameters["source.conv1.weight"])
 

@@ -6,24 +6,24 @@ import pytest
 import torch
 
 from kt_ray.data import Dataset, as_float
-from kt_ray.networks import PAIRS, Architecture, State, stacked
+from kt_ray.networks import PAIRS, PaperArchitecture, State, stacked
 from kt_ray.translation import baselines
 from kt_ray.translation.bases import BASES
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.divergences import relative_error
 from kt_ray.zoo.members import Zoo
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_zero_block_passes_its_input(pair: str) -> None:
-    architecture = Architecture(pair)
+    architecture = PaperArchitecture(pair)
     x = torch.rand(2, 3, 6, 14, 14)  # activations after the stem's ReLU are never negative
     block = baselines.zero_block(architecture, 2)
     torch.testing.assert_close(stacked.forward(architecture.target_block(), block, x), x)
 
 
 def test_random_targets_differ_by_member_and_follow_the_seed() -> None:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     blocks = baselines.random_target(architecture, 2, seed=4)
     assert not torch.equal(blocks["conv1.weight"][0], blocks["conv1.weight"][1])
     again = baselines.random_target(architecture, 2, seed=4)
@@ -32,7 +32,7 @@ def test_random_targets_differ_by_member_and_follow_the_seed() -> None:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_one_shot_bases_give_another_block_each(random_zoo: Zoo, pair: str) -> None:
-    architecture = Architecture(pair)
+    architecture = PaperArchitecture(pair)
     blocks = {
         base: torch.cat([value.flatten() for value in made.values()])
         for base in BASES
@@ -63,7 +63,9 @@ def test_mean_target(random_zoo: Zoo) -> None:
 def test_fitting_comes_nearer_to_the_source(random_zoo: Zoo, dataset: Dataset, inputs: str) -> None:
     images = as_float(dataset.selection.images[:16])
     network = random_zoo.part("source") | stacked.surroundings(random_zoo.parameters)
-    surroundings = Surroundings(network, stem_activations(network, images), random_zoo.architecture)
+    surroundings = surround(
+        network, stem_activations(network, images, random_zoo.architecture), random_zoo.architecture
+    )
 
     def error(block: State) -> float:
         logits = surroundings.logits(surroundings.features(surroundings.outputs(block)))

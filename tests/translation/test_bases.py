@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kt_ray.networks import PAIRS, Architecture, stacked
+from kt_ray.networks import PAIRS, PaperArchitecture, stacked
 from kt_ray.translation.bases import BASES, one_shot_block
 from kt_ray.zoo.members import Zoo
 
@@ -13,7 +13,7 @@ from kt_ray.zoo.members import Zoo
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_base_fits_every_pair(random_zoo: Zoo, pair: str, base: str) -> None:
-    architecture = Architecture(pair)
+    architecture = PaperArchitecture(pair)
     block = one_shot_block(random_zoo.part("source"), architecture, base=base)
     expected = {name: value.shape for name, value in architecture.target_block().state_dict().items()}
     assert {name: value.shape[1:] for name, value in block.items()} == expected

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from kt_ray.config import NetworkConfig, NeuronTransformerOptions, TranslatorConfig
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, stacked
+from kt_ray.networks import PaperArchitecture, stacked
 from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation import refinement
 from kt_ray.translation.checkpoint import FORMAT, LoadedTranslator, load_translator, save_translator
@@ -24,7 +24,7 @@ CONFIG = TranslatorConfig(
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    architecture = Architecture("basic_to_biased", NetworkConfig(channels=4))
+    architecture = PaperArchitecture("basic_to_biased", NetworkConfig(channels=4))
     translator = build_translator(CONFIG, architecture).eval()
     save_translator(tmp_path / "t.safetensors", translator, CONFIG, architecture, {"zoo": "z", "accuracy": 0.5})
     loaded = load_translator(tmp_path / "t.safetensors")
@@ -39,20 +39,20 @@ REFINED = TranslatorConfig(mixer={"size": "tiny"}, refinement={"steps": 2, "prob
 
 
 def test_no_probes_are_drawn_for_a_file_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     translator = build_translator(REFINED, architecture)
     translator.refiner.draw_probes(torch.empty(0), torch.Generator())
     save_translator(tmp_path / "t.safetensors", translator, REFINED, architecture, {})
     monkeypatch.setattr(refinement, "drawn_curves", lambda *arguments: pytest.fail("strokes were drawn"))
     loaded = load_translator(tmp_path / "t.safetensors").translator
     assert torch.equal(loaded.refiner.probes, translator.refiner.probes)
-    other = loaded.for_architecture(Architecture("basic_to_simple", NetworkConfig(head_channels=7)))
+    other = loaded.for_architecture(PaperArchitecture("basic_to_simple", NetworkConfig(head_channels=7)))
     assert torch.equal(other.refiner.probes, translator.refiner.probes)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 28, 28), (4, 1, 14, 14), (4, 784)])
 def test_probes_of_another_shape_than_configured(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     save_translator(tmp_path / "t.safetensors", build_translator(REFINED, architecture), REFINED, architecture, {})
     tensors, metadata = read_written(tmp_path / "t.safetensors")
     write_state(tmp_path / "t.safetensors", tensors | {"refiner.probes": torch.zeros(shape)}, metadata)
@@ -69,7 +69,11 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_torn_file(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     save_translator(
-        path, build_translator(CONFIG, Architecture("basic_to_simple")), CONFIG, Architecture("basic_to_simple"), {}
+        path,
+        build_translator(CONFIG, PaperArchitecture("basic_to_simple")),
+        CONFIG,
+        PaperArchitecture("basic_to_simple"),
+        {},
     )
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
@@ -93,7 +97,7 @@ def test_damaged_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_flipped_bit_is_found_or_changes_nothing(seed: int, tmp_path: Path) -> None:
     """It changes nothing in the name of the checksum alone."""
-    architecture, path = Architecture("basic_to_simple"), tmp_path / "t.safetensors"
+    architecture, path = PaperArchitecture("basic_to_simple"), tmp_path / "t.safetensors"
     save_translator(path, build_translator(CONFIG, architecture), CONFIG, architecture, {"metrics": {"accuracy": 0.5}})
     before, content = load_translator(path), bytearray(path.read_bytes())
     bit = random.Random(seed).randrange(8 * (len(content) if seed % 2 else 1000))
@@ -109,7 +113,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(seed: int, tmp_path: Path) ->
 
 
 def test_a_directory_for_a_hub_is_loaded_again(tmp_path: Path) -> None:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     extra = {"metrics": {"accuracy_mean": 0.875}, "zoo": "z"}
     translator = LoadedTranslator(build_translator(CONFIG, architecture).eval(), CONFIG, architecture, extra)
     folder = translator.save_pretrained(tmp_path / "a" / "translator")

@@ -13,7 +13,7 @@ import torch
 from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
-from kt_ray.networks import PAIRS, Architecture
+from kt_ray.networks import PAIRS, PaperArchitecture
 from kt_ray.translation.evaluation import Evaluation, Transplants, evaluate, transplant_accuracy
 from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.zoo.members import Zoo
@@ -88,7 +88,7 @@ def few(dataset: Dataset) -> Dataset:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_pair_is_evaluated(pair: str, few: Dataset) -> None:
-    zoo = untrained_zoo(Architecture(pair), MemberCounts(train=2, selection=1, test=2))
+    zoo = untrained_zoo(PaperArchitecture(pair), MemberCounts(train=2, selection=1, test=2))
     translator = build_translator(TranslatorConfig(mixer=MixerOptions(size="tiny")), zoo.architecture)
     rows = evaluate(translator, zoo, few, images="selection").rows
     chooses = pair in ("basic_to_simple", "basic_to_biased")  # others keep all of the source's units

@@ -18,7 +18,7 @@ from kt_ray.config import (
     TranslatorConfig,
 )
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import PAIRS, Architecture, stacked
+from kt_ray.networks import PAIRS, Architecture, PaperArchitecture, stacked
 from kt_ray.translation import augmentations
 from kt_ray.translation.bases import one_shot_block
 from kt_ray.translation.families import FAMILIES
@@ -26,7 +26,7 @@ from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
-WIDER = Architecture("basic_to_simple", NetworkConfig(channels=5, source_hidden=8, target_hidden=4))
+WIDER = PaperArchitecture("basic_to_simple", NetworkConfig(channels=5, source_hidden=8, target_hidden=4))
 
 
 def small(family: str, **fields: object) -> TranslatorConfig:
@@ -44,7 +44,7 @@ def small(family: str, **fields: object) -> TranslatorConfig:
 
 def build(config: TranslatorConfig, architecture: Architecture | None = None) -> Translator:
     torch.manual_seed(0)
-    return build_translator(config, architecture or Architecture("basic_to_simple"))
+    return build_translator(config, architecture or PaperArchitecture("basic_to_simple"))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def build(config: TranslatorConfig, architecture: Architecture | None = None) ->
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_writes_whole_target_blocks(random_zoo: Zoo, family: str, pair: str, output: str, batch_norm: str) -> None:
-    architecture = Architecture(pair)
+    architecture = PaperArchitecture(pair)
     translator = build(small(family, output=output, batch_norm=batch_norm), architecture)
     blocks = translator(random_zoo.part("source"))
     expected = {
@@ -67,7 +67,7 @@ def test_writes_whole_target_blocks(random_zoo: Zoo, family: str, pair: str, out
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_widths(family: str) -> None:
     network = NetworkConfig(channels=5, source_hidden=8, target_hidden=2)
-    architecture = Architecture("basic_to_simple", network)
+    architecture = PaperArchitecture("basic_to_simple", network)
     source = stacked.stack([architecture.source_block().state_dict() for _ in range(2)])
     blocks = build(small(family), architecture)(source)
     assert blocks["conv1.weight"].shape == (2, 2, 5, 3, 3)
@@ -99,7 +99,9 @@ def test_rows_do_not_depend_on_each_other(random_zoo: Zoo, family: str) -> None:
 )
 def test_order_of_the_sources_units_does_not_matter(random_zoo: Zoo, family: str, output: str) -> None:
     translator = build(small(family, output=output)).eval()
-    permuted = augmentations.permute_hidden(random_zoo.parameters, torch.stack([torch.randperm(6) for _ in range(13)]))
+    permuted = augmentations.permute_hidden(
+        random_zoo.parameters, torch.stack([torch.randperm(6) for _ in range(13)]), PaperArchitecture("basic_to_simple")
+    )
     expected, actual = translator(random_zoo.part("source")), translator(stacked.part(permuted, "source"))
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, atol=1e-5, rtol=1e-4)
@@ -137,9 +139,11 @@ def test_a_translator_that_reads_the_network_says_so(random_zoo: Zoo) -> None:
 def test_equivariant_families_follow_the_channels(random_zoo: Zoo, family: str) -> None:
     translator = build(small(family, statistics=True, context="network")).eval()
     permutation = torch.stack([torch.randperm(6) for _ in range(13)])
-    moved = augmentations.permute_channels(random_zoo.parameters, permutation, "basic_to_simple")
+    moved = augmentations.permute_channels(random_zoo.parameters, permutation, PaperArchitecture("basic_to_simple"))
     expected = translator(translator.read(random_zoo.parameters))
-    expected = augmentations.permute_channels(stacked.join(target=expected), permutation, "basic_to_simple")
+    expected = augmentations.permute_channels(
+        stacked.join(target=expected), permutation, PaperArchitecture("basic_to_simple")
+    )
     for name, value in translator(translator.read(moved)).items():
         torch.testing.assert_close(value, expected[f"target.{name}"], atol=1e-5, rtol=1e-4)
 
@@ -159,7 +163,7 @@ def test_equivariant_families_serve_widths_they_were_not_built_for(family: str, 
     assert {name: value.shape[1:] for name, value in blocks.items()} == {k: v.shape for k, v in expected.items()}
     for name, value in translator.state_dict().items():
         assert torch.equal(wider.state_dict()[name], value)
-    assert translator.for_architecture(Architecture("basic_to_simple")) is translator
+    assert translator.for_architecture(PaperArchitecture("basic_to_simple")) is translator
 
 
 @pytest.mark.parametrize(
@@ -171,10 +175,10 @@ def test_equivariant_families_serve_widths_they_were_not_built_for(family: str, 
             r"is for networks of channels=6 source_hidden=6 .* on images \(1, 28, 28\), not of channels=5 "
             r"source_hidden=8 .*: its body\.layers\.0\.\S+ depends on them; train one",
         ),
-        ("axial_transformer", Architecture("basic_to_mlp"), "is for basic_to_simple, not for basic_to_mlp"),
+        ("axial_transformer", PaperArchitecture("basic_to_mlp"), "is for basic_to_simple, not for basic_to_mlp"),
         (
             "axial_transformer",
-            Architecture("basic_to_simple", image_shape=(1, 32, 32)),
+            PaperArchitecture("basic_to_simple", image_shape=(1, 32, 32)),
             r"on images \(1, 32, 32\): its refiner.probes depends on them",
         ),
     ],
@@ -191,7 +195,7 @@ def test_other_networks_are_refused_where_parameters_depend_on_them(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_depends_on_the_heads_width(family: str) -> None:
     translator = build(small(family)).eval()
-    other = translator.for_architecture(Architecture("basic_to_simple", NetworkConfig(head_channels=7)))
+    other = translator.for_architecture(PaperArchitecture("basic_to_simple", NetworkConfig(head_channels=7)))
     assert other.architecture.network.head_channels == 7
 
 
@@ -199,7 +203,7 @@ def test_no_family_depends_on_the_heads_width(family: str) -> None:
 def test_canonical_form_removes_relu_scales(random_zoo: Zoo, family: str) -> None:
     translator = build(small(family, canonical=True, output="direct")).eval()
     scale = torch.exp(torch.randn(13, 6, generator=torch.Generator().manual_seed(0)))
-    scaled = augmentations.rescale_hidden(random_zoo.parameters, scale)
+    scaled = augmentations.rescale_hidden(random_zoo.parameters, scale, PaperArchitecture("basic_to_simple"))
     expected, actual = translator(random_zoo.part("source")), translator(stacked.part(scaled, "source"))
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, atol=1e-4, rtol=1e-3)

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from kt_ray.config import LossConfig, MemberCounts, NetworkConfig
 from kt_ray.data import Dataset, as_float
-from kt_ray.networks import PAIRS, Architecture, stacked
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.networks import PAIRS, PaperArchitecture, stacked
+from kt_ray.translation.block_runner import fold_batch_norm, stem_activations, surround
 from kt_ray.translation.divergences import kl, relative_error
 from kt_ray.translation.evaluation import readable
 from kt_ray.translation.losses import TranslationLoss, aligned_mse, best_order, normalised_mse, weight_mse
-from kt_ray.translation.units import LAYOUTS, Units, fold_batch_norm, to_units, write
+from kt_ray.translation.units import Units, target_layout, to_units, write
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
@@ -37,7 +37,7 @@ def test_relative_error_is_over_the_variance() -> None:
 
 def test_a_perfect_block_has_no_block_output_loss(dataset: Dataset) -> None:
     """A biased target with as many units as the source can hold the folded source itself."""
-    architecture = Architecture("basic_to_biased", NetworkConfig(target_hidden=6))
+    architecture = PaperArchitecture("basic_to_biased", NetworkConfig(target_hidden=6))
     zoo = untrained_zoo(architecture, MemberCounts(train=8, selection=2, test=3))
     loss = TranslationLoss(LossConfig(weight_mse=0, block_output=1), architecture)
     images = as_float(dataset.train.images[:4])
@@ -64,7 +64,7 @@ def test_members_without_target_do_not_count(random_zoo: Zoo) -> None:
 
 
 def test_needs() -> None:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     weights = TranslationLoss(LossConfig(), architecture)
     functional = TranslationLoss(LossConfig(weight_mse=0, block_output=1), architecture)
     assert (weights.needs_images, weights.needs_targets) == (False, True)
@@ -88,7 +88,8 @@ def test_normalised_mse_of_a_single_number_is_over_its_square() -> None:
 @given(seed=st.integers(0, 2**31), pair=st.sampled_from(sorted(PAIRS)))
 def test_aligned_mse_sees_neither_order_nor_relu_scale(seed: int, pair: str) -> None:
     torch.manual_seed(seed)
-    architecture, layout = Architecture(pair), LAYOUTS[pair]
+    architecture = PaperArchitecture(pair)
+    layout = target_layout(architecture)
     blocks = [stacked.stack(architecture.target_block().state_dict() for _ in range(4)) for _ in range(2)]
     units = to_units(blocks[1], layout)
     moved = units.take(torch.stack([torch.randperm(units.edges.shape[1]) for _ in range(4)]))
@@ -118,10 +119,10 @@ def test_kl() -> None:
 
 @pytest.mark.parametrize("term", ["block_output", "head_input", "kl", "cross_entropy"])
 def test_every_functional_term_prefers_the_source(dataset: Dataset, term: str) -> None:
-    architecture = Architecture("basic_to_biased", NetworkConfig(target_hidden=6))
+    architecture = PaperArchitecture("basic_to_biased", NetworkConfig(target_hidden=6))
     zoo = untrained_zoo(architecture, MemberCounts(train=8, selection=2, test=3))
     images = as_float(dataset.train.images[:8])
-    surroundings = Surroundings(readable(zoo), stem_activations(readable(zoo), images), architecture)
+    surroundings = surround(readable(zoo), stem_activations(readable(zoo), images, architecture), architecture)
     labels = surroundings.wanted_logits.mean(0).argmax(1)
     loss = TranslationLoss(LossConfig(weight_mse=0, **{term: 1}), architecture)
     perfect = loss(fold_batch_norm(zoo.part("source")), zoo.parameters, zoo.part("target"), images, labels)
@@ -131,7 +132,7 @@ def test_every_functional_term_prefers_the_source(dataset: Dataset, term: str) -
 
 def test_schedule() -> None:
     config = LossConfig(weight_mse=1, block_output=2, kl=3, structure_until=0.5, logits_from=0.75)
-    loss = TranslationLoss(config, Architecture("basic_to_simple"))
+    loss = TranslationLoss(config, PaperArchitecture("basic_to_simple"))
     assert loss.weights(0) == {"weight_mse": 1, "block_output": 2}
     assert loss.weights(0.25) == {"weight_mse": 0.5, "block_output": 2}
     assert loss.weights(0.6) == {"block_output": 2}
@@ -142,7 +143,7 @@ def test_weights_then_outputs_then_logits() -> None:
     config = LossConfig(
         weight_mse=1, block_output=2, head_input=4, kl=3, structure_until=0.5, outputs_from=0.25, logits_from=0.75
     )
-    loss = TranslationLoss(config, Architecture("basic_to_simple"))
+    loss = TranslationLoss(config, PaperArchitecture("basic_to_simple"))
     assert loss.weights(0) == {"weight_mse": 1}
     assert loss.weights(0.25) == {"weight_mse": 0.5, "block_output": 2, "head_input": 4}
     assert loss.weights(0.6) == {"block_output": 2, "head_input": 4}
@@ -159,7 +160,7 @@ def test_weights_then_outputs_then_logits() -> None:
     ],
 )
 def test_a_schedule_with_a_loss_at_every_step(fields: dict[str, float]) -> None:
-    loss = TranslationLoss(LossConfig(**fields), Architecture("basic_to_simple"))
+    loss = TranslationLoss(LossConfig(**fields), PaperArchitecture("basic_to_simple"))
     assert all(loss.weights(step / 100) for step in range(100))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from kt_ray.config import StudyConfig
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.cost import parameter_count
 from kt_ray.studies.extension import started_from
 from kt_ray.studies.workspace import Workspace
@@ -31,7 +31,7 @@ def test_what_is_promised_ships_and_is_packaged() -> None:
 @pytest.mark.parametrize("name", TRANSLATORS.names)
 def test_shipped_translators_load_and_have_a_card(random_zoo: Zoo, name: str) -> None:
     loaded = load_translator(TRANSLATORS.path(f"pretrained:{name}"))
-    assert loaded.architecture == Architecture(loaded.architecture.pair)
+    assert loaded.architecture == PaperArchitecture(loaded.architecture.pair)
     blocks = loaded.translator(loaded.translator.read(random_zoo.take(torch.arange(1)).parameters))
     expected = loaded.architecture.target_block().state_dict()
     assert {key: value.shape[1:] for key, value in blocks.items()} == {k: v.shape for k, v in expected.items()}

@@ -7,9 +7,9 @@ import torch
 
 from kt_ray import networks
 from kt_ray.config import MemberCounts, NetworkConfig, TranslatorConfig
-from kt_ray.networks import PAIRS, Architecture
+from kt_ray.networks import PAIRS, PaperArchitecture
 from kt_ray.translation.bases import one_shot_block
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.divergences import relative_error
 from kt_ray.translation.evaluation import readable
 from kt_ray.translation.probe_images import strokes, to_images
@@ -32,9 +32,9 @@ def drawn(count: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("pair", PAIRS)
 def test_projected_blocks_are_nearer_than_pruned_ones(pair: str, network: NetworkConfig) -> None:
     """On images that are not the probes, for every pair; wide blocks by elimination."""
-    zoo = untrained_zoo(Architecture(pair, network), COUNTS)
+    zoo = untrained_zoo(PaperArchitecture(pair, network), COUNTS)
     members = readable(zoo)
-    surroundings = Surroundings(members, stem_activations(members, drawn(16, 1)), zoo.architecture)
+    surroundings = surround(members, stem_activations(members, drawn(16, 1), zoo.architecture), zoo.architecture)
     block = projected_block(members, zoo.architecture, drawn(16, 0))
     expected = {name: value.shape for name, value in zoo.architecture.target_block().state_dict().items()}
     assert {name: value.shape[1:] for name, value in block.items()} == expected
@@ -47,7 +47,9 @@ def test_projected_blocks_are_nearer_than_pruned_ones(pair: str, network: Networ
 
 def test_further_blocks_are_of_other_units(random_zoo: Zoo) -> None:
     members = readable(random_zoo)
-    surroundings = Surroundings(members, stem_activations(members, drawn(8, 0)), random_zoo.architecture)
+    surroundings = surround(
+        members, stem_activations(members, drawn(8, 0), random_zoo.architecture), random_zoo.architecture
+    )
     found = projections(members, surroundings, random_zoo.architecture, count=3)
     choices = torch.stack([projected.chosen for projected in found], dim=1)
     assert choices.shape == (13, 3, 3)
@@ -78,9 +80,9 @@ def test_the_family_reads_the_chosen_units_first(random_zoo: Zoo) -> None:
     built.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     members = built.read(random_zoo.parameters)
     built(members)
-    chosen = built.projector(members)[0].chosen
-    plain = read(members, "folded")
-    base = built.projector(members)[0].units.edges
+    projected = built.projector(members, built.projector.surroundings(members))[0]
+    chosen, base = projected.chosen, projected.units.edges
+    plain = read(members, random_zoo.architecture, "folded")
     torch.testing.assert_close(seen[0].edges[:, :3], torch.cat([plain.take(chosen).edges, base], dim=3))
     assert not seen[0].edges[:, 3:, :, 2:].any()
     torch.testing.assert_close(seen[0].edges[:, :, :, :2].sum(1), plain.edges.sum(1))

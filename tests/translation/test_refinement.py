@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from kt_ray.config import MemberCounts, MixerOptions, PairName, TranslatorConfig
-from kt_ray.networks import PAIRS, Architecture
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.networks import PAIRS, PaperArchitecture, State
+from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import tempered_kl
 from kt_ray.translation.probe_images import strokes, to_images
 from kt_ray.translation.refinement import Adam
 from kt_ray.translation.translator import Translator, build_translator
-from kt_ray.translation.units import LAYOUTS, Units, read, to_units
+from kt_ray.translation.units import Units, read, target_layout, to_units
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
@@ -24,6 +25,10 @@ def config(steps: int) -> TranslatorConfig:
     return TranslatorConfig(mixer=MixerOptions(size="tiny"), refinement={"steps": steps, "probes": 4, "width": 8})
 
 
+def surrounded(zoo: Zoo, members: State, images: Tensor) -> Surroundings:
+    return surround(members, stem_activations(members, images, zoo.architecture), zoo.architecture)
+
+
 def with_probes(translator: Translator) -> Translator:
     if translator.refiner is not None:
         translator.refiner.draw_probes(NO_IMAGES, torch.Generator())
@@ -32,7 +37,7 @@ def with_probes(translator: Translator) -> Translator:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_untrained_steps_lower_the_error(pair: str) -> None:
-    zoo = untrained_zoo(Architecture(pair), COUNTS)
+    zoo = untrained_zoo(PaperArchitecture(pair), COUNTS)
     images = strokes(8, (1, 28, 28), torch.Generator().manual_seed(5))  # not the probes
     errors = {}
     for steps in (0, 8):
@@ -41,7 +46,7 @@ def test_untrained_steps_lower_the_error(pair: str) -> None:
         network = zoo.part("source") | {k: v for k, v in zoo.parameters.items() if k.startswith(("stem.", "head."))}
         with torch.no_grad():
             block = translator(network)
-            surroundings = Surroundings(network, stem_activations(network, images), zoo.architecture)
+            surroundings = surround(network, stem_activations(network, images, zoo.architecture), zoo.architecture)
             logits = surroundings.logits(surroundings.features(surroundings.outputs(block)))
         assert not any(value.requires_grad for value in block.values())
         errors[steps] = float((logits - surroundings.wanted_logits).square().mean())
@@ -52,7 +57,7 @@ def divergence(translator: Translator, zoo: Zoo) -> torch.Tensor:
     """Of the translated blocks' tempered predictions on the translator's probes from the source's, a member each."""
     members = translator.read(zoo.parameters)
     images = to_images(translator.refiner.probes.detach())
-    surroundings = Surroundings(members, stem_activations(members, images), zoo.architecture)
+    surroundings = surround(members, stem_activations(members, images, zoo.architecture), zoo.architecture)
     with torch.no_grad():
         logits = surroundings.logits(surroundings.features(surroundings.outputs(translator.eval()(members))))
     return tempered_kl(logits, surroundings.wanted_logits)
@@ -101,8 +106,14 @@ def test_the_best_of_several_starts_goes_on(random_zoo: Zoo) -> None:
     """Of trained targets and blocks that write nothing, each member's nearer one."""
     translator = refined(random_zoo)
     refiner, members = translator.refiner, translator.read(random_zoo.parameters)
-    sets = [Surroundings(members, stem_activations(members, torch.rand(4, 1, 28, 28)), random_zoo.architecture)]
-    layout = LAYOUTS[random_zoo.architecture.pair]
+    sets = [
+        surround(
+            members,
+            stem_activations(members, torch.rand(4, 1, 28, 28), random_zoo.architecture),
+            random_zoo.architecture,
+        )
+    ]
+    layout = target_layout(random_zoo.architecture)
     targets = to_units(random_zoo.part("target"), layout)
     silent = Units(0 * targets.edges, targets.unit, targets.channel)
     best = refiner._best([targets, silent], sets)
@@ -115,10 +126,13 @@ def test_the_best_of_several_starts_goes_on(random_zoo: Zoo) -> None:
 
 def test_the_start_that_is_best_after_the_first_steps_goes_on(random_zoo: Zoo) -> None:
     refiner = refined(random_zoo, steps=16).refiner.eval()
-    source, members = read(random_zoo.part("source"), "folded"), refined(random_zoo).read(random_zoo.parameters)
+    source, members = (
+        read(random_zoo.part("source"), random_zoo.architecture, "folded"),
+        refined(random_zoo).read(random_zoo.parameters),
+    )
     starts = refined(random_zoo)._further_starts(source, 4)
     images = to_images(refiner.probes.detach()).chunk(refiner.sets)
-    sets = [Surroundings(members, stem_activations(members, part), random_zoo.architecture) for part in images]
+    sets = [surrounded(random_zoo, members, part) for part in images]
     screened = [refiner._steps(start, source, sets, range(2)) for start in starts]
     expected = refiner._steps(refiner._best(screened, sets), source, sets, range(2, 16))
     actual = refiner(starts, source, members)
@@ -130,7 +144,7 @@ def test_the_start_that_is_best_after_the_first_steps_goes_on(random_zoo: Zoo) -
 
 
 def test_several_starts_keep_other_units(random_zoo: Zoo) -> None:
-    units = read(random_zoo.part("source"), "folded")
+    units = read(random_zoo.part("source"), random_zoo.architecture, "folded")
     further = refined(random_zoo)._further_starts(units, 3)
     chosen = [[0, 1, 2], [2, 3, 4], [4, 5, 0]]
     for start, kept in zip([units.take(torch.tensor([chosen[0]] * 13)), *further], chosen, strict=True):
@@ -149,15 +163,21 @@ def test_starts_change_nothing_without_refinement(random_zoo: Zoo) -> None:
 def test_starts_that_diverged_are_passed_over(random_zoo: Zoo) -> None:
     translator = refined(random_zoo)
     members = translator.read(random_zoo.parameters)
-    sets = [Surroundings(members, stem_activations(members, torch.rand(4, 1, 28, 28)), random_zoo.architecture)]
-    targets = to_units(random_zoo.part("target"), LAYOUTS[random_zoo.architecture.pair])
+    sets = [
+        surround(
+            members,
+            stem_activations(members, torch.rand(4, 1, 28, 28), random_zoo.architecture),
+            random_zoo.architecture,
+        )
+    ]
+    targets = to_units(random_zoo.part("target"), target_layout(random_zoo.architecture))
     diverged = Units(targets.edges * torch.nan, targets.unit, targets.channel)
     assert torch.equal(translator.refiner._best([diverged, targets], sets).edges, targets.edges)
 
 
 @pytest.mark.parametrize("pair", ["basic_to_attention", "basic_to_mlp"])
 def test_blocks_of_all_units_have_one_start(pair: PairName) -> None:
-    zoo = untrained_zoo(Architecture(pair), COUNTS)
+    zoo = untrained_zoo(PaperArchitecture(pair), COUNTS)
     blocks = [refined(zoo, starts=starts).eval()(refined(zoo).read(zoo.parameters)) for starts in (1, 3)]
     assert all(torch.equal(value, blocks[1][name]) for name, value in blocks[0].items())
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kt_ray.config import MemberCounts, TranslatorConfig
-from kt_ray.networks import PAIRS, Architecture
+from kt_ray.networks import PAIRS, PaperArchitecture
 from kt_ray.translation.second_order import Curvature, newton_step
 from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.untrained import untrained_zoo
@@ -44,7 +44,7 @@ def test_a_member_that_no_step_improves_stays_as_it_is() -> None:
 @pytest.mark.parametrize("predictions", [0.0, 1.0])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_each_step_brings_predictions_nearer(pair: str, predictions: float) -> None:
-    zoo = untrained_zoo(Architecture(pair), COUNTS)
+    zoo = untrained_zoo(PaperArchitecture(pair), COUNTS)
     found = []
     for steps in (1, 2, 4):
         refinement = {

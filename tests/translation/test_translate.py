@@ -18,15 +18,17 @@ from kt_ray.config import (
 )
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, checkpoint
+from kt_ray.networks import Architecture, PaperArchitecture, checkpoint
 from kt_ray.networks.checkpoint import read_network, write_state
 from kt_ray.networks.paper_names import network_name
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translate import translate
 from kt_ray.translation.translator import build_translator
 
-PLAIN = Architecture("basic_to_simple")
-WIDER = Architecture("basic_to_simple", NetworkConfig(channels=5, source_hidden=8, target_hidden=4, head_channels=7))
+PLAIN = PaperArchitecture("basic_to_simple")
+WIDER = PaperArchitecture(
+    "basic_to_simple", NetworkConfig(channels=5, source_hidden=8, target_hidden=4, head_channels=7)
+)
 
 
 def saved_translator(place: Path, family: str) -> Path:

@@ -11,7 +11,7 @@ from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, 
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
 from kt_ray.jobs.device import device_name
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.filesystem import Files
@@ -99,7 +99,7 @@ def test_members_of_an_actor_whose_device_broke_go_to_another(
 
 
 def _key(crew: ActorConfig) -> str:
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     return ProbeMemory.key(architecture, CONFIG.recipe, crew.members_at_once, device_name("cpu"))
 
 

@@ -18,7 +18,7 @@ from kt_ray._io.checksum import KEY
 from kt_ray.config import ActorConfig, MemberCounts, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo import index as indices
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore, zoo_names
@@ -247,10 +247,10 @@ def test_a_cache_of_plans_that_is_none_is_thrown_away(content: str, tmp_path: Pa
     memory = ProbeMemory(str(tmp_path / "zoo"))
     (tmp_path / FILE).write_bytes(content.replace("KEY", "key").encode(errors="surrogateescape"))
     found = memory.recall("key")
-    assert found is None or not runs(found, Architecture("basic_to_simple"), "cpu", 4)
+    assert found is None or not runs(found, PaperArchitecture("basic_to_simple"), "cpu", 4)
     memory.keep("key", Plan())
     assert memory.recall("key") == Plan()
-    assert runs(Plan(), Architecture("basic_to_simple"), "cpu", 4)
+    assert runs(Plan(), PaperArchitecture("basic_to_simple"), "cpu", 4)
 
 
 def test_a_store_that_cannot_be_reached_is_one_line() -> None:

@@ -20,7 +20,7 @@ from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, NetworkConfi
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.device import device_name
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.members import Zoo, members_of
@@ -66,7 +66,7 @@ def add_node(cluster: Cluster, zoo: int = 0, **options: Any) -> Any:
 def undisturbed(dataset: Dataset) -> Zoo:
     """Every member of CONFIG, trained here."""
     members = sorted(members_of(CONFIG.seed, CONFIG.members), key=lambda member: member.id)
-    architecture = Architecture("basic_to_simple")
+    architecture = PaperArchitecture("basic_to_simple")
     parameters, index = train_members(members, CONFIG.recipe, architecture, dataset)
     return Zoo(architecture, parameters, index, "", dataset.fingerprint)
 
@@ -138,7 +138,7 @@ class OnTheCPU(Trainer):
     """An actor that Ray gives a GPU, where there is none."""
 
     def __init__(
-        self, recipe: RecipeConfig, architecture: Architecture, dataset: Dataset, gpus: float, *others: Any
+        self, recipe: RecipeConfig, architecture: PaperArchitecture, dataset: Dataset, gpus: float, *others: Any
     ) -> None:
         assert gpus
         super().__init__(recipe, architecture, dataset, 0, *others)
@@ -192,7 +192,8 @@ def test_no_more_batches_are_in_flight_than_fit_into_half_of_the_smallest_object
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=16, selection_images=4))
     store = ZooStore(str(tmp_path / "zoo"))
     ProbeMemory(store.uri).keep(
-        ProbeMemory.key(Architecture("basic_to_simple", config.network), config.recipe, 4, device_name("cpu")), Plan()
+        ProbeMemory.key(PaperArchitecture("basic_to_simple", config.network), config.recipe, 4, device_name("cpu")),
+        Plan(),
     )
     in_flight, wait = list[int](), actors._Build._wait
 

@@ -7,7 +7,7 @@ import torch
 
 from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.plan import candidates, measure
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 RECIPE = RecipeConfig(source=PHASE, target=PHASE, shift=1)
 MEMBERS = members_of(0, MemberCounts(train=4, selection=1, test=1))

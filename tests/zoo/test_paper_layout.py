@@ -8,7 +8,7 @@ import torch
 from kt_ray.config import MemberCounts, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.paper_layout import export_zoo, import_zoo
 from kt_ray.zoo.store import ZooStore
@@ -70,7 +70,7 @@ FACTS = {
 
 @pytest.mark.parametrize("pair", BLOCKS)
 def test_names_and_shapes_are_the_papers_and_a_round_trip_is_exact(pair: str, tmp_path: Path, dataset: Dataset) -> None:
-    zoo = untrained_zoo(Architecture(pair), MemberCounts(train=2, selection=1, test=1))
+    zoo = untrained_zoo(PaperArchitecture(pair), MemberCounts(train=2, selection=1, test=1))
     export_zoo(zoo, tmp_path / "paper")
     same = {"complex": FACTS["inputs"], "begin": FACTS["backup_begin"], "last": FACTS["backup_last"]}
     for folder, expected in {**FACTS, "labels": BLOCKS[pair], **same}.items():

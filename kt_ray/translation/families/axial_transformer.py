@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import FeedForward, SelfAttention, linear_or_nothing
-from kt_ray.translation.units import LAYOUTS, Layout, Units, edge_width, feature_widths, target_hidden
+from kt_ray.translation.units import Layout, Units, edge_width, feature_widths, target_hidden, target_layout
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> AxialTransformer:
@@ -36,7 +36,7 @@ class AxialTransformer(nn.Module):
         self.layers = nn.Sequential(
             *(AxialLayer(options.width, options.heads, options.dropout) for _ in range(options.depth))
         )
-        self.output = EdgeOutput(options.width, LAYOUTS[architecture.pair])
+        self.output = EdgeOutput(options.width, target_layout(architecture))
 
     def forward(self, units: Units) -> Units:
         tokens, count = units.tokens(), self.target_hidden

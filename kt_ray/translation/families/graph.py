@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.axial_transformer import RANK_CODE, EdgeOutput, rank_code
-from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
+from kt_ray.translation.units import Units, edge_width, feature_widths, target_hidden, target_layout
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> Graph:
@@ -33,7 +33,7 @@ class Graph(nn.Module):
         self.rank = nn.Linear(RANK_CODE, options.width)
         self.is_target = nn.Parameter(torch.randn(options.width) * 0.1)
         self.layers = nn.ModuleList(GraphLayer(options.width, options.dropout) for _ in range(options.depth))
-        self.output = EdgeOutput(options.width, LAYOUTS[architecture.pair])
+        self.output = EdgeOutput(options.width, target_layout(architecture))
 
     def forward(self, units: Units) -> Units:
         tokens, count = units.tokens(), self.target_hidden

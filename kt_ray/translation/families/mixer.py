@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kt_ray.config import MixerOptions, TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import Biases
-from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
+from kt_ray.translation.units import Units, edge_width, feature_widths, layouts
 
 SIZES: dict[str, dict[str, int]] = {
     "paper": {"width": 128, "depth": 24, "token_hidden": 256, "channel_hidden": 512},
@@ -39,10 +39,9 @@ class Mixer(nn.Module):
         token_hidden: int, channel_hidden: int,
     ) -> None:  # fmt: skip
         super().__init__()
-        network = architecture.network
-        self.layout = LAYOUTS[architecture.pair]
-        self.hidden, self.channels = target_hidden(architecture), network.channels
-        read = 2 * network.source_hidden * network.channels
+        source, self.layout = layouts(architecture)
+        self.hidden, self.channels = self.layout.hidden, self.layout.channels
+        read = 2 * source.hidden * source.channels
         written = self.layout.kernels * self.hidden * self.channels
         self.embed = nn.Linear(edge_width(config, architecture) // 2 + sum(feature_widths(config, architecture)), width)
         self.layers = nn.Sequential(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import Biases, FeedForward
-from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
+from kt_ray.translation.units import Units, edge_width, feature_widths, layouts, target_layout
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> MLP:
@@ -21,14 +21,11 @@ class MLP(nn.Module):
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        options, network = config.mlp, architecture.network
+        options, source = config.mlp, layouts(architecture)[0]
         unit, channel = feature_widths(config, architecture)
-        self.layout = LAYOUTS[architecture.pair]
-        self.shape = (target_hidden(architecture), network.channels, self.layout.kernels, self.layout.values)
-        read = (
-            network.source_hidden * (edge_width(config, architecture) * network.channels + unit)
-            + network.channels * channel
-        )
+        self.layout = target_layout(architecture)
+        self.shape = (self.layout.hidden, self.layout.channels, self.layout.kernels, self.layout.values)
+        read = source.hidden * (edge_width(config, architecture) * source.channels + unit) + source.channels * channel
         self.embed = nn.Linear(read, options.width)
         self.layers = nn.Sequential(*(FeedForward(options.width, options.dropout) for _ in range(options.depth)))
         self.norm = nn.LayerNorm(options.width)

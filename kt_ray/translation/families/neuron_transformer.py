@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.translation.families.layers import FeedForward, SelfAttention, linear_or_nothing
-from kt_ray.translation.units import LAYOUTS, Units, edge_width, feature_widths, target_hidden
+from kt_ray.translation.units import Units, edge_width, feature_widths, layouts
 
 
 def build(config: TranslatorConfig, architecture: Architecture) -> NeuronTransformer:
@@ -26,14 +26,14 @@ class NeuronTransformer(nn.Module):
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        options, channels = config.neuron_transformer, architecture.network.channels
+        options = config.neuron_transformer
         unit, channel = feature_widths(config, architecture)
-        self.layout = LAYOUTS[architecture.pair]
-        self.channels = channels
+        source, self.layout = layouts(architecture)
+        self.channels = self.layout.channels
         self.residual = config.output == "residual"
-        self.unit = nn.Linear(edge_width(config, architecture) * channels + unit, options.width)
-        self.channel = nn.Linear(channels * channel, options.width) if channel else None
-        self.queries = nn.Parameter(torch.randn(target_hidden(architecture) + 1, options.width))
+        self.unit = nn.Linear(edge_width(config, architecture) * source.channels + unit, options.width)
+        self.channel = nn.Linear(source.channels * channel, options.width) if channel else None
+        self.queries = nn.Parameter(torch.randn(self.layout.hidden + 1, options.width))
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(
@@ -44,10 +44,10 @@ class NeuronTransformer(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(options.width)
-        self.edge_values = channels * self.layout.kernels * self.layout.values
+        self.edge_values = self.channels * self.layout.kernels * self.layout.values
         self.unit_values = len(self.layout.unit)
         self.written = nn.Linear(options.width, self.edge_values + self.unit_values)
-        self.shared = linear_or_nothing(options.width, channels * len(self.layout.channel))
+        self.shared = linear_or_nothing(options.width, self.channels * len(self.layout.channel))
 
     def forward(self, units: Units) -> Units:
         batch, available = units.edges.shape[:2]

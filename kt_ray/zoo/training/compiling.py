@@ -65,7 +65,7 @@ def compile_all() -> None:
     """Call every kernel with every type of argument that training gives it."""
     from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig
     from kt_ray.data import Dataset, LabelledImages
-    from kt_ray.networks import Architecture
+    from kt_ray.networks import PaperArchitecture
     from kt_ray.zoo.members import members_of
     from kt_ray.zoo.training.members import Plan, train_members
 
@@ -76,7 +76,7 @@ def compile_all() -> None:
     for shift in (0, 1):  # with a shift, stem activations are computed at every step; without, kept
         recipe = RecipeConfig(source=phase, target=phase, shift=shift)
         for pair in PAIRS:
-            train_members(members, recipe, Architecture(pair), dataset, plan=Plan())
+            train_members(members, recipe, PaperArchitecture(pair), dataset, plan=Plan())
 
 
 def _fingerprint() -> str:

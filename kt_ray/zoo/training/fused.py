@@ -8,13 +8,14 @@ is enough. What a step needs is laid out once; logits and gradients are overwrit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kt_ray.networks import Architecture
+from kt_ray.networks import Architecture, PaperArchitecture
 from kt_ray.networks.blocks import BasicBlock, SimpleBlock
 from kt_ray.zoo.training import head_kernels, kernels
 
@@ -64,7 +65,7 @@ class Norm:
 class Head:
     """The head on the positions of the block's output that it reads: z [channels, h, w, N] to logits, and back."""
 
-    def __init__(self, architecture: Architecture, n: int) -> None:
+    def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         channels, height, width = architecture.activation_shape
         read = -(-height // 2), -(-width // 2), n
         shape = (architecture.network.head_channels, *read)
@@ -108,7 +109,7 @@ class Head:
 class Stem:
     """Images to the stem's output [channels, H+2, W+2, N] with a border of zeros."""
 
-    def __init__(self, architecture: Architecture, n: int) -> None:
+    def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         image_channels, height, width = architecture.image_shape
         channels, pooled_height, pooled_width = architecture.activation_shape
         self.x = zeros(image_channels, height + 2, width + 2, n)
@@ -137,7 +138,7 @@ class Stem:
 class SourceNetwork:
     """A source network (stem, BasicBlock, head) on batches of `n` images, which are put into `stem.x`."""
 
-    def __init__(self, architecture: Architecture, n: int) -> None:
+    def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         channels, height, width = architecture.activation_shape
         hidden = architecture.network.source_hidden
         self.stem, self.head = Stem(architecture, n), Head(architecture, n)
@@ -175,7 +176,7 @@ class SourceNetwork:
 class TargetNetwork:
     """A SimpleBlock between a frozen stem and head, on batches of `n` stem activations, which are put into `p`."""
 
-    def __init__(self, architecture: Architecture, n: int) -> None:
+    def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         channels, height, width = architecture.activation_shape
         hidden = architecture.network.target_hidden
         self.stem, self.head = Stem(architecture, n), Head(architecture, n)
@@ -205,13 +206,17 @@ class TargetNetwork:
             gradient["conv2.bias"][:] = dz.sum((1, 2, 3))
 
 
-def supports_source(architecture: Architecture) -> bool:
+def supports_source(architecture: Architecture) -> TypeGuard[PaperArchitecture]:
     """Whether the source of this pair is the BasicBlock network written out here."""
+    if not isinstance(architecture, PaperArchitecture):
+        return False
     with torch.device("meta"):
         return type(architecture.source_block()) is BasicBlock
 
 
-def supports_target(architecture: Architecture) -> bool:
+def supports_target(architecture: Architecture) -> TypeGuard[PaperArchitecture]:
     """Whether the target of this pair is the SimpleBlock written out here."""
+    if not isinstance(architecture, PaperArchitecture):
+        return False
     with torch.device("meta"):
         return type(architecture.target_block()) is SimpleBlock

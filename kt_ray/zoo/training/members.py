@@ -136,13 +136,13 @@ def _train_chunk(
             for member, recipe in zip(members, recipes, strict=True)
         ]
 
-    def start(build: Callable[[], nn.Module], phase: str) -> Parameters:
+    def start(build: Callable[[], nn.Module], phase: str, copied: State | None = None) -> Parameters:
         state = fresh(build, [member.seed_of(phase) for member in members])
         scale = torch.tensor([recipe.initial_scale for recipe in recipes])
         for value in state.values():
             if value.dim() == 5:  # convolutions
                 value *= scale[:, None, None, None, None]
-        return Parameters({name: value.to(device) for name, value in state.items()})
+        return Parameters({name: value.to(device) for name, value in state.items()}, copied)
 
     source: Objective
     if plan.source == "fused":
@@ -172,7 +172,8 @@ def _train_chunk(
     targets, target_accuracy = blank, torch.full((len(jobs),), math.nan)
     if not members[0].brief:
         frozen = {name: value for name, value in kept[last].items() if not name.startswith("block.")}
-        block = start(architecture.target_block, "target")
+        copied = architecture.layouts()[1].copied_of(stacked.part(kept[last], "block"))
+        block = start(architecture.target_block, "target", copied)
         target = _target_objective(architecture, frozen, training, recipe, plan)
         descend(block, target, training, draw("target"), [recipe.target for recipe in recipes])
         targets = {name: value.cpu() for name, value in block.copy().items()}
@@ -187,7 +188,8 @@ def _train_chunk(
     for i, (member, _, drawn) in enumerate(jobs):
         for epoch, state in kept.items():
             has_target = epoch == last and not member.brief
-            tensors = {name.replace("block.", "source."): value[i] for name, value in state.items()}
+            tensors = {f"source.{name}": value[i] for name, value in stacked.part(state, "block").items()}
+            tensors |= {name: value[i] for name, value in stacked.surroundings(state).items()}
             tensors |= {f"target.{name}": (targets if has_target else blank)[name][i] for name in blank}
             entry: Row = {
                 "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch, "has_target": has_target,

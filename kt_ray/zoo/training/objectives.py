@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kt_ray.data import LabelledImages, as_float
-from kt_ray.networks import READ_STRIDE, Architecture, State, stacked
+from kt_ray.errors import ZooError
+from kt_ray.networks import Architecture, State, stacked
 from kt_ray.zoo.recipe import Draw
 from kt_ray.zoo.training import compiling, fused, gather_kernels
 from kt_ray.zoo.training.optimizers import Parameters
@@ -101,7 +102,10 @@ class TorchTarget:
     ) -> None:  # fmt: skip
         self.data, self.frozen, self.bfloat16 = data, frozen, bfloat16
         self.stem, self.network = architecture.stem(), architecture.target_network()
-        block = many(architecture.target_block(READ_STRIDE), stacked.size(frozen), implementation)
+        block = many(
+            architecture.target_block(architecture.read_stride), stacked.size(frozen), implementation,
+            frozen=architecture.layouts()[1].copied,
+        )  # fmt: skip
         head, of_head = architecture.head(stride=1), stacked.part(frozen, "head")
 
         def transplanted(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -149,6 +153,8 @@ class FusedSource:
     """Source networks, one after another, by the kernels of this package."""
 
     def __init__(self, architecture: Architecture, data: LabelledImages) -> None:
+        if not fused.supports_source(architecture):
+            raise ZooError(f"the fused kernels do not cover the source of {architecture}")
         compiling.ensure()
         self.architecture, self.data = architecture, data
         self.networks: dict[int, fused.SourceNetwork] = {}
@@ -184,6 +190,8 @@ class FusedTarget:
     """Target blocks, one after another, by the kernels of this package."""
 
     def __init__(self, architecture: Architecture, frozen: State, data: LabelledImages, variants: int) -> None:
+        if not fused.supports_target(architecture):
+            raise ZooError(f"the fused kernels do not cover the target of {architecture}")
         compiling.ensure()
         self.architecture, self.frozen, self.data = architecture, rows(frozen), data
         self.networks: dict[int, fused.TargetNetwork] = {}

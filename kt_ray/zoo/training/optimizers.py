@@ -15,14 +15,18 @@ BUFFERS = ("running_mean", "running_var")
 
 
 class Parameters:
-    """A stack of which the trained tensors are views of one matrix `theta` [M, P], a row a member."""
+    """A stack of which the trained tensors are views of one matrix `theta` [M, P], a row a member.
 
-    def __init__(self, state: State) -> None:
-        trained = {name: value for name, value in state.items() if not name.endswith(BUFFERS)}
+    Tensors that are in `fixed` have its values and are not trained.
+    """
+
+    def __init__(self, state: State, fixed: State | None = None) -> None:
+        state, fixed = state | (fixed or {}), fixed or {}
+        trained = {name: value for name, value in state.items() if not name.endswith(BUFFERS) and name not in fixed}
         self.shapes = {name: value.shape for name, value in trained.items()}
         self.theta = torch.cat([value.flatten(1) for value in trained.values()], dim=1)
         self.state = self.views(self.theta) | {
-            name: value.clone() for name, value in state.items() if name.endswith(BUFFERS)
+            name: value.clone() for name, value in state.items() if name not in trained
         }
 
     def __len__(self) -> int:

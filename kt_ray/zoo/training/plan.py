@@ -161,7 +161,7 @@ class ProbeMemory:
     def key(architecture: Architecture, recipe: RecipeConfig, at_once: int, device: str) -> str:
         """What a plan depends on."""
         sizes = (recipe.source.batch_size, recipe.target.batch_size, at_once)
-        return f"{device} torch {torch.__version__} {architecture.pair} {architecture.network!r} {sizes}"
+        return f"{device} torch {torch.__version__} {architecture!r} {sizes}"
 
     def recall(self, key: str) -> Plan | None:
         """Return the plan under `key`; None if there is none, or what the file holds is no plan."""

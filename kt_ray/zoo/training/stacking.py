@@ -8,7 +8,7 @@ batch norm is less exact with channels last (a source's gradient is then off by 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -90,16 +90,19 @@ def grouped(module: nn.Module, members: int, unfold: bool = False) -> nn.Module:
         else:
             continue
         parent, _, leaf = name.rpartition(".")
-        setattr(wide.get_submodule(parent), leaf, swapped)
-    return wide.train()
+        setattr(wide.get_submodule(parent), leaf, swapped.train(layer.training))
+    return wide
 
 
-def many(module: nn.Module, members: int, implementation: Implementation) -> Apply:
+def many(module: nn.Module, members: int, implementation: Implementation, frozen: Sequence[str] = ()) -> Apply:
     """`module` in training mode as a function of a stack and a batch a member: [M, N, …] → [M, N, …].
 
-    BN's running statistics in the stack are updated in place. `module` only gives the structure.
+    BN's running statistics in the stack are updated in place, but for modules at the paths `frozen`, which stay in
+    evaluation mode. `module` only gives the structure.
     """
     module = copy.deepcopy(module).train()
+    for path, part in module.named_modules():
+        part.train(path not in frozen and not path.startswith(tuple(f"{one}." for one in frozen)))
     if implementation in ("grouped", "channels_last", "unfold") and can_group(module):
         wide = grouped(module, members, unfold=implementation == "unfold")
         last = implementation == "channels_last" and members > 1

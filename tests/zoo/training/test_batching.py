@@ -7,7 +7,7 @@ import torch
 
 from kt_ray.config import MemberCounts, ZooConfig
 from kt_ray.data import Dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training import batching
@@ -23,7 +23,7 @@ def test_batches_are_even_and_enough_for_all_actors() -> None:
 
 
 def test_bytes_of_a_row() -> None:
-    assert bytes_of(Architecture("basic_to_simple")) == 4 * (54 + 24 + 648 + 48 + 324 + 72 + 48 + 5890)
+    assert bytes_of(PaperArchitecture("basic_to_simple")) == 4 * (54 + 24 + 648 + 48 + 324 + 72 + 48 + 5890)
 
 
 def test_results_wait_until_they_are_many_or_old(

@@ -18,7 +18,7 @@ MEMBER = """
 import hashlib, torch
 from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import load_dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo import members
 from kt_ray.zoo.training import compiling
 from kt_ray.zoo.training import members as training
@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 dataset = load_dataset(DatasetConfig(train_images=256, selection_images=20))
 phase = PhaseConfig(epochs=1, learning_rate=0.03, batch_size=64)
 one = members.members_of(0, MemberCounts(train=1, selection=1, test=1))[:1]
-recipe, architecture = RecipeConfig(source=phase, target=phase), Architecture("basic_to_simple")
+recipe, architecture = RecipeConfig(source=phase, target=phase), PaperArchitecture("basic_to_simple")
 stack, _ = training.train_members(one, recipe, architecture, dataset)
 kernels = [value for module in compiling.MODULES for value in vars(module).values() if hasattr(value, "stats")]
 print(sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels))

@@ -6,12 +6,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from kt_ray.config import NetworkConfig
-from kt_ray.networks import Architecture
+from kt_ray.networks import Architecture, PaperArchitecture
 from kt_ray.zoo.training.fused import SourceNetwork, TargetNetwork, arrays
 
 SHAPES = [
-    Architecture("basic_to_biased"),
-    Architecture("basic_to_simple", NetworkConfig(channels=4, source_hidden=5, target_hidden=2), (3, 18, 14), 7),
+    PaperArchitecture("basic_to_biased"),
+    PaperArchitecture("basic_to_simple", NetworkConfig(channels=4, source_hidden=5, target_hidden=2), (3, 18, 14), 7),
 ]
 
 

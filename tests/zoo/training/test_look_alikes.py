@@ -2,12 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor
+from pydantic import BaseModel
+from torch import Tensor, nn
 
-from kt_ray.config import MemberCounts, RecipeConfig
+from kt_ray.config import MemberCounts, NetworkConfig, RecipeConfig
 from kt_ray.data import Dataset
-from kt_ray.networks import PAIRS, Architecture, BlockPair, stacked
+from kt_ray.networks import architecture_of, stacked
 from kt_ray.networks.blocks import SimpleBlock
+from kt_ray.networks.contracts import make_pair
+from kt_ray.networks.layouts import BlockLayout
+from kt_ray.registry import register
 from kt_ray.translation.evaluation import transplant_accuracy
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.training import fused
@@ -22,11 +26,25 @@ class Tanh(SimpleBlock):
         return torch.tanh(self.conv2(torch.tanh(self.conv1(x))) + x[..., :: self.stride, :: self.stride])
 
 
-def test_a_look_alike_gets_its_own_numbers(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = PAIRS["basic_to_simple"]
-    pair = BlockPair("basic_to_tanh", ours.source, lambda n, s: Tanh(n.channels, n.target_hidden, stride=s))  # type: ignore[arg-type]
-    monkeypatch.setitem(PAIRS, "basic_to_tanh", pair)
-    architecture = Architecture("basic_to_tanh")  # type: ignore[arg-type]
+@register.pair("basic_to_tanh")
+class BasicToTanh:
+    """A pair whose name and layouts are like those of the built-in one."""
+
+    def __init__(self, options: BaseModel) -> None:
+        self.ours = make_pair("basic_to_simple")
+
+    def target(self, source: nn.Module) -> nn.Module:
+        return Tanh(6, 3)
+
+    def layout(self, source: nn.Module) -> BlockLayout | None:
+        return self.ours.layout(source)
+
+    def target_layout(self, target: nn.Module) -> BlockLayout | None:
+        return self.ours.target_layout(target)
+
+
+def test_a_look_alike_gets_its_own_numbers(dataset: Dataset) -> None:
+    architecture = architecture_of("basic_to_tanh", NetworkConfig(), dataset.image_shape, dataset.classes)
     brief = {"epochs": 1, "steps": 4}
     recipe = RecipeConfig.model_validate({"source": brief, "target": brief})
 
@@ -34,7 +52,7 @@ def test_a_look_alike_gets_its_own_numbers(dataset: Dataset, monkeypatch: pytest
         members_of(0, MemberCounts(train=1, selection=1, test=1)), recipe, architecture, dataset
     )
 
-    assert fused.supports_source(architecture)
+    assert not fused.supports_source(architecture)
     assert not fused.supports_target(architecture)
     assert not can_group(architecture.target_block())
     zoo = Zoo(architecture, parameters, index, "look-alike", dataset.fingerprint)

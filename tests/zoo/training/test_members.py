@@ -11,14 +11,14 @@ from torch import nn
 from kt_ray.config import MemberCounts, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, as_float
 from kt_ray.jobs.device import device_name
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import Member, members_of
 from kt_ray.zoo.recipe import Order
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.optimizers import Optimizer
 from kt_ray.zoo.training.stacking import Implementation, fresh
 
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 PHASE = PhaseConfig(epochs=2, batch_size=100)
 RECIPE = RecipeConfig(source=PHASE, target=PHASE, snapshots=(1,))
 MEMBERS = members_of(0, MemberCounts(train=2, selection=1, test=1))
@@ -113,7 +113,7 @@ def _plain_epoch(network: nn.Module, trained: nn.Module, seed: int, dataset: Dat
 def test_every_pair_trains(dataset: Dataset, pair: str) -> None:
     phase = PhaseConfig(epochs=1, batch_size=256)
     recipe = RecipeConfig(source=phase, target=phase, horizontal_flip=False)
-    parameters, _ = train_members(MEMBERS[:2], recipe, Architecture(pair), dataset)  # type: ignore[arg-type]
+    parameters, _ = train_members(MEMBERS[:2], recipe, PaperArchitecture(pair), dataset)  # type: ignore[arg-type]
     assert all(value.isfinite().all() for value in parameters.values())
 
 

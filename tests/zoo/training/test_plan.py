@@ -7,11 +7,11 @@ import pytest
 from kt_ray.config import PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.training.members import Plan
 from kt_ray.zoo.training.plan import Candidate, ProbeMemory, candidates, choose, measure
 
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 RECIPE = RecipeConfig(source=PhaseConfig(batch_size=32), target=PhaseConfig(batch_size=32))
 
 
@@ -24,7 +24,7 @@ def test_every_candidate_of_a_cpu_can_be_measured(dataset: Dataset, phase: str) 
 
 def test_only_what_covers_a_pair_is_a_candidate() -> None:
     def names(pair: str, phase: str) -> set[str]:
-        return {found.implementation for found in candidates(Architecture(pair), "cpu", phase, 8)}  # type: ignore[arg-type]
+        return {found.implementation for found in candidates(PaperArchitecture(pair), "cpu", phase, 8)}  # type: ignore[arg-type]
 
     assert "fused" in names("basic_to_attention", "source")
     assert names("basic_to_attention", "target") == {"vmap", "loop"}

@@ -7,13 +7,13 @@ import torch
 
 from kt_ray.config import RecipeConfig
 from kt_ray.data import Dataset
-from kt_ray.networks import Architecture
+from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.recipe import Order, epoch_of
 from kt_ray.zoo.training.objectives import TorchSource
 from kt_ray.zoo.training.optimizers import Parameters
 from kt_ray.zoo.training.stacking import Implementation, fresh
 
-ARCHITECTURE = Architecture("basic_to_simple")
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
 SEEDS = [0, 1, 2]
 
 
