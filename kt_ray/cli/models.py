@@ -36,6 +36,10 @@ def translate(
     state_dict: Annotated[
         str | None, typer.Option(metavar="KEY", help="Which network of a checkpoint that holds several.")
     ] = None,
+    sites: Annotated[
+        list[str] | None,
+        typer.Option("--site", metavar="PATH", help="Of a registered network: a block to translate; all if left out."),
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +78,7 @@ def translate(
     from kt_ray.jobs.device import use_device
     from kt_ray.studies.models import translator_file
     from kt_ray.translation.translate import translate as run
+    from kt_ray.translation.translate_sites import SitesTranslation
 
     use_device(device)
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
@@ -106,11 +111,14 @@ def translate(
         say(f"read {checkpoint}: {report.checkpoint}")
         say(f"wrote {output}, and {report.builder}, which builds the network that loads it")
         return
-    translation = run(translator_file(model, workspace), checkpoint, output, images, state_dict, device)
+    translation = run(translator_file(model, workspace), checkpoint, output, images, state_dict, device, sites)
+    if isinstance(translation, SitesTranslation) and format_ == "table":
+        show_table(translation.site_rows())
     show(translation.to_dict(), translation.rows(), format_, f"translated in {1000 * translation.seconds:.0f} ms")
     if format_ == "table":
         say(f"read {checkpoint}: {translation.checkpoint}")
-        say(f"wrote {output}")
+        builder = translation.builder if isinstance(translation, SitesTranslation) else None
+        say(f"wrote {output}" + (f", and {builder}, which builds the network that loads it" if builder else ""))
 
 
 def evaluate(

@@ -8,10 +8,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from kt_ray.config.base import Frozen
 
-# What a trial reports; the last two are what it has cost so far.
+# What a trial reports; `translation_cost` is the time of a translation over that of running the source network on
+# images, `BASELINE_IMAGES` of them. The last two are what the trial has cost so far.
 METRICS = (
-    "accuracy_mean", "accuracy_min", "accuracy_max", "loss", "seconds", "parameters", "trial_seconds", "device_hours"
+    "accuracy_mean", "accuracy_min", "accuracy_max", "loss", "translation_cost", "seconds", "parameters",
+    "trial_seconds", "device_hours",
 )  # fmt: skip
+BASELINE_IMAGES = 64
 Sides = Literal["source", "target", "both"]
 Family = Literal["mixer", "mlp", "neuron_transformer", "axial_transformer", "graph"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, get_args
@@ -22,9 +22,11 @@ from kt_ray.networks import stacked
 from kt_ray.networks.contracts import (
     ImageShape,
     Network,
+    Normalised,
     Pair,
     Site,
     built,
+    chosen_sites,
     cut,
     find_sites,
     make_network,
@@ -34,6 +36,7 @@ from kt_ray.networks.contracts import (
 from kt_ray.networks.cut import Cut
 from kt_ray.networks.layouts import BlockLayout, flat_layout
 from kt_ray.networks.pairs import PAIRS, READ_STRIDE, BlockPair, Head, Stem
+from kt_ray.registry import on_change, register
 
 STEM, HEAD = "stem.", "head."
 
@@ -163,6 +166,7 @@ def _paper_layouts(architecture: PaperArchitecture) -> tuple[BlockLayout, BlockL
 class SiteArchitecture(Architecture):
     """A registered network, cut at `choice.site`, with a registered pair.
 
+    At the sites `replaced` the network has target blocks already, as while blocks are translated one after another.
     Its stem and head are the network itself up to the block and from it on; their tensors have the network's names
     behind `stem.` and `head.`.
     """
@@ -171,6 +175,7 @@ class SiteArchitecture(Architecture):
     network: NetworkChoice
     image_shape: ImageShape
     classes: int
+    replaced: tuple[str, ...] = ()
     read_stride = 1
 
     @property
@@ -225,9 +230,33 @@ class SiteArchitecture(Architecture):
         pair, network = self.choice.model_dump(mode="json"), self.network.model_dump(mode="json")
         return {"pair": pair, "network": network, "image_shape": self.image_shape, "classes": self.classes}
 
-    def at(self, site: str) -> SiteArchitecture:
-        """Return the same network and pair at another site."""
-        return replace(self, choice=self.choice.model_copy(update={"site": site}))
+    def at(self, site: str, replaced: tuple[str, ...] = ()) -> SiteArchitecture:
+        """Return the same network and pair at another site, those at `replaced` being target blocks already."""
+        return replace(self, choice=self.choice.model_copy(update={"site": site}), replaced=replaced)
+
+    def chosen_sites(self, sites: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return those of the network's sites that are named, in forward order; as the pair's options choose if None.
+
+        Raises ConfigError if one is none of the network's.
+        """
+        parts = _parts(self)
+        if sites is None:
+            return chosen_sites(parts.network, register.pair.get(self.pair).parse(self.choice.options))
+        known = tuple(parts.network.sites())
+        unknown = [site for site in sites if site not in known]
+        if unknown:
+            raise ConfigError(f"{unknown[0]} is no site of network {self.network}; it has {', '.join(known)}")
+        return tuple(site for site in known if site in sites)
+
+    def smaller(self, sites: Sequence[str]) -> nn.Module:
+        """Return a fresh network with target blocks at `sites`."""
+        parts = _parts(self)
+        with torch.device("cpu"):
+            return _Replaced(parts.network, parts.pair, tuple(sites)).build()
+
+    def taking_images(self, network: nn.Module) -> nn.Module:
+        """Return a copy of `network` that takes images in [0, 1]."""
+        return Cut.whole(network, Normalised(_parts(self).network))
 
     def parts(self) -> dict[str, nn.Module]:
         """Return fresh modules by the names that a zoo has for them: stem, source, target, head."""
@@ -245,12 +274,6 @@ class SiteArchitecture(Architecture):
         stem, head = (parts.part_of(state, part) for part in (parts.before, parts.after))
         return stacked.join(stem=stem, block=parts.block_state(state), head=head)
 
-    def with_target(self, network: nn.Module) -> nn.Module:
-        """Return a copy of `network` with a fresh target block at the site."""
-        small = copy.deepcopy(network)
-        replace_module(small, self.site, self.target_block())
-        return small
-
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
@@ -260,6 +283,26 @@ class _Parts:
     cut: Cut
 
 
+class _Replaced:
+    """A network with target blocks at some sites."""
+
+    def __init__(self, network: Network, pair: Pair, sites: tuple[str, ...]) -> None:
+        self.image_shape, self.classes = network.image_shape, network.classes
+        self.mean, self.deviation = network.mean, network.deviation
+        self._network, self._pair, self._sites = network, pair, sites
+
+    def build(self) -> nn.Module:
+        """Return a fresh one."""
+        module = built(self._network)
+        for site in self._sites:
+            replace_module(module, site, self._pair.target(module.get_submodule(site)))
+        return module
+
+    def sites(self) -> tuple[str, ...]:
+        """Return the sites of the network."""
+        return tuple(self._network.sites())
+
+
 @lru_cache(maxsize=16)
 def _parts(architecture: SiteArchitecture) -> _Parts:
     """Return what the registry makes of an architecture, checked. Raises ConfigError as `find_sites` does."""
@@ -267,6 +310,8 @@ def _parts(architecture: SiteArchitecture) -> _Parts:
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = make_network(choice.name, choice.options, architecture.image_shape, architecture.classes)
+        if architecture.replaced:
+            network = _Replaced(network, pair, architecture.replaced)
         (site,) = find_sites(network, pair, (architecture.site,))
         parts = cut(network, architecture.site)
     both = sorted(parts.before.state_dict().keys() & parts.after.state_dict().keys())
@@ -280,10 +325,7 @@ def _parts(architecture: SiteArchitecture) -> _Parts:
     return _Parts(network, pair, site, parts)
 
 
-def forget_architectures() -> None:
-    """Drop what was made of registered networks and pairs, as when other code is registered under the same names."""
-    _parts.cache_clear()
-    _paper_layouts.cache_clear()
+on_change(_parts.cache_clear)
 
 
 def architecture_of(

@@ -28,6 +28,7 @@ from kt_ray.studies.models import translator_file
 from kt_ray.translation.checkpoint import LoadedTranslator, load_translator
 from kt_ray.translation.evaluation import Evaluation
 from kt_ray.translation.translate import Translation
+from kt_ray.translation.translate_sites import SitesTranslation
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
@@ -281,7 +282,7 @@ class TranslatedNetwork(Displayed):
     """A small network made of a large one: its named tensors, and what it costs and gives."""
 
     state: State
-    report: Translation
+    report: Translation | SitesTranslation
 
     def save(self, path: str | Path) -> Path:
         """Write the tensors as a safetensors file.

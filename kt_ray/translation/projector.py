@@ -18,7 +18,7 @@ from kt_ray.translation.block_runner import Surroundings, stem_activations, surr
 from kt_ray.translation.divergences import kl
 from kt_ray.translation.probe_images import mixture, strokes, to_images, to_parameters
 from kt_ray.translation.projected import Fits, absorb_biases, normal_equations, project
-from kt_ray.translation.units import Layout, Units, layouts, target_layout, write
+from kt_ray.translation.units import Layout, Units, layouts, pad, target_layout, write
 
 SHORTLIST = 8  # choices of units, those of the least squared error, whose predictions are compared
 SAMPLES = 1000  # of what hidden units read, on which kernels learn to do without biases
@@ -138,7 +138,7 @@ def _candidates(members: State, surroundings: Surroundings, source: Layout, layo
         step = max(1, surroundings.patches.shape[2] // SAMPLES) | 1  # odd, so that it meets every image and position
         into = absorb_biases(incoming, biases, surroundings.patches[:, :, ::step])
         unit = biases.new_zeros(*biases.shape, 0)
-    into = into.reshape(*into.shape[:2], -1, layout.values)
+    into = pad(into.reshape(*into.shape[:2], -1, layout.values), layout.channels, 2)
     edges = torch.stack([into, torch.zeros_like(into)], dim=3)
     return Units(edges, unit, edges.new_zeros(len(edges), edges.shape[2], len(layout.channel)))
 
@@ -191,8 +191,8 @@ def _block(fits: Fits, number: int, candidates: Units, layout: Layout, activity:
     """The block of the fit `number` of each member."""
     units = fits.units[:, number]
     kept = candidates.take(units)
-    outgoing = fits.weights[:, number].transpose(1, 2)  # [B, K, C, V]
+    outgoing = pad(fits.weights[:, number].transpose(1, 2), layout.channels, 2)  # [B, K, C, V]
     edges = torch.cat([kept.edges[:, :, :, :-1], outgoing[:, :, :, None]], dim=3)
-    channel = kept.channel if fits.biases is None else fits.biases[:, number, :, None]
+    channel = kept.channel if fits.biases is None else pad(fits.biases[:, number, :, None], layout.channels, 1)
     chosen = units if layout.values > 1 else None
-    return Projected(Units(edges, kept.unit, channel), chosen, activity, errors)
+    return Projected(Units(edges, kept.unit, channel), chosen, activity, pad(errors, layout.channels, 1))

@@ -7,25 +7,28 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from kt_ray.config import TrainingConfig, TrialConfig
+from kt_ray.config.trial import BASELINE_IMAGES
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.networks import State, stacked
 from kt_ray.networks.checkpoint import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
-from kt_ray.translation.evaluation import Transplants, translate
+from kt_ray.translation.evaluation import Transplants, translate, transplant_accuracy
 from kt_ray.translation.losses import TranslationLoss
 from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.members import Zoo
 
+Result = TypeVar("Result")
 FORMAT = "kt_ray.translation.training/1"
 PROBED = ("projector.probes", "refiner.probes", "refiner.gauss_newton.")
 UNDECAYED = (*PROBED, "refiner.log_rates")
@@ -85,9 +88,10 @@ class TranslatorTraining:
             torch.manual_seed(_seed(self.config.seed, self.epoch))  # dropout
             loss = self._train(torch.Generator(self.device).manual_seed(_seed(self.config.seed, self.epoch, 1)))
         self.epoch += 1
-        accuracies = self.select()
+        accuracies, cost = self._selected()
         metrics = {
             "loss": loss,
+            "translation_cost": cost,
             "accuracy_mean": float(accuracies.mean()),
             "accuracy_min": float(accuracies.min()),
             "accuracy_max": float(accuracies.max()),
@@ -158,8 +162,18 @@ class TranslatorTraining:
         return as_float(self.images.images[chosen]), self.images.labels[chosen]
 
     def select(self) -> Tensor:
-        """Accuracy of each selection member with its translated block, on the selection images."""
-        return self.transplants.accuracy(translate(self.translator, self.transplants.zoo))
+        """Return the accuracy of each selection member with its translated block, on the selection images."""
+        return self._selected()[0]
+
+    def _selected(self) -> tuple[Tensor, float]:
+        """Return the accuracies of `select` and the time of translating over that of `BASELINE_IMAGES` images."""
+        members = self.transplants.zoo
+        images = self.transplants.images.take(slice(0, BASELINE_IMAGES))
+        blocks, translating = _timed(lambda: translate(self.translator, members), self.device)
+        source = members.part("source")
+        _, running = _timed(lambda: transplant_accuracy(members, source, images), self.device)
+        images_seen = len(images) / BASELINE_IMAGES  # fewer where fewer are selected on
+        return self.transplants.accuracy(blocks), translating * images_seen / running
 
     def save(self, path: Path) -> None:
         """Everything that training needs to continue, as one safetensors file."""
@@ -201,6 +215,18 @@ class TranslatorTraining:
 
     def _state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "best": self.best, "stale": self.stale}
+
+
+def _timed(call: Callable[[], Result], device: str) -> tuple[Result, float]:
+    """Return what `call` returns and its seconds: of this process alone on a CPU, of the clock on a device."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    started = clock()
+    result = call()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return result, clock() - started
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kt_ray.networks import PaperArchitecture, State, stacked
 from kt_ray.networks.checkpoint import find_network, network_state, write_state
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
+from kt_ray.translation.translate_sites import SitesTranslation, translate_sites
 from kt_ray.translation.translator import Translator
 
 
@@ -37,12 +39,14 @@ def translate(
     dataset: Dataset | None = None,
     state_dict: str | None = None,
     device: str = "cpu",
-) -> Translation:
+    sites: Sequence[str] | None = None,
+) -> Translation | SitesTranslation:
     """Write the network in `checkpoint` with its block translated to `output`, as safetensors.
 
     Names and dtypes are those of the checkpoint: `stem.…`, `block.…`, `head.…`, or the paper's, with the prefix that
     they have there. `state_dict` chooses one of several networks in the file. A network of other widths than the
     translator's is translated if its family serves them, to a block of as large a share of the source's hidden units.
+    A translator of a registered network writes the blocks at all of its `sites`: see `translate_sites`.
     The translator and the networks whose accuracy is measured run on `device`.
     Raises CheckpointError if either file cannot be read safely, does not fit, is not finite, gives a block that is
     not, or if `output` is not safetensors, is one of the two or cannot be written, or `dataset` has images of
@@ -51,13 +55,17 @@ def translate(
     check_output(output, translator_file, checkpoint)
     loaded = load_translator(translator_file)
     trained = loaded.architecture
-    if not isinstance(trained, PaperArchitecture):
-        raise CheckpointError(f"{translator_file} is for {trained.network}, not for the paper's network")
     if dataset is not None and dataset.image_shape != trained.image_shape:
         raise CheckpointError(
             f"{dataset.name} has images {dataset.image_shape}, the network takes {trained.image_shape}; "
             "name another --dataset"
         )
+    if not isinstance(trained, PaperArchitecture):
+        return translate_sites(
+            loaded, translator_file, checkpoint, output, sites, dataset=dataset, state_dict=state_dict, device=device
+        )
+    if sites not in (None, ["block"]):
+        raise CheckpointError("the paper's network has one site, block; leave --site out")
     with torch.device("meta"):
         names = trained.source_network().state_dict().keys()
     found = find_network(checkpoint, names, state_dict)

@@ -19,6 +19,7 @@ from kt_ray.config import TranslatorConfig
 from kt_ray.errors import ConfigError
 from kt_ray.networks import Architecture, PaperArchitecture, State
 from kt_ray.networks.layouts import BlockLayout, Layer
+from kt_ray.registry import on_change
 
 BatchNorm = Literal["dropped", "folded"]
 
@@ -63,6 +64,7 @@ def take(values: Tensor, units: Tensor) -> Tensor:
 class Layout:
     """How a block is seen as units: layers into them, weights [H, C, …], and out of them, [C, H, …], all kernels alike.
 
+    A block that reads other channels than it writes is seen with as many as are more; kernels of the others are zero.
     `unit` and `channel` are the layers with biases, or batch norm, of units and of channels. A block of which no more
     is known than its tensors is one unit and one channel, joined by all values: `flat` has their names and shapes.
     """
@@ -71,8 +73,14 @@ class Layout:
     outgoing: tuple[Layer, ...] = ()
     rectified: bool = True  # whether a ReLU follows the sum of input and last layer
     hidden: int = 1
-    channels: int = 1
+    inputs: int = 1
+    outputs: int = 1
     flat: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """C: channels that units are seen between."""
+        return max(self.inputs, self.outputs)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -124,16 +132,20 @@ def layouts(architecture: Architecture) -> tuple[Layout, Layout]:
     return source, target
 
 
+on_change(layouts.cache_clear)
+
+
 def _seen(layout: BlockLayout, block: nn.Module) -> Layout:
-    """How a block with this layout is seen: flat if its units do not join channels one to one by one kernel size."""
+    """How a block with this layout is seen: flat if it has not one layer of hidden units and kernels of one size."""
     state = block.state_dict()
     if len(layout.hidden) == 1 and layout.residual:
         incoming, outgoing = layout.hidden[0].incoming, layout.hidden[0].outgoing
-        shapes = {tuple(state[layer.weight].shape[:2]) for layer in incoming}
-        shapes |= {tuple(state[layer.weight].shape[:2])[::-1] for layer in outgoing}
-        if len(shapes) == 1 and len({layer.kernel for layer in incoming + outgoing}) == 1:
-            hidden, channels = shapes.pop()
-            return Layout(incoming, outgoing, layout.rectified, hidden, channels)
+        into = {tuple(state[layer.weight].shape[:2]) for layer in incoming}
+        out = {tuple(state[layer.weight].shape[:2]) for layer in outgoing}
+        if len(into) == len(out) == len({layer.kernel for layer in incoming + outgoing}) == 1:
+            (hidden, inputs), (outputs, read) = into.pop(), out.pop()
+            if hidden == read:
+                return Layout(incoming, outgoing, layout.rectified, hidden, inputs, outputs)
     names = [name for name in state if "num_batches_tracked" not in name and not layout.is_copied(name)]
     return Layout(flat=tuple((name, tuple(state[name].shape)) for name in names))
 
@@ -160,23 +172,36 @@ def to_units(block: Mapping[str, Tensor], layout: Layout, batch_norm: BatchNorm 
         else:
             weight, biases[layer] = layer.folded(block)
         values = weight.flatten(3) if layer.kernel else weight[..., None]
-        edges.append(values if layer in layout.incoming else values.transpose(1, 2))
+        edges.append(pad(values if layer in layout.incoming else values.transpose(1, 2), layout.channels, 2))
     stacked = torch.stack(edges, dim=3)
-    return Units(stacked, _columns(biases, layout.unit, stacked, 1), _columns(biases, layout.channel, stacked, 2))
+    channel = pad(_columns(biases, layout.channel, stacked, layout.outputs), layout.channels, 1)
+    return Units(stacked, _columns(biases, layout.unit, stacked, layout.hidden), channel)
+
+
+def pad(values: Tensor, size: int, axis: int) -> Tensor:
+    """`values` with zeros after them along `axis`, `size` in all."""
+    missing = size - values.shape[axis]
+    if not missing:
+        return values
+    shape = [*values.shape[:axis], missing, *values.shape[axis + 1 :]]
+    return torch.cat([values, values.new_zeros(shape)], dim=axis)
 
 
 def write(units: Units, layout: Layout) -> State:
     """The inverse of `to_units`; batch norms do nothing but add biases."""
-    batch, hidden, channels = units.edges.shape[:3]
+    batch, hidden = units.edges.shape[:2]
     if layout.flat:
         parts = torch.split(units.edges.flatten(1), [math.prod(shape) for _, shape in layout.flat], dim=1)
         return {name: part.reshape(batch, *shape) for (name, shape), part in zip(layout.flat, parts, strict=True)}
     state: State = {}
     for number, layer in enumerate(layout.layers):
-        edge, outgoing = units.edges[:, :, :, number], number >= len(layout.incoming)
-        rows, columns = (channels, hidden) if outgoing else (hidden, channels)
+        outgoing = number >= len(layout.incoming)
+        channels = layout.outputs if outgoing else layout.inputs
+        edge, rows, columns = units.edges[:, :, :channels, number], hidden, channels
+        if outgoing:
+            rows, columns = columns, rows
         state[layer.weight] = (edge.transpose(1, 2) if outgoing else edge).reshape(batch, rows, columns, *layer.kernel)
-    for layers, biases in ((layout.unit, units.unit), (layout.channel, units.channel)):
+    for layers, biases in ((layout.unit, units.unit), (layout.channel, units.channel[:, : layout.outputs])):
         for number, layer in enumerate(layers):
             state |= _with_bias(layer, biases[..., number])
     return state
@@ -279,7 +304,7 @@ def check_seen(config: TranslatorConfig, architecture: Architecture) -> None:
     pair, problems = architecture.pair, []
     if source.flat or target.flat:
         which = "source" if source.flat else "target"
-        why = f"of pair {pair} the {which} block's layout is not one layer of hidden units between as many channels"
+        why = f"of pair {pair} the {which} block's layout is not one layer of hidden units with kernels of one size"
         if config.family != "mlp":
             problems.append(f"translator.family: {why}; only the family mlp serves it, got {config.family}")
         if config.output == "residual":
@@ -341,7 +366,8 @@ def features(
         into, out = layout.incoming[0].norm, layout.outgoing[0].norm
         mean, deviation = members[f"{into}.bias"], members[f"{into}.weight"].abs()
         unit += [mean, deviation, *rectified_moments(mean, deviation)]
-        channel += [members[f"{out}.bias"], members[f"{out}.weight"].abs()]
+        of_channels = (members[f"{out}.bias"], members[f"{out}.weight"].abs())
+        channel += [pad(values, layout.channels, 1) for values in of_channels]
     if config.context == "network":
         kernel, bias = fold(members, "stem.conv", "stem.bn")
         head, _ = fold(members, "head.conv", "head.bn")
@@ -354,7 +380,7 @@ def features(
     )
 
 
-def _columns(biases: Mapping[Layer, Tensor], layers: tuple[Layer, ...], edges: Tensor, axis: int) -> Tensor:
-    """The biases of `layers` side by side, [B, n, len(layers)]; none where none are given."""
+def _columns(biases: Mapping[Layer, Tensor], layers: tuple[Layer, ...], edges: Tensor, count: int) -> Tensor:
+    """The biases of `layers` for `count` units or channels, side by side; none of them if none are given."""
     found = [biases[layer] for layer in layers if layer in biases]
-    return torch.stack(found, dim=-1) if found else edges.new_zeros(edges.shape[0], edges.shape[axis], 0)
+    return torch.stack(found, dim=-1) if found else edges.new_zeros(edges.shape[0], count, 0)

@@ -3,18 +3,23 @@
 from pathlib import Path
 
 import pytest
+from optuna.storages import InMemoryStorage
 
 from kt_ray.config import AugmentationConfig, LossConfig, TranslatorConfig, read_yaml
+from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError
-from kt_ray.search.space import size
+from kt_ray.search.space import apply, size
+from kt_ray.search.study import SearchStudy
 from kt_ray.studies.spaces import copy, description, locate, shipped
 from kt_ray.studies.study_file import read_study, space_rows
+from kt_ray.translation.training import TranslatorTraining
+from kt_ray.zoo.members import Zoo
 
 STUDIES = sorted(name for name, path in shipped().items() if "trial" in read_yaml(path))
 
 
 def test_the_promised_files_ship() -> None:
-    assert {"quickstart", "mixer_paper", "architectures", "augmentation", "everything"} <= shipped().keys()
+    assert {"quickstart", "mixer_paper", "architectures", "augmentation", "everything", "frontier"} <= shipped().keys()
 
 
 def test_everything_searches_every_ingredient() -> None:
@@ -32,6 +37,21 @@ def test_a_study_file_that_ships_is_valid(name: str) -> None:
     assert description(shipped()[name])
     assert len(space_rows(config)) == len(config.space)
     assert size(config.space, config.trial)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
+def test_the_frontier_is_searched_for_accuracy_and_cost(sampler: str, random_zoo: Zoo, dataset: Dataset) -> None:
+    brief = ["trial.training.epochs=1", "trial.training.steps_per_epoch=1", "trial.training.batch_size=2"]
+    config = read_study(shipped()["frontier"], [f"search.sampler={{name: {sampler}}}", *brief])
+    study = SearchStudy(config, InMemoryStorage())
+    for _ in range(3):
+        candidate = study.ask()
+        metrics = TranslatorTraining(apply(config.trial, candidate.values), random_zoo, dataset).run_epoch()
+        study.report(candidate, 1, metrics, last=True)
+        study.end(candidate, metrics, 1.0, pruned=False)
+    found = [trial.values for trial in study.trials()]
+    assert all(0 <= accuracy <= 1 and cost > 0 for accuracy, cost in found)
+    assert {tuple(trial.values) for trial in study.optuna.best_trials} <= {tuple(values) for values in found}
 
 
 def test_the_papers_translator_has_its_size() -> None:

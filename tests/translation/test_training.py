@@ -49,7 +49,8 @@ def test_loss_falls(random_zoo: Zoo, dataset: Dataset) -> None:
         metrics = training.run_epoch()
         losses.append(metrics["loss"])
     assert losses[2] < 0.5 * losses[0]
-    assert set(metrics) == {"loss", "accuracy_mean", "accuracy_min", "accuracy_max", "seconds", "parameters"}
+    times = {"seconds", "translation_cost"}
+    assert set(metrics) == {"loss", "accuracy_mean", "accuracy_min", "accuracy_max", "parameters"} | times
     assert 0 <= metrics["accuracy_min"] <= metrics["accuracy_mean"] <= metrics["accuracy_max"] <= 1
 
 
@@ -302,7 +303,7 @@ def test_patience_ends_with_the_best_report_and_its_translator(
 ) -> None:
     """Its second epoch is the best of four; a training continued after the third has that of the checkpoint."""
     accuracies = iter([0.1, 0.5, 0.2, 0.3, 0.3])
-    monkeypatch.setattr(TranslatorTraining, "select", lambda self: torch.full((2,), next(accuracies)))
+    monkeypatch.setattr(TranslatorTraining, "_selected", lambda self: (torch.full((2,), next(accuracies)), 1.0))
     settings = {"epochs": 9, "steps_per_epoch": 2, "batch_size": 4, "ema": 0.5, "patience": 2}
     training = TranslatorTraining(config(training=settings), random_zoo, dataset)
     reports = [training.run_epoch() for _ in range(2)]

@@ -1,0 +1,171 @@
+"""Translate blocks of a checkpoint of any registered network, site by site in forward order, with one translator."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kt_ray._io.files import write_whole
+from kt_ray.data import Dataset
+from kt_ray.networks import SiteArchitecture
+from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
+from kt_ray.networks.contracts import replace_module
+from kt_ray.networks.cost import multiply_adds, parameter_count
+from kt_ray.translation.checkpoint import LoadedTranslator
+from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
+
+BUILDER = '''"""Builds the smaller network that {file} holds. Written by `kt-ray translate`.
+
+    from safetensors.torch import load_file
+
+    network = build()
+    network.load_state_dict(load_file({file!r}))
+
+Import the code that registers network and pair first, if they are not bundled with kt_ray.
+"""
+
+from torch import nn
+
+from kt_ray.networks import described
+
+ARCHITECTURE = {architecture}
+SITES = {sites}
+
+
+def build() -> nn.Module:
+    """Return a fresh network with target blocks at the sites."""
+    return described(ARCHITECTURE).smaller(SITES)
+'''
+
+
+@dataclass(frozen=True)
+class SiteTranslation:
+    """The block at one site: cost before and after, and the time that writing it took."""
+
+    path: str
+    parameters_before: int
+    parameters_after: int
+    multiply_adds_before: int
+    multiply_adds_after: int
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class SitesTranslation(TranslationReport):
+    """The result of translating the blocks at all sites."""
+
+    translator: str
+    pair: str
+    builder: str
+    sites: list[SiteTranslation]
+
+    def display_title(self) -> str:
+        """Return number of blocks and time."""
+        return f"{self.pair}, {len(self.sites)} blocks, translated in {self.seconds:.2f} s"
+
+    def site_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each block."""
+        return [
+            {
+                "block": site.path,
+                "parameters": f"{site.parameters_before:,} → {site.parameters_after:,}",
+                "multiply-adds": f"{site.multiply_adds_before:,} → {site.multiply_adds_after:,}",
+                "ms": round(1000 * site.seconds, 1),
+            }
+            for site in self.sites
+        ]
+
+
+@torch.no_grad()
+def translate_sites(
+    loaded: LoadedTranslator,
+    translator: Path,
+    checkpoint: Path,
+    output: Path,
+    sites: Sequence[str] | None = None,
+    *,
+    dataset: Dataset | None = None,
+    state_dict: str | None = None,
+    device: str = "cpu",
+) -> SitesTranslation:
+    """Write the network in `checkpoint` with translated blocks at `sites`.
+
+    Each block is written, and refined, in the network whose earlier blocks are already the smaller ones. The tensors go
+    to `output` (safetensors) under the checkpoint's names and dtypes; a file of the same name ending in .py builds the
+    network that loads them strictly.
+
+    Args:
+        loaded: The translator, of a registered network and pair.
+        translator: The file that it is from.
+        checkpoint: Safetensors, or a `state_dict` that torch loads without running code.
+        output: Must end in .safetensors.
+        sites: Module paths, in any order; all sites that the pair chooses of the network if None.
+        dataset: Measures accuracy on its test images before and after, if given.
+        state_dict: Which of several networks of the file.
+        device: What computes, as torch names it.
+
+    Returns:
+        What was written, site by site and whole.
+
+    Raises:
+        CheckpointError: If a file cannot be read safely, does not fit or is not finite, a site's block has widths that
+            the translator's family does not serve, or the output cannot be written.
+        ConfigError: If a site is none of the network's.
+    """
+    check_output(output, translator, checkpoint)
+    builder = output.with_suffix(".py")
+    trained = loaded.architecture
+    assert isinstance(trained, SiteArchitecture)
+    network = trained.whole()
+    found = find_network(checkpoint, network.state_dict().keys(), state_dict)
+    network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
+    small, done = copy.deepcopy(network).eval(), list[SiteTranslation]()
+    began = time.perf_counter()
+    for path in trained.chosen_sites(sites):
+        here = trained.at(path, replaced=tuple(site.path for site in done))
+        done.append(_translate_site(loaded, here, small, checkpoint, device))
+    seconds = time.perf_counter() - began
+    whole = small.state_dict()
+    state = {name: value for name, value in whole.items() if not name.endswith(STEPS)}
+    counters = {name: value for name, value in whole.items() if name.endswith(STEPS)}
+    paths = [site.path for site in done]
+    metadata = {"architecture": json.dumps(trained.describe()), "sites": json.dumps(paths), "made_by": "kt_ray"}
+    write_state(output, found.renamed(found.in_dtype(state) | counters), metadata)
+    text = BUILDER.format(file=output.name, architecture=repr(trained.describe()), sites=repr(paths))
+    write_whole(builder, text.encode())
+    networks = trained.taking_images(network), trained.taking_images(small)
+    return SitesTranslation(
+        output=str(output),
+        builder=str(builder),
+        checkpoint=str(found),
+        translator=str(translator),
+        pair=trained.pair,
+        sites=done,
+        seconds=seconds,
+        **measured(*networks, trained.image_shape, dataset, device),
+    )
+
+
+def _translate_site(
+    loaded: LoadedTranslator, here: SiteArchitecture, small: torch.nn.Module, checkpoint: Path, device: str
+) -> SiteTranslation:
+    """Put the translated block at the site of `here` into `small`, whose earlier blocks are translated already."""
+    started = time.perf_counter()
+    translator = loaded.translator.for_architecture(here).to(device).eval()
+    source, target = small.get_submodule(here.site), here.target_block()
+    parts = here.split(small.state_dict())
+    stack = {name.removeprefix("block."): value.unsqueeze(0).to(device) for name, value in parts.items()}
+    block = {name: value[0].cpu() for name, value in translator(stack).items()}
+    check_finite(f"block at {here.site}", checkpoint, block)
+    target.load_state_dict(block, strict=False)
+    replace_module(small, here.site, target.eval())
+    seconds = time.perf_counter() - started
+    costs = [(parameter_count(one), multiply_adds(one, here.activation_shape)) for one in (source, target)]
+    return SiteTranslation(here.site, costs[0][0], costs[1][0], costs[0][1], costs[1][1], seconds)
