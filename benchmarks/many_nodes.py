@@ -37,6 +37,7 @@ import ray
 from common.memory import free_mib, peak_mib
 from common.ray_cluster import local_cluster
 from common.results import RESULTS, write
+from common.stand_in import StandIn
 from scipy.optimize import nnls
 
 from kt_ray.config import ActorConfig, DatasetConfig, MemberCounts, StudyConfig, TrialConfig, ZooConfig
@@ -102,18 +103,14 @@ class SleepingTrainer(actors.Trainer):
         return {name: value.numpy() for name, value in zoo.parameters.items()}, index
 
 
-class SleepingTraining:
+class SleepingTraining(StandIn):
     """In the place of a translator's training: epochs that sleep."""
 
-    def __init__(self, folder: Path, nodes: int, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
-        self.folder, self.nodes = folder, nodes
-        self.epoch, self.began = 0, 0.0
-        self.learning_rate = config.training.learning_rate
+    epochs = EPOCHS
 
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= EPOCHS
+    def __init__(self, folder: Path, nodes: int, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
+        super().__init__(config, zoo, dataset, device)
+        self.folder, self.nodes, self.began = folder, nodes, 0.0
 
     def run_epoch(self) -> dict[str, float]:
         """Sleep."""
@@ -124,15 +121,7 @@ class SleepingTraining:
         self.epoch += 1
         if self.finished:
             stamp(self.folder, self.began)
-        return {"accuracy_mean": self.learning_rate * self.epoch, "loss": 0.0}
-
-    def save(self, path: Path) -> None:
-        """Write how far it is."""
-        path.write_text(str(self.epoch))
-
-    def load(self, path: Path) -> None:
-        """Read how far it was."""
-        self.epoch = int(path.read_text())
+        return {"accuracy_mean": self.config.training.learning_rate * self.epoch, "loss": 0.0}
 
 
 class Clock:

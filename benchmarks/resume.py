@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from common.ray_cluster import local_cluster, loopback_only
 from common.results import RESULTS, write
+from common.stand_in import StandIn
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, RecipeConfig, StudyConfig, TrialConfig, ZooConfig
@@ -56,21 +57,13 @@ SLEEP = 0.3  # seconds of an epoch of arithmetic
 WAIT = 400.0  # seconds without an epoch before something is held to be broken
 
 
-class Arithmetic:
+class Arithmetic(StandIn):
     """In the place of a translator's training: accuracy that follows from the values, and sleep.
 
     Each epoch builds on the one before through its saved state, so that a wrong resume shows in the numbers.
     """
 
-    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
-        self.config = config
-        self.epoch = 0
-        self.state = 0.0
-
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self.config.training.epochs
+    epochs = EPOCHS
 
     def run_epoch(self) -> dict[str, float]:
         """Sleep, and rise towards what learning rate and noise allow."""
@@ -81,14 +74,6 @@ class Arithmetic:
         wobble = random.Random(f"{rate} {noise} {self.epoch}").uniform(-0.02, 0.02)
         self.state = 0.6 * self.state + 0.4 * (math.exp(-rate) - noise) + wobble
         return {"accuracy_mean": self.state, "loss": 1 - self.state}
-
-    def save(self, path: Path) -> None:
-        """Write the state."""
-        path.write_text(json.dumps([self.epoch, self.state]))
-
-    def load(self, path: Path) -> None:
-        """Read the state."""
-        self.epoch, self.state = json.loads(path.read_text())
 
 
 class CountedTraining:

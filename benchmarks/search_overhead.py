@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import ray
 from common.memory import own_mib, resident_mib
 from common.results import RESULTS, write
+from common.stand_in import StandIn
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, TrialConfig
 from kt_ray.data import load_dataset
@@ -48,30 +49,15 @@ PAGE = 4096  # bytes
 DATASET = DatasetConfig(name="mnist5k", train_images=200, selection_images=100)
 
 
-class Nothing:
+class Nothing(StandIn):
     """In the place of a translator's training: an accuracy that follows from the values, at once."""
 
-    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
-        self.config = config
-        self.epoch = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= EPOCHS
+    epochs = EPOCHS
 
     def run_epoch(self) -> dict[str, float]:
         """Nothing."""
         self.epoch += 1
         return {"accuracy_mean": accuracy(self.config.training.learning_rate, self.epoch), "loss": 0.0}
-
-    def save(self, path: Path) -> None:
-        """Write how far it is."""
-        path.write_text(str(self.epoch))
-
-    def load(self, path: Path) -> None:
-        """Read how far it was."""
-        self.epoch = int(path.read_text())
 
 
 def accuracy(learning_rate: float, epoch: int) -> float:

@@ -32,8 +32,8 @@ class ResourceError(KTError):
 
 
 class StudyError(KTError):
-    """A study cannot be opened, is held by another driver, or lacks what was asked of it."""
+    """A study cannot be opened, is held by another driver, or misses what was asked for."""
 
 
 class TrackingError(KTError):
-    """MLflow's store or registry cannot be reached, or lacks what was asked of it."""
+    """MLflow's store or registry cannot be reached, or misses what was asked for."""

@@ -1,7 +1,7 @@
 """Files that carry a SHA-256 of all their bytes, so that a flipped bit anywhere is found before they are parsed.
 
 The digest is stored in the file itself, as the value of `kt_ray.sha256` in the metadata that its format has (an entry
-of a JSON mapping, of Parquet's or of safetensors' metadata), and is computed with `BLANK` in its place.
+of a JSON mapping, of Parquet's or of safetensors' metadata), and is computed with `BLANK` instead of it.
 """
 
 from __future__ import annotations

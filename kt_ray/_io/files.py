@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Writing files so that no one ever reads half of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """`content` as the file at `path`, whole or not at all. Raises OSError where it cannot be written."""
+    """`content` as the file at `path`, whole or not at all. Raises OSError if it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""SQLite with a write-ahead log, where the filesystem bears one.
+"""SQLite with a write-ahead log, if the filesystem supports one.
 
 Asking for a trial and telling its end takes half the time that it takes with the default journal, for a commit then
 waits for no disk (`synchronous=NORMAL`). What was committed outlives the death of its process in either mode, by
@@ -30,7 +30,7 @@ def local(path: Path, mounts: Path = MOUNTS) -> bool:
 
 
 def prepare(path: Path) -> bool:
-    """Give the database at `path`, made if missing, the journal that its filesystem bears.
+    """Give the database at `path`, made if missing, the journal that its filesystem supports.
 
     Returns whether it has a write-ahead log. A database that others are using keeps the journal it has.
     Raises sqlite3.Error where it cannot be opened or is none.
@@ -51,7 +51,7 @@ def reader(path: Path) -> Callable[[], sqlite3.Connection] | None:
     """Return a function that connects to the database at `path`, if its directory cannot be written; None if it can.
 
     SQLite reads a write-ahead log there only beside its shared memory, `PATH-shm`, which is there while a writer lives
-    or after one died. Without a log, all is in the database, and nobody writes to it.
+    or after one died. Without a log, all is in the database, and no one writes to it.
     Raises sqlite3.OperationalError where commits are in a log that cannot be read, OSError where `path` cannot be.
     """
     if writable(path.parent):
@@ -96,7 +96,7 @@ def _journal(database: sqlite3.Connection, setting: str) -> str:
 
 
 def _filesystem(path: Path, mounts: Path) -> str:
-    """The type of the filesystem that holds `path`, empty where it cannot be told (proc_pid_mountinfo(5))."""
+    """The type of the filesystem that holds `path`, empty if it cannot be told (proc_pid_mountinfo(5))."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

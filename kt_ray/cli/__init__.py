@@ -39,7 +39,7 @@ def _common(
 
 
 def main() -> None:
-    """Run the command. A KTError, or an output that cannot be written, is told in a line, with exit status 2."""
+    """Run the command. A KTError, or an output that cannot be written, is reported in a line, with exit status 2."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # worker processes of one thread each; see README, limits
     prepare_streams()
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kt_ray.cli.options import File, Format, Set
+from kt_ray.cli.options import AllowCode, File, Format, Set
 from kt_ray.cli.output import say, show, show_json, show_table
 
 EXPLAINED = "`kt-ray spaces explain PATH` describes any of these paths"
@@ -84,23 +84,25 @@ def validate(
         typer.Option(help="Ask every node of this Ray cluster too: host:port, or its job server's http://…."),
     ] = None,
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="With --address: the one there.")] = None,
+    allow_code: AllowCode = False,
     format_: Format = "table",
 ) -> None:
     """Tell everything wrong with a study or distillation file, each with its line; try one batch of a trial.
 
     `include: FILE` in a mapping of the file stands for the entries of that file, whose path is relative to it.
     """
+    from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.validation import validate_file
 
-    path = locate(file)
-    validation = validate_file(path, overrides or (), here=address is None)
+    path, permission = locate(file), Permission.at(given=allow_code)
+    validation = validate_file(path, overrides or (), here=address is None, permission=permission)
     content: dict[str, Any] = validation.to_dict()
     cluster = None
     if address is not None:
         from kt_ray.studies.cluster_check import check_cluster
 
-        cluster = check_cluster(path, address, workspace=workspace, overrides=overrides or ())
+        cluster = check_cluster(path, address, workspace=workspace, overrides=overrides or (), permission=permission)
         content["cluster"] = cluster.to_dict()
     if format_ == "json":
         show_json(content)

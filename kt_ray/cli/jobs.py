@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import File, Format, Set
+from kt_ray.cli.options import AllowCode, File, Format, Set
 from kt_ray.cli.output import say, show
 
 jobs = typer.Typer(help="Jobs of kt-ray on a Ray cluster: list, logs, stop, resume.", no_args_is_help=True)
@@ -37,14 +37,18 @@ def submit(
     ] = False,
     python: Annotated[str, typer.Option(help="The cluster's Python.")] = "python",
     detach: Detach = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a study as a job of a Ray cluster and follow it; exit status is the job's. Ctrl-C only stops following."""
+    from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.submission import submit as submit_job
 
     job = submit_job(
-        locate(file), address, workspace=workspace, overrides=overrides or (), code=not installed, python=python
-    )
+        locate(file), address,
+        workspace=workspace, overrides=overrides or (), code=not installed, python=python,
+        permission=Permission.at(given=allow_code),
+    )  # fmt: skip
     _attend(job, address, detach)
 
 

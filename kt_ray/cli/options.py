@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A study file, or the name of one that ships.")]
+File = Annotated[str, typer.Argument(metavar="FILE", help="A study file, or the name of a bundled one.")]
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study in the workspace.")]
 Zoo = Annotated[
     str,
     typer.Argument(
-        metavar="ZOO", help="Name of a zoo in the workspace, its directory or URI, or pretrained:mnist5k, which ships."
+        metavar="ZOO",
+        help="Name of a zoo in the workspace, its directory or URI, or pretrained:mnist5k (bundled).",
     ),
 ]
 Set = Annotated[
@@ -26,8 +27,15 @@ WorkspaceRoot = Annotated[
         "-w",
         metavar="DIR",
         envvar="KT_RAY_WORKSPACE",
-        help="Where zoos, studies and MLflow's store lie.",
+        help="Where zoos, studies and MLflow's store are kept.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="What computes: cpu, or a GPU as torch names it: cuda, cuda:1.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Let the Python files under `code` of the study run, now and from then on in this workspace.",
+    ),
+]
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="A table to read, or JSON for programs.")]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kt_ray.cli.options import File, Format, Set, Study, WorkspaceRoot
+from kt_ray.cli.options import AllowCode, File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 AcceptChanges = Annotated[
-    bool, typer.Option("--accept-changes", help="Go on although zoo, dataset or base trial differ from before.")
+    bool, typer.Option("--accept-changes", help="Go on although zoo, dataset, code or base trial differ from before.")
 ]
 
 AcceptWeak = Annotated[
@@ -43,18 +43,10 @@ def run(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     accept_weak: AcceptWeak = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    from kt_ray.studies import study
-
-    study.run(
-        file,
-        workspace,
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
-        accept_weak=accept_weak,
-    )
+    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, accept_weak=accept_weak)
 
 
 def distill(
@@ -63,18 +55,10 @@ def distill(
     start_from: From = None,
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    from kt_ray.studies import study
-
-    study.run(
-        file,
-        workspace,
-        kind="distillation",
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
-    )
+    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, kind="distillation")
 
 
 def search(
@@ -83,18 +67,18 @@ def search(
     start_from: From = None,
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
+    options = {"kind": "translation", "search_only": True}
+    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, **options)
+
+
+def _run(file: str, overrides: Set, start_from: From, workspace: WorkspaceRoot, changes: bool, **options: Any) -> None:
     from kt_ray.studies import study
 
     study.run(
-        file,
-        workspace,
-        kind="translation",
-        search_only=True,
-        overrides=overrides or (),
-        start_from=start_from or (),
-        accept_changes=accept_changes,
+        file, workspace, overrides=overrides or (), start_from=start_from or (), accept_changes=changes, **options
     )
 
 
@@ -115,6 +99,7 @@ def resume(
     start_from: From = None,
     accept_changes: AcceptChanges = False,
     accept_weak: AcceptWeak = False,
+    allow_code: AllowCode = False,
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Go on with a study or distillation after any end, or give a finished one more trials."""
@@ -129,6 +114,7 @@ def resume(
         device_hours=gpu_hours,
         start_from=start_from or (),
         accept_changes=accept_changes,
+        allow_code=allow_code,
         accept_weak=accept_weak,
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import File, Format, Set, WorkspaceRoot, Zoo
+from kt_ray.cli.options import AllowCode, File, Format, Set, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show
 
 zoo = typer.Typer(help="Build, look at and check zoos of trained networks.", no_args_is_help=True)
@@ -20,15 +20,16 @@ def register(app: typer.Typer) -> None:
 
 
 @zoo.command()
-def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None) -> None:
-    """Train the members that the zoo of a study file still lacks."""
+def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, allow_code: AllowCode = False) -> None:
+    """Train the members that are missing in the zoo of a study file."""
     from kt_ray.studies.console import Narrator
+    from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.study_file import read_study
     from kt_ray.studies.translation_study import build_zoo_of
     from kt_ray.studies.workspace import Workspace
 
-    config = read_study(locate(file), overrides or ())
+    config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code))
     with Narrator() as narrator:
         build_zoo_of(config, Workspace.open(workspace, config.storage), narrator)
     say(f"next: kt-ray search {shlex.quote(file)}")
@@ -94,16 +95,18 @@ def import_(
     file: File,
     overrides: Set = None,
     workspace: WorkspaceRoot = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Add networks in the paper's layout to the zoo that a study file names."""
     from kt_ray.data import load_dataset
+    from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.study_file import read_study
     from kt_ray.studies.workspace import Workspace
     from kt_ray.zoo.paper_layout import import_zoo
     from kt_ray.zoo.store import ZooStore
 
-    config = read_study(locate(file), overrides or ())
+    config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code))
     store = ZooStore(Workspace.open(workspace, config.storage).zoo(config.zoo.name))
     count = import_zoo(folder, store, config.zoo, config.pair, load_dataset(config.dataset))
     say(f"added {count} members to {store.uri}")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from kt_ray.config.base import Frozen
+from kt_ray.config.code import CodeFile
 from kt_ray.config.network import NetworkConfig, PairName
 from kt_ray.config.study import MODEL_NAME, PRINTABLE, Distribution, Objective, RayConfig, SearchConfig, StorageConfig
 from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig
@@ -175,6 +176,7 @@ class DistillConfig(DistillTrialConfig):
         "kt-student", pattern=MODEL_NAME, max_length=250, description="the registered model of the student"
     )
     description: str = ""
+    code: tuple[CodeFile, ...] = Field((), description="Python files that register what is used below")
     dataset: DatasetConfig = DatasetConfig(name="cifar10")
     space: dict[str, Distribution] = Field(default_factory=dict, description="dotted paths; no search if empty")
     search: DistillSearchConfig = DistillSearchConfig()

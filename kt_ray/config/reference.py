@@ -21,8 +21,9 @@ MODELS: dict[str, type[StudyConfig | DistillConfig]] = {"translation": StudyConf
 TRIAL = "trial."  # of a translation's file: what its space samples, without this prefix
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥", "max_length": "length ≤"}
 READERS = {  # of a section, also of those within it: the module or package that uses its values
+    "code": "kt_ray.study_code",
     "dataset": "kt_ray.data",
-    "pair": "kt_ray.networks.pairs",
+    "pair": "kt_ray.networks.architecture",
     "zoo": "kt_ray.zoo",
     "trial": "kt_ray.translation",
     "trial.translator": "kt_ray.translation.translator",

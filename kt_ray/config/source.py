@@ -35,7 +35,7 @@ class Source:
             loader, self._root = _compose(path)
             includes = _Includes()
             includes.expand(self._root, (path.resolve(),))
-            self._includes = includes.found
+            self._refers = includes.found
             content = loader.construct_document(self._root)
         except yaml.YAMLError as error:
             raise _not_yaml(error, path) from None
@@ -44,8 +44,8 @@ class Source:
         self.content: dict[str, Any] = content
 
     def text(self) -> str:
-        """The file as it is; where it includes others, one YAML text with all of it."""
-        if not self._includes:
+        """The file as it is; where it refers to others, one YAML text with all of it and of what was overridden."""
+        if not self._refers:
             return self.path.read_text(encoding="utf-8")
         return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
 
@@ -53,6 +53,11 @@ class Source:
         """Set the dotted `path`; its faults are then not the file's."""
         set_path(self.content, path, value)
         self.overridden.append(path)
+
+    def embed(self, path: str, value: Any) -> None:
+        """Put what files hold in place of their names at the dotted `path`."""
+        set_path(self.content, path, value)
+        self._refers = True
 
     def error(self, problems: Sequence[str]) -> ConfigError:
         """`problems`, each of which begins with its dotted path and a colon, with their places."""
@@ -86,7 +91,7 @@ def _compose(path: Path) -> tuple[StudyLoader, MappingNode]:
     try:
         loader = StudyLoader(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no such file: {path}; `kt-ray spaces list` names the study files that ship") from None
+        raise ConfigError(f"no such file: {path}; `kt-ray spaces list` names the bundled study files") from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"not YAML: {error.reason}", str(path)) from None
     except UnicodeDecodeError as error:

@@ -65,20 +65,26 @@ def _mnist5k() -> tuple[LabelledImages, LabelledImages]:
 
 def _mnist_like(name: str) -> tuple[LabelledImages, LabelledImages]:
     """The MNIST-like set `name` under `data_root()`, downloaded there if it is missing."""
+    hint = f"holds {name}/raw, or use mnist5k, which needs no download"
+    return _by_torchvision(name, name, f"{name}/raw/{MNIST_FILE}", hint)
+
+
+def _by_torchvision(name: str, kind: str, marker: str, hint: str) -> tuple[LabelledImages, LabelledImages]:
+    """Return torchvision's dataset of class `kind`, downloaded to `data_root()` if that has no file `marker`."""
     from torchvision import datasets
 
-    root = data_root()
-    kind = getattr(datasets, name)
-    parts = []
+    root, parts = data_root(), list[LabelledImages]()
     for train in (True, False):
         try:
-            part = kind(str(root), train=train, download=not (root / name / "raw" / MNIST_FILE).is_file())
+            part = getattr(datasets, kind)(str(root), train=train, download=not (root / marker).exists())
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"{name} is not under {root} and cannot be downloaded ({first_line(error)}); "
-                f"set {VARIABLE} to a directory that holds {name}/raw, or use mnist5k, which needs no download"
+                f"set {VARIABLE} to a directory that {hint}"
             ) from None
-        parts.append(LabelledImages(part.data.unsqueeze(1).contiguous(), part.targets))
+        images = torch.as_tensor(part.data)
+        images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
+        parts.append(LabelledImages(images.contiguous(), torch.as_tensor(part.targets)))
     return parts[0], parts[1]
 
 
@@ -101,27 +107,14 @@ def _cifar(name: str) -> tuple[LabelledImages, LabelledImages]:
 
     torchvision's version holds pickles; it checks their MD5 against the published files before it opens them.
     """
-    from torchvision import datasets
-
     binary = data_root() / {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}[name]
     if binary.is_dir():
         train = ["train.bin"] if name == "cifar100" else [f"data_batch_{part}.bin" for part in range(1, 6)]
         test = ["test.bin"] if name == "cifar100" else ["test_batch.bin"]
         label_bytes = 2 if name == "cifar100" else 1  # CIFAR-100: the coarse label, then the fine one
         return _read_cifar(binary, train, label_bytes), _read_cifar(binary, test, label_bytes)
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    parts = []
-    for is_train in (True, False):
-        try:
-            part = kind(str(data_root()), train=is_train, download=not (data_root() / kind.base_folder).is_dir())
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{name} is not under {data_root()} and cannot be downloaded ({first_line(error)}); set "
-                f"{VARIABLE} to a directory that holds {kind.base_folder} or {binary.name}"
-            ) from None
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        parts.append(LabelledImages(images, torch.tensor(part.targets)))
-    return parts[0], parts[1]
+    folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name]
+    return _by_torchvision(name, name.upper(), folder, f"holds {folder} or {binary.name}")
 
 
 def _read_cifar(directory: Path, files: list[str], label_bytes: int) -> LabelledImages:

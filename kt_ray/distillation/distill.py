@@ -169,7 +169,7 @@ def save_student(
 
 
 def load_student(path: Path) -> LoadedStudent:
-    """The student that `save_student` wrote. Raises CheckpointError where `path` is something else."""
+    """The student that `save_student` wrote. Raises CheckpointError if `path` is something else."""
     parts, facts = read_checkpoint(path)
     try:
         trial = DistillTrialConfig.model_validate(json.loads(json.dumps(facts["config"])))

@@ -14,7 +14,7 @@ SLOPE = 0.1  # of every LeakyReLU
 
 
 def factor_channels(channels: int, rate: float) -> int:
-    """round(k · C), the channels of the factors. Raises ConfigError where none is left."""
+    """round(k · C), the channels of the factors. Raises ConfigError if none is left."""
     factors = round(channels * rate)
     if factors < 1:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import FitConfig
+from kt_ray.data import LabelledImages
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks.checkpoint import read_written, write_state
 
@@ -75,8 +77,57 @@ class ScheduledSGD:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
+class Fit(ABC):
+    """A training in epochs over images, whose checkpoint continues to the same numbers; `run_epoch` is each one's own.
+
+    `modules` are trained at the given learning rates, and saved, under their names.
+    """
+
+    def __init__(
+        self, config: FitConfig, images: LabelledImages, modules: Mapping[str, tuple[nn.Module, float]]
+    ) -> None:
+        self.fit, self.images = config, images
+        self.steps_per_epoch = -(-len(images) // config.batch_size)
+        self._modules = {name: module for name, (module, _) in modules.items()}
+        groups = [(list(module.parameters()), rate) for module, rate in modules.values()]
+        self.optimizer = ScheduledSGD(config, groups, config.epochs * self.steps_per_epoch)
+        self.epoch = 0
+        self.seconds = 0.0
+
+    @abstractmethod
+    def run_epoch(self) -> dict[str, float]:
+        """Train on every image once; return means of the losses and the `seconds` so far."""
+
+    @property
+    def finished(self) -> bool:
+        """True if all epochs are done."""
+        return self.epoch >= self.fit.epochs
+
+    @property
+    def images_seen(self) -> int:
+        """Training images read so far, each as often as it was read."""
+        return self.epoch * len(self.images)
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on, as safetensors."""
+        parts = {name: module.state_dict() for name, module in self._modules.items()}
+        facts = {"epoch": self.epoch, "seconds": self.seconds}
+        save_checkpoint(path, parts | {"optimizer": self.optimizer.state()}, facts)
+
+    def load(self, path: Path) -> None:
+        """Go on from `path`. Raises CheckpointError if it is of another training."""
+        parts, facts = read_checkpoint(path)
+        for name, module in self._modules.items():
+            load_part(module, parts, name, path)
+        try:
+            self.epoch, self.seconds = int(facts["epoch"]), float(facts["seconds"])
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{path} does not say after which epoch it was written; remove it") from None
+        self.optimizer.restore(parts.get("optimizer", {}), self.epoch * self.steps_per_epoch)
+
+
 def finite(loss: float, what: str, epoch: int) -> float:
-    """`loss`. Raises ConfigError where a fit has diverged."""
+    """`loss`. Raises ConfigError if a fit has diverged."""
     if not math.isfinite(loss):
         raise ConfigError(f"{what} diverged in epoch {epoch + 1}: its loss is {loss}; lower its learning_rate")
     return loss
@@ -102,16 +153,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     return parts, facts
 
 
-def read_progress(facts: Mapping[str, Any], path: Path) -> tuple[int, float]:
-    """Finished epochs and their seconds from the facts of a checkpoint. Raises CheckpointError where it lacks them."""
-    try:
-        return int(facts["epoch"]), float(facts["seconds"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} does not say after which epoch it was written; remove it") from None
-
-
 def load_part(module: nn.Module, parts: Mapping[str, Mapping[str, Tensor]], part: str, path: Path) -> None:
-    """`parts[part]` into `module`. Raises CheckpointError where names or shapes differ."""
+    """`parts[part]` into `module`. Raises CheckpointError if names or shapes differ."""
     try:
         module.load_state_dict(dict(parts.get(part, {})))
     except RuntimeError as error:

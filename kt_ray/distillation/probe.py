@@ -16,7 +16,7 @@ from kt_ray.distillation.training import StudentTraining
 def try_batch(stages: Stages, config: DistillTrialConfig) -> dict[str, float]:
     """Return the losses of one batch of the student of `config`, and its number of `parameters`.
 
-    Teacher and paraphrasers are the untrained ones. Raises ConfigError or CheckpointError where `config` cannot be
+    Teacher and paraphrasers are the untrained ones. Raises ConfigError or CheckpointError if `config` cannot be
     carried out.
     """
     stages.check(config)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache, Made, fingerprint
 from kt_ray.distillation.factors import Paraphraser, factor_channels
 from kt_ray.distillation.features import feature_shapes
-from kt_ray.distillation.fitting import load_part
+from kt_ray.distillation.fitting import Fit, load_part
 from kt_ray.distillation.methods import Method, build_method, method_layers, paraphrased_layers
 from kt_ray.distillation.networks import build_network
 from kt_ray.distillation.paraphrasing import ParaphraserTraining
@@ -40,21 +40,6 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-class Training(Protocol):
-    """The interface of every training here."""
-
-    epoch: int
-    seconds: float
-
-    @property
-    def finished(self) -> bool: ...
-    @property
-    def images_seen(self) -> int: ...
-    def run_epoch(self) -> dict[str, float]: ...
-    def save(self, path: Path) -> None: ...
-    def load(self, path: Path) -> None: ...
-
-
 @dataclass(frozen=True)
 class Trained:
     """A frozen network, the hash of what decided it, and facts of its training: `accuracy` or `loss`, `seconds`,
@@ -65,7 +50,7 @@ class Trained:
     facts: dict[str, Any]
 
 
-def run_resumed(training: Training, epochs: int, checkpoint: Path, stage: str, report: Report | None) -> dict[str, Any]:
+def run_resumed(training: Fit, epochs: int, checkpoint: Path, stage: str, report: Report | None) -> dict[str, Any]:
     """Run `training` to its end, from `checkpoint` if there is one, writing it after each epoch. Facts of it."""
     loss = float("nan")
     if checkpoint.exists():
@@ -95,7 +80,7 @@ class Stages:
     def teacher(self, config: TeacherConfig) -> Trained:
         """The teacher, frozen: from the file `config.checkpoint`, from the cache, or trained on labels.
 
-        Raises CheckpointError where the file is missing or of another network.
+        Raises CheckpointError if the file is missing or of another network.
         """
         network = self.network(config.network, config.seed)
         if config.checkpoint is not None:
@@ -152,7 +137,7 @@ class Stages:
         return {layer: self.paraphraser(teacher, layer, config.paraphraser) for layer in layers}
 
     def method(self, config: DistillTrialConfig, teacher: Trained, student: nn.Module) -> Method:
-        """The method between `teacher` and `student`. Raises ConfigError where their features cannot be compared."""
+        """The method between `teacher` and `student`. Raises ConfigError if their features cannot be compared."""
         ours, theirs = method_layers(config.method)
         student_shapes = feature_shapes(student, theirs, self.dataset.image_shape, "student")
         teacher_shapes = feature_shapes(teacher.module, ours, self.dataset.image_shape, "teacher")

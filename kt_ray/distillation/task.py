@@ -45,7 +45,7 @@ def prepare(config: DistillConfig, stages: Stages) -> Shared:
     """Train, or read, the teacher and every paraphraser that the choices of the space can ask for.
 
     Where the space searches the teacher, or the paraphraser by other than a list of rates and layers, trials make what
-    they need themselves, once, in the shared directory. Raises ConfigError where a choice cannot be carried out.
+    they need themselves, once, in the shared directory. Raises ConfigError if a choice cannot be carried out.
     """
     needed: dict[str, Trained] = {}
     for trial in choices(config):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from kt_ray.config import FitConfig
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.distillation.features import run_with_features
-from kt_ray.distillation.fitting import ScheduledSGD, finite, load_part, read_checkpoint, read_progress, save_checkpoint
+from kt_ray.distillation.fitting import Fit, finite
 from kt_ray.distillation.images import EVALUATION_BATCH, Batch, batches
 from kt_ray.distillation.methods import Method, Targets
 from kt_ray.networks.cost import parameter_count
@@ -25,7 +24,7 @@ def no_teaching(batch: Batch) -> dict[str, Targets]:
     return {}
 
 
-class StudentTraining:
+class StudentTraining(Fit):
     """One student trained by one method. Epochs are deterministic in `seed`; a loaded checkpoint continues to the
     same numbers.
 
@@ -45,35 +44,21 @@ class StudentTraining:
         translator_learning_rate: float | None = None,
     ) -> None:
         self.student, self.method, self.teaching = student.to(device), method.to(device), teaching
-        self.config, self.seed, self.device = config, seed, device
-        self.images = dataset.train.to(device)
+        self.seed, self.device = seed, device
         self.selection = dataset.selection.to(device)
-        self.steps_per_epoch = -(-len(self.images) // config.batch_size)
-        rate = translator_learning_rate or config.learning_rate
-        groups = [(list(student.parameters()), config.learning_rate), (list(method.parameters()), rate)]
-        self.optimizer = ScheduledSGD(config, groups, config.epochs * self.steps_per_epoch)
-        self.epoch = 0
-        self.seconds = 0.0
-
-    @property
-    def finished(self) -> bool:
-        """True if all epochs are done."""
-        return self.epoch >= self.config.epochs
-
-    @property
-    def images_seen(self) -> int:
-        """Training images read so far, each as often as it was read."""
-        return self.epoch * len(self.images)
+        rate = config.learning_rate
+        modules = {"student": (student, rate), "translators": (method, translator_learning_rate or rate)}
+        super().__init__(config, dataset.train.to(device), modules)
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over the training images: mean losses, `accuracy` on the selection images, `seconds`, `parameters`.
 
-        Raises ConfigError where the loss is no longer finite.
+        Raises ConfigError if the loss is no longer finite.
         """
         start = time.perf_counter()
         self.student.train()
         sums: dict[str, torch.Tensor] = {}
-        for batch in batches(self.images, self.config, self.seed, self.epoch):
+        for batch in batches(self.images, self.fit, self.seed, self.epoch):
             outputs = run_with_features(self.student, batch.images, self.method.student_layers)
             parts = self.method(outputs, batch.labels, self.teaching(batch))
             self.optimizer.descend(parts["loss"])
@@ -87,23 +72,6 @@ class StudentTraining:
         self.epoch += 1
         self.seconds += time.perf_counter() - start
         return metrics | {"seconds": self.seconds}
-
-    def save(self, path: Path) -> None:
-        """Everything needed to go on, as safetensors."""
-        parts = {
-            "student": self.student.state_dict(),
-            "translators": self.method.state_dict(),
-            "optimizer": self.optimizer.state(),
-        }
-        save_checkpoint(path, parts, {"epoch": self.epoch, "seconds": self.seconds})
-
-    def load(self, path: Path) -> None:
-        """Go on from `path`. Raises CheckpointError where it is of another student or method."""
-        parts, facts = read_checkpoint(path)
-        load_part(self.student, parts, "student", path)
-        load_part(self.method, parts, "translators", path)
-        self.epoch, self.seconds = read_progress(facts, path)
-        self.optimizer.restore(parts.get("optimizer", {}), self.epoch * self.steps_per_epoch)
 
 
 @torch.no_grad()

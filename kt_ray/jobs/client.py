@@ -23,7 +23,7 @@ ANSWER_SECONDS = 60.0
 def job_server(address: str | None = None) -> str:
     """The URL of the job server: `address`, else `RAY_API_SERVER_ADDRESS`, else `RAY_ADDRESS`, else loopback's.
 
-    Raises ResourceError where it is not `http://HOST:PORT`, `https://…` or `HOST:PORT`.
+    Raises ResourceError if it is not `http://HOST:PORT`, `https://…` or `HOST:PORT`.
     """
     variables = (os.environ.get(name) for name in ADDRESS_VARIABLES)
     given = address or next((value for value in variables if value), None) or DEFAULT_ADDRESS

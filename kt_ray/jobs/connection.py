@@ -180,7 +180,7 @@ def _listens_on_loopback(address: str) -> bool:
 
 
 def _greet(host: str, port: int) -> None:
-    """Exchange HTTP/2's first frames with a gRPC server (RFC 9113, 3.4). Raises OSError where there is none."""
+    """Exchange HTTP/2's first frames with a gRPC server (RFC 9113, 3.4). Raises OSError if there is none."""
     with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
         if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
             return

@@ -8,7 +8,7 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -26,7 +26,7 @@ EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
 SECRET = re.compile(r"PASSW|TOKEN|SECRET|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
 RECONNECTIONS = 5
 JOB_VARIABLE = "KT_RAY_JOB"  # in a job: its id
-ENTRYPOINT = ("command", "workspace", "overrides", "python")
+ALLOW_CODE = "--allow-code"
 Command = Literal["run", "check"]
 
 
@@ -54,24 +54,67 @@ class Job:
         return asdict(self)
 
 
-def submit_study(
-    study: str,
-    name: str,
-    address: str | None,
-    *,
-    workspace: str | None,
-    overrides: Sequence[str],
-    environment: Mapping[str, str],
-    code: bool,
-    python: str,
-    command: Command,
-) -> str:
-    """Submit the text `study` of the study `name`, which is checked; return the job's id. See `studies.submission`."""
-    request = {
-        "study": study, "overrides": list(overrides), "workspace": workspace, "environment": _public(environment),
-        "code": code, "python": python, "command": command,
-    }  # fmt: skip
-    return _submit(request, name, address)
+@dataclass(frozen=True)
+class Request:
+    """What a job runs, kept in its metadata: the text `study` of a study file that is checked, and how it is run.
+
+    See `studies.submission.submit`. Raises ConfigError if a name in `environment` is a secret's.
+    """
+
+    study: str
+    overrides: list[str]
+    workspace: str | None
+    environment: dict[str, str]
+    code: bool
+    python: str
+    command: Command
+    allow_code: bool = False  # of the study; jobs of earlier releases have none
+
+    def __post_init__(self) -> None:
+        secret = [name for name in self.environment if SECRET.search(name)]
+        if secret:
+            raise ConfigError(
+                f"{', '.join(secret)} would be shown to whoever can list the cluster's jobs; set secrets in the "
+                "environment of the cluster's nodes (Kubernetes secrets, systemd's EnvironmentFile)"
+            )
+
+    def entrypoint(self) -> str:
+        """Return the job's shell command, with `exec`: the signal that stops a job reaches Python and no shell."""
+        where = shlex.quote(self.workspace) if self.workspace else f'"{HOME_WORKSPACE}"'
+        allowed = [ALLOW_CODE] if self.allow_code else []
+        values = [shlex.quote(override) for override in self.overrides]
+        if self.command == "check":
+            arguments = ["kt_ray.studies", *allowed, STUDY_FILE, where, *values]
+        else:
+            sets = [f"--set {value}" for value in values]
+            arguments = ["kt_ray run", *allowed, STUDY_FILE, "--workspace", where, *sets]
+        return f"exec {shlex.quote(self.python)} -m {' '.join(arguments)}"
+
+
+def submit(request: Request, study: str, address: str | None) -> str:
+    """Run `request` of the study named `study` as a job; return the job's id.
+
+    Raises StudyError if a job runs this study in this workspace already.
+    """
+    with connection(address) as client:
+        for job in map(_job, client.list_jobs()):
+            same = (job.command, job.study, job.workspace) == (request.command, study, request.workspace or "")
+            if same and job.running and job.command == "run":
+                raise StudyError(
+                    f"study {study!r} is already run by job {job.id}; follow it with `kt-ray jobs logs {job.id} "
+                    f"--follow`, or end it with `kt-ray jobs stop {job.id}`"
+                )
+        job_id = f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), JOB_VARIABLE: job_id} | request.environment
+        with packed(request.study, code=request.code) as directory:
+            return str(
+                client.submit_job(
+                    entrypoint=request.entrypoint(),
+                    submission_id=job_id,
+                    runtime_env={"working_dir": str(directory), "env_vars": variables},
+                    metadata={"kt_ray": json.dumps(asdict(request)), "study": study},
+                )
+            )
 
 
 def resume(job: str, address: str | None = None) -> str:
@@ -81,7 +124,8 @@ def resume(job: str, address: str | None = None) -> str:
     """
     with connection(address) as client:
         details = _details(client, job)
-    return _submit(json.loads((details.metadata or {})["kt_ray"]), _study_of(details), address)
+    metadata = details.metadata or {}
+    return submit(Request(**json.loads(metadata["kt_ray"])), metadata["study"], address)
 
 
 def jobs(address: str | None = None) -> list[Job]:
@@ -112,7 +156,7 @@ def stop(job: str, address: str | None = None, *, wait: bool = True) -> Job:
 def follow(job: str, address: str | None = None, write: Callable[[str], object] = print) -> Job:
     """Hand what `job` prints to `write`, piece by piece, until it ends; the job as it ended.
 
-    A KeyboardInterrupt leaves the job running. Raises ResourceError where the cluster goes away meanwhile.
+    A KeyboardInterrupt leaves the job running. Raises ResourceError if the cluster goes away meanwhile.
     """
     with connection(address) as client:
         _details(client, job)
@@ -177,66 +221,13 @@ def _await_end(client: TimedJobClient, job: str, seconds: float) -> Job | None:
         time.sleep(0.2)
 
 
-def _submit(request: Mapping[str, Any], study: str, address: str | None) -> str:
-    with connection(address) as client:
-        for details in client.list_jobs():
-            job = _job(details)
-            if job.running and (job.command, job.study, job.workspace) == (
-                "run" if request["command"] == "run" else None, study, request["workspace"] or ""
-            ):  # fmt: skip
-                raise StudyError(
-                    f"study {study!r} is already run by job {job.id}; follow it with `kt-ray jobs logs {job.id} "
-                    f"--follow`, or end it with `kt-ray jobs stop {job.id}`"
-                )
-        job_id = f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-        with packed(request["study"], code=request["code"]) as directory:
-            return str(
-                client.submit_job(
-                    entrypoint=entrypoint(**{key: request[key] for key in ENTRYPOINT}),
-                    submission_id=job_id,
-                    runtime_env={
-                        "working_dir": str(directory),
-                        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), JOB_VARIABLE: job_id}
-                        | request["environment"],
-                    },
-                    metadata={"kt_ray": json.dumps(request), "study": study},
-                )
-            )
-
-
-def entrypoint(command: Command, workspace: str | None, overrides: Sequence[str], python: str) -> str:
-    """The shell command of a job. `exec`: the signal that stops a job then reaches Python and no shell before it."""
-    where = shlex.quote(workspace) if workspace else f'"{HOME_WORKSPACE}"'
-    values = [shlex.quote(override) for override in overrides]
-    if command == "check":
-        arguments = ["kt_ray.studies", STUDY_FILE, where, *values]
-    else:
-        arguments = ["kt_ray run", STUDY_FILE, "--workspace", where, *(f"--set {value}" for value in values)]
-    return f"exec {shlex.quote(python)} -m {' '.join(arguments)}"
-
-
-def _public(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment`, if none of its names is a secret's."""
-    secret = [name for name in environment if SECRET.search(name)]
-    if secret:
-        raise ConfigError(
-            f"{', '.join(secret)} would be shown to whoever can list the cluster's jobs; set secrets in the "
-            "environment of the cluster's nodes (Kubernetes secrets, systemd's EnvironmentFile)"
-        )
-    return dict(environment)
-
-
 def _details(client: TimedJobClient, job: str) -> JobDetails:
-    """The job `job`. Raises StudyError where the cluster has none of kt_ray by that name."""
+    """The job `job`. Raises StudyError if the cluster has none of kt_ray by that name."""
     listed = client.list_jobs()
     found = {str(details.submission_id): details for details in listed if "kt_ray" in (details.metadata or {})}
     if job not in found:
         raise StudyError(f"no job {job!r} of kt_ray on this cluster; it has: {', '.join(sorted(found)) or 'none'}")
     return found[job]
-
-
-def _study_of(details: JobDetails) -> str:
-    return str((details.metadata or {})["study"])
 
 
 def _job(details: JobDetails) -> Job:

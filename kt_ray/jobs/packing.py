@@ -17,7 +17,7 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 @contextmanager
 def packed(study: str, *, code: bool = True) -> Iterator[Path]:
     """A directory that becomes the job's working directory: `study.yaml` with the text `study`, and, with `code`,
-    the package kt_ray as it is imported here, be it an installed version or a working tree.
+    the package kt_ray as it is imported here, from an installed version or a working tree.
 
     The cluster needs the dependencies alone; Python finds the package in the working directory first.
     """

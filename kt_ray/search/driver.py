@@ -92,7 +92,7 @@ class SearchDriver:
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray Tune pickles the searcher and scheduler, and nobody reads that back."""
+        """Return nothing: Ray Tune pickles the searcher and scheduler, and no one reads that back."""
         return {}
 
     @property

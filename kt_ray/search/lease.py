@@ -74,7 +74,7 @@ def holder_of(study: optuna.Study) -> Holder | None:
 
 
 class Lease:
-    """Held by one driver. `lost` names who has taken it over, once somebody has."""
+    """Held by one driver. `lost` is the driver that has taken it over, if one has."""
 
     def __init__(self, study: optuna.Study, holder: Holder) -> None:
         self._study = study
@@ -110,7 +110,7 @@ class Lease:
 
 @contextmanager
 def hold_lease(study: optuna.Study) -> Iterator[Lease]:
-    """Hold the lease of `study`. Raises StudyError naming the holder where another driver lives."""
+    """Hold the lease of `study`. Raises StudyError naming the holder if another driver lives."""
     _wait_for_death(study)
     mine = Holder.here()
     study.set_user_attr(ATTRIBUTE, asdict(mine))
@@ -127,7 +127,7 @@ def hold_lease(study: optuna.Study) -> Iterator[Lease]:
 
 
 def _wait_for_death(study: optuna.Study) -> None:
-    """Returns once nobody living holds the lease; raises StudyError as soon as somebody is seen to."""
+    """Return once no living driver holds the lease. Raises StudyError as soon as one is seen to."""
     holder = holder_of(study)
     if holder is None or holder.gone():
         return
@@ -170,6 +170,6 @@ def _born(pid: int) -> str:
     """Return the start of process `pid`, in the kernel's ticks; empty if that cannot be read, or if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]  # a zombie has ended, though nobody has asked for its exit status
+        return "" if state in "ZX" else fields[18]  # a zombie has ended, though no one has asked for its exit status
     except (OSError, ValueError, IndexError):
         return ""

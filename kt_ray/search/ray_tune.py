@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from kt_ray._io.scratch import make_scratch
 from kt_ray.config import TrialResources, validate
+from kt_ray.config.code import CodeFile
 from kt_ray.errors import StudyError
 from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
 from kt_ray.search.driver import SearchDriver
@@ -29,6 +30,7 @@ from kt_ray.search.lease import Lease
 from kt_ray.search.task import Task
 from kt_ray.search.tensor_transport import pack, unpack
 from kt_ray.search.worker import Report, TrialSession, describe_failure
+from kt_ray.study_code import load_code
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,13 @@ class TaskTrainable(tune.Trainable):
     store once per worker.
     """
 
-    def setup(self, config: dict[str, Any], task: Any, gpus: float, threads: int) -> None:  # type: ignore[override]
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], task: Any, gpus: float, threads: int, code: Sequence[CodeFile]
+    ) -> None:
         """Prepare the worker. Nothing of the trial yet: its errors are to be reported, not to end the worker."""
         torch.set_num_threads(threads)
         self._task: Task = unpack(task)
+        self._code = code
         self._device = open_device(gpus)
         self._trial: Any = None
         self._session: TrialSession | None = None
@@ -81,6 +86,7 @@ class TaskTrainable(tune.Trainable):
     def _advance(self) -> Report:
         directory = Path(self.config["directory"])
         if self._session is None:
+            load_code(self._code)
             self._trial = validate(self._task.config, self.config["trial"])
             training = self._task.training(self._trial, self._device)
             self._session = TrialSession(training, directory, self.config["reported"])
@@ -140,7 +146,7 @@ class StudyStopper(tune.Stopper):
         self._lease = lease
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Ray Tune pickles its stopper, and nobody reads that back."""
+        """Return nothing: Ray Tune pickles its stopper, and no one reads that back."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -154,8 +160,17 @@ class StudyStopper(tune.Stopper):
         return self._driver.halted
 
 
-def run_trials(driver: SearchDriver, lease: Lease, task: Task, resources: TrialResources, scratch: Path) -> None:
+def run_trials(
+    driver: SearchDriver,
+    lease: Lease,
+    task: Task,
+    resources: TrialResources,
+    scratch: Path,
+    code: Sequence[CodeFile] = (),
+) -> None:
     """Run Ray Tune until the driver has finished. `scratch` is where Ray Tune may write temporary files.
+
+    Workers run the study's `code` before anything of a trial.
 
     Raises whatever error of the study or of MLflow ended the search.
     """
@@ -166,6 +181,7 @@ def run_trials(driver: SearchDriver, lease: Lease, task: Task, resources: TrialR
             task=pack(task),
             gpus=resources.gpus,
             threads=max(1, int(resources.cpus)),
+            code=tuple(code),
         ),
         tune.PlacementGroupFactory([resources.demand], bundle_label_selector=[labels] if labels else None),
     )

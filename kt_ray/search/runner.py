@@ -73,7 +73,7 @@ def run_search(
     """Run the trials that are missing from the study of `config`, on the Ray cluster that is connected.
 
     SIGINT and SIGTERM end it in order; a second one at once. Raises StudyError if another driver is alive, or if
-    dataset, base trial or what the trials share are not those of the study's trials (unless `accept_changes`);
+    dataset, code, base trial or what the trials share are not those of the study's trials (unless `accept_changes`);
     ResourceError if no node can hold a trial; TrackingError.
     """
     faults = problems(config.space, config.trial) + point_problems(config.search.points, config.space)
@@ -100,7 +100,7 @@ def run_search(
 
             try:
                 with _stopping_on_signals(driver, abandon):
-                    run_trials(driver, lease, task, config.search.resources, workspace.root)
+                    run_trials(driver, lease, task, config.search.resources, workspace.root, config.code)
             except BaseException as error:
                 if lease.lost is None:  # else the run is another driver's now
                     ended = isinstance(error, KeyboardInterrupt | SystemExit)

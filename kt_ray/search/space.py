@@ -80,7 +80,7 @@ class Space:
 def to_optuna(space: Distributions, base: Frozen | None = None) -> Space:
     """`space` as a picklable define-by-run function; conditions on paths that are not searched look at `base`.
 
-    Raises ConfigError where conditions go in a circle.
+    Raises ConfigError if conditions go in a circle.
     """
     parents = {parent for distribution in space.values() for parent in distribution.when if parent not in space}
     known = {parent: lookup(base, parent) for parent in parents} if base else {}

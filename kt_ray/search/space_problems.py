@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -21,7 +22,7 @@ PROBES = 200  # random points that `problems` tries on the base configuration
 
 
 def problems(space: Distributions, base: Frozen) -> list[str]:
-    """Everything wrong with `space`, one line each; empty where a search can start."""
+    """Everything wrong with `space`, one line each; empty if a search can start."""
     found = []
     for path, distribution in space.items():
         found += _path_problems(path, distribution, base)
@@ -102,13 +103,12 @@ def _condition_problems(path: str, distribution: Distribution, space: Distributi
 
 def _joint_problems(space: Space, base: Frozen) -> list[str]:
     """Faults of values that are fine one by one: tries random points on the base configuration."""
-    faults: dict[str, int] = {}
+    faults = Counter[str]()
     for seed in range(PROBES):
         try:
             apply(base, space(_Probe(seed)))
         except ConfigError as error:
-            for problem in error.problems:
-                faults[problem.split(", got")[0]] = faults.get(problem.split(", got")[0], 0) + 1
+            faults.update(problem.split(", got")[0] for problem in error.problems)
     return [
         f"space: {count} of {PROBES} random points of the space are not valid: {fault}; narrow it or add a `when`"
         for fault, count in faults.items()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
@@ -103,8 +104,6 @@ def _open(url: str, path: Path | None, create: bool) -> BaseStorage:
     if path is not None and create:
         path.parent.mkdir(parents=True, exist_ok=True)
     if url.startswith(JOURNAL):
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
-
         return JournalStorage(JournalFileBackend(str(path)))
     with quiet_optuna():
         if path is None:

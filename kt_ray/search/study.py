@@ -86,7 +86,7 @@ class SearchStudy:
 
     @property
     def identity(self) -> str:
-        """A name that no other study has, be it called the same."""
+        """A name that no other study has, even one called the same."""
         if IDENTITY not in self.optuna.user_attrs:
             self.optuna.set_user_attr(IDENTITY, uuid.uuid4().hex)
         return str(self.optuna.user_attrs[IDENTITY])
@@ -153,7 +153,7 @@ class SearchStudy:
         return {self.objectives[0].metric: values[max(values)]}
 
     def recover(self, reason: str) -> list[int]:
-        """Trials that a dead driver left RUNNING are told FAIL and asked again. Returns their lineages."""
+        """Mark the trials that a dead driver left RUNNING as failed and retry them; return their lineages."""
         running = [trial for trial in self.trials() if trial.state is TrialState.RUNNING]
         for trial in running:
             self.fail(trial.number, reason, retry=True)
@@ -196,7 +196,7 @@ class SearchStudy:
     def report(self, candidate: StudyTrial, step: int, metrics: Mapping[str, float], *, last: bool = False) -> bool:
         """Record the epoch `step`, the `last` one or not. Returns whether the pruner wants the trial to stop here.
 
-        Raises ValueError where an objective is missing or NaN.
+        Raises ValueError if an objective is missing or NaN.
         """
         values = self.values(metrics)
         if last:  # written first: a driver that dies here takes the trial up knowing that it is not to be pruned
@@ -210,7 +210,7 @@ class SearchStudy:
         return self.should_prune(candidate)
 
     def values(self, metrics: Mapping[str, float]) -> list[float]:
-        """The objectives' values. Raises ValueError where one is missing or NaN."""
+        """The objectives' values. Raises ValueError if one is missing or NaN."""
         values = []
         for objective in self.objectives:
             value = metrics.get(objective.metric)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kt_ray.search.task import Task
 
 ATTRIBUTE = "searched_with"  # user attribute of the study
 FUNCTIONS = "functions"  # in it: the hash of each function that decides numbers
+FILES = "files"  # in it: the SHA-256 of each file of code that the study brings along, by its name
 
 
 def study_identity(config: StudyConfig | DistillConfig, task: Task) -> dict[str, Any]:
@@ -28,7 +29,13 @@ def study_identity(config: StudyConfig | DistillConfig, task: Task) -> dict[str,
     shared = {task.shares: task.fingerprint, "dataset": task.dataset_fingerprint}
     root = Path(kt_ray.__file__).parent
     functions = function_hashes(root, type(task).__module__.removeprefix(f"{root.name}."), task.code)
-    return {"code": fingerprint(functions), FUNCTIONS: functions, **shared, "trial": base}
+    own = {FILES: hashes(config)} if config.code else {}
+    return {"code": fingerprint(functions), FUNCTIONS: functions, **own, **shared, "trial": base}
+
+
+def hashes(config: StudyConfig | DistillConfig) -> dict[str, str]:
+    """Return the SHA-256 of each file of code that a study brings along, by its name."""
+    return {file.name: file.sha256 for file in config.code}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
@@ -46,8 +53,9 @@ def changes(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, 
     found += [
         f"{name}: {before.get(name)} before, {now[name]} now"
         for name in now
-        if name not in ("trial", "code", FUNCTIONS) and before.get(name) != now[name]
+        if name not in ("trial", "code", FUNCTIONS, FILES) and before.get(name) != now[name]
     ]
+    found += file_changes(before.get(FILES, {}), now.get(FILES, {}))
     old, new = before.get("trial", {}), now["trial"]
     for path in sorted(old.keys() | new.keys()):
         if path not in old and defaults and path in defaults and defaults[path] == new[path]:
@@ -57,6 +65,23 @@ def changes(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, 
     return found
 
 
+def file_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return which files of code differ, one line each, with both hashes."""
+    return [
+        f"{name}: SHA-256 {before.get(name, 'none')} before, {now.get(name, 'none')} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def check_code(config: StudyConfig | DistillConfig, study: optuna.Study) -> None:
+    """Raise StudyError if trials of `study` ran other code of the person's than `config` brings along."""
+    before = study.user_attrs.get(ATTRIBUTE)
+    found = file_changes(before.get(FILES, {}), hashes(config)) if before else []
+    if found:
+        raise _searched_otherwise(study, found)
+
+
 def check_unchanged(
     study: optuna.Study, now: dict[str, Any], *, accept: bool, defaults: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -64,24 +89,28 @@ def check_unchanged(
 
     `defaults` are those of the trial, as dotted paths.
 
-    Changed code is told, no more. Raises StudyError where zoo, dataset or base trial have changed, unless `accept`:
+    Changed code is only reported. Raises StudyError if zoo, dataset or base trial have changed, unless `accept`:
     their trials are not comparable.
     """
     before = study.user_attrs.get(ATTRIBUTE)
     found = changes(before, now, defaults) if before else []
     grave = [line for line in found if not line.startswith("code:")]
     if grave and not accept:
-        raise StudyError(
-            f"study {study.study_name} was searched with something else ({'; '.join(grave)}); give the study another "
-            "`name`, or accept that its trials are not comparable with --accept-changes"
-        )
+        raise _searched_otherwise(study, grave)
     if before != now:
         study.set_user_attr(ATTRIBUTE, now)
     return found
 
 
+def _searched_otherwise(study: optuna.Study, changed: Sequence[str]) -> StudyError:
+    return StudyError(
+        f"study {study.study_name} was searched with something else ({'; '.join(changed)}); give the study another "
+        "`name`, or accept that its trials are not comparable with --accept-changes"
+    )
+
+
 def check_space(config: StudyConfig | DistillConfig, trials: Iterable[FrozenTrial]) -> None:
-    """Raises StudyError where a path that was searched before now has choices or a kind that Optuna cannot mix."""
+    """Raises StudyError if a path that was searched before now has choices or a kind that Optuna cannot mix."""
     for path, distribution in config.space.items():
         present = to_distribution(distribution)
         for trial in trials:

@@ -191,7 +191,7 @@ def no_champion(study: optuna.Study) -> StudyError:
 
 
 def best_trial(url: str, name: str) -> dict[str, Any]:
-    """Number, value and parameters of the champion. Raises StudyError where no trial is complete."""
+    """Number, value and parameters of the champion. Raises StudyError if no trial is complete."""
     study = load_study(url, name)
     best = select_champion(study)
     if best is None:

@@ -27,7 +27,10 @@ from kt_ray.studies import zoos
 from kt_ray.studies.models import translator_file
 from kt_ray.translation.checkpoint import LoadedTranslator, load_translator
 from kt_ray.translation.evaluation import Evaluation
+from kt_ray.translation.evaluation import evaluate as evaluate_translator
+from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.translate import Translation
+from kt_ray.translation.translate import translate as translate_file
 from kt_ray.translation.translate_sites import SitesTranslation
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
@@ -187,8 +190,6 @@ def train(
         >>> len(translator.extra["history"])
         1
     """
-    from kt_ray.translation.training import TranslatorTraining
-
     config = validate(TrialConfig, {"seed": seed, **settings}, "train")
     members, images = _zoo_and_dataset(zoo, dataset)
     training = TranslatorTraining(config, members, images, use_device(device))
@@ -268,8 +269,6 @@ def evaluate(
         >>> 0 <= evaluation.row("translated").mean <= evaluation.row("source").max <= 1
         True
     """
-    from kt_ray.translation.evaluation import evaluate as evaluate_translator
-
     loaded = translator if isinstance(translator, LoadedTranslator) else load(translator)
     network = loaded.translator if device is None else copy.deepcopy(loaded.translator).to(use_device(device))
     members, images = _zoo_and_dataset(zoo, dataset)
@@ -341,8 +340,6 @@ def translate(
         >>> sorted(small.state)[0], small.state["block.conv1.weight"].shape
         ('block.conv1.weight', torch.Size([3, 6, 3, 3]))
     """
-    from kt_ray.translation.translate import translate as translate_file
-
     with scratch_directory() as folder:
         model, checkpoint, output = (folder / f"{name}.safetensors" for name in ("model", "network", "small"))
         if isinstance(translator, LoadedTranslator):

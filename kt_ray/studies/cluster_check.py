@@ -17,11 +17,12 @@ from kt_ray.errors import ResourceError
 from kt_ray.jobs.connection import connected
 from kt_ray.jobs.job import follow
 from kt_ray.studies import node_probes as probes
+from kt_ray.studies.permission import Permission
 from kt_ray.studies.study_file import read_study_file
 from kt_ray.studies.submission import submit
 from kt_ray.studies.workspace import Workspace
 
-SECONDS = 120.0  # a node that has not answered by then is told as one that does not
+SECONDS = 120.0  # a node that has not answered by then is reported as one that does not
 GPU_SECONDS = 30.0  # after that, for a worker that must wait for a GPU
 SHARE = 0.01  # of a GPU, for a worker that tries it
 RESULT = "kt_ray cluster check: "
@@ -66,19 +67,23 @@ def check_cluster(
     overrides: Sequence[str] = (),
     code: bool = True,
     python: str = "python",
+    permission: Permission | None = None,
 ) -> ClusterCheck:
     """Check the cluster at `address` for the study file `file`.
 
     `address` is `auto` or `host:port` as `ray.init` takes it, from a machine of the cluster; or the `http://…` of its
     job server, from anywhere: the check then runs there as a job. Other arguments are those of `submit`.
-    Raises ResourceError where the cluster does not answer, ConfigError for a wrong study file.
+    Raises ResourceError if the cluster does not answer, ConfigError for a wrong study file.
     """
-    config = read_study_file(file, overrides)
+    config = read_study_file(file, overrides, permission=permission)
     if not address.startswith(("http://", "https://")):
         with connected(RayConfig(address=address)):
             return check_nodes(storages_of(Workspace.open(Path(workspace) if workspace else None, config.storage)))
     printed: list[str] = []
-    job = submit(file, address, workspace=workspace, overrides=overrides, code=code, python=python, command="check")
+    job = submit(
+        file, address,
+        workspace=workspace, overrides=overrides, code=code, python=python, command="check", permission=permission,
+    )  # fmt: skip
     ended = follow(job, address, printed.append)
     for line in "".join(printed).splitlines():
         if line.startswith(RESULT):

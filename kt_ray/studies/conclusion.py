@@ -44,17 +44,17 @@ class Conclusion(Displayed, Frozen):
     study: str
     trial: int
     value: float | None
-    params: dict[str, Any]
-    zoo: str
-    dataset: str
+    params: dict[str, Any] = Field(default_factory=dict)
+    zoo: str = ""
+    dataset: str = ""
     file: str = Field(alias="translator")
     evaluation: Evaluation | Distillation
-    table: str
-    model: str
-    version: int
-    promoted: bool
-    comparison: str
-    study_page: str
+    table: str = ""
+    model: str = ""
+    version: int = 0
+    promoted: bool = False
+    comparison: str = ""
+    study_page: str = ""
     reported: bool = True
     model_uri: str = ""
     weakness: str = ""
@@ -79,7 +79,7 @@ def _accuracy(row: Any) -> float:
 
 
 def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
-    """Return what the study came to last, if it came to an end. Raises StudyError where that is damaged."""
+    """Return what the study came to last, if it came to an end. Raises StudyError if that is damaged."""
     directory = workspace.study_directory(study)
     if (directory / CONCLUSION).is_file():
         return read_json(directory / CONCLUSION, Conclusion.model_validate)
@@ -89,21 +89,15 @@ def read_conclusion(workspace: Workspace, study: str) -> Conclusion | None:
 
 
 def _of_old_distillation(study: str, content: Any) -> Conclusion:
-    student = content["student"]
-    return Conclusion.model_validate(
-        {
-            "kind": "distillation", "study": study, "trial": 0, "value": content["selection_accuracy"], "params": {},
-            "zoo": "", "dataset": "", "translator": student, "evaluation": content, "table": "", "model": "",
-            "version": 0, "promoted": False, "comparison": "", "study_page": "", "reported": False,
-        }
-    )  # fmt: skip
+    found = {"value": content["selection_accuracy"], "translator": content["student"], "evaluation": content}
+    return Conclusion.model_validate({"kind": "distillation", "study": study, "trial": 0, **found, "reported": False})
 
 
 def conclude(task: StudyTask, tracker: Tracker, best: Best, *, accept_weak: bool = False) -> Conclusion:
     """Measure the best model on test images, once a model, and register it.
 
     One that is worse than a block that costs nothing becomes champion only with `accept_weak`.
-    Raises StudyError where the model's file is missing.
+    Raises StudyError if the model's file is missing.
     """
     config, workspace = task.config, task.workspace
     with tracker.ending(best.study_run):
@@ -206,7 +200,7 @@ def _log(task: StudyTask, tracker: Tracker, best: Best, result: Result) -> None:
 
 
 def tell(config: Config, workspace: Workspace, conclusion: Conclusion, narrator: Narrator) -> None:
-    """Print the end of a run: table, where everything lies, what to type next."""
+    """Print the end of a run: table, where everything is stored, what to type next."""
     narrator.say()
     narrator.result(conclusion.evaluation)
     searched = bool(config.space) or config.kind == "translation"

@@ -20,7 +20,7 @@ PACKAGES = ("kt_ray", "torch", "torchvision", "ray", "optuna", "mlflow", "pyarro
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. `absent` is no fault: a dataset that nobody downloaded, a GPU that is not there."""
+    """One thing looked at. `absent` is no fault: a dataset that no one downloaded, a GPU that is not there."""
 
     name: str
     verdict: Verdict
@@ -107,10 +107,11 @@ def _study_storage(workspace: Workspace) -> str:
 
 
 def _tracking(workspace: Workspace) -> str:
-    from kt_ray.tracking.store import check_tracking, shown
+    from kt_ray._io.urls import redacted
+    from kt_ray.tracking.store import check_tracking
 
     check_tracking(workspace.tracking_uri)
-    return shown(workspace.tracking_uri)
+    return redacted(workspace.tracking_uri)
 
 
 def _dataset(name: Any) -> Check:

@@ -22,7 +22,7 @@ from kt_ray.translation.bundled import TRANSLATORS
 class Extension:
     """More for a study: `trials` in all or `add` more, `hours` of this run, `device_hours` in all; None changes none.
 
-    `start_from` names studies or champions whose points are tried next. Raises ConfigError where both `trials` and
+    `start_from` names studies or champions whose points are tried next. Raises ConfigError if both `trials` and
     `add` are given.
     """
 

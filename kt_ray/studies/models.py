@@ -25,7 +25,7 @@ def translator_file(model: str, root: Path | None) -> Path:
 
 
 def make_output(directory: Path) -> None:
-    """Make `directory` where it is missing. Raises ConfigError where no file can be written there."""
+    """Make `directory` where it is missing. Raises ConfigError if no file can be written there."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory):

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kt_ray._io.files import write_whole
 from kt_ray.errors import ConfigError
 from kt_ray.search.summary import load_study
 from kt_ray.studies.workspace import Workspace
-from kt_ray.tracking.report import write_report
+from kt_ray.tracking.report import report
 
 
 def study_report(
@@ -17,12 +18,14 @@ def study_report(
 ) -> Path:
     """Write the report of a study as one HTML page at `output`, else in the study's directory; return its path.
 
-    Raises StudyError where there is no such study, ConfigError where the page cannot be written.
+    Raises StudyError if there is no such study, ConfigError where the page cannot be written.
     """
     found = load_study(workspace.study_storage, study)
     path = output or workspace.study_directory(study) / "report.html"
     try:
-        return write_report(path, found, evaluation)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, report(found, evaluation).encode())
+        return path
     except OSError as error:
         advice = "name another --output" if output else "make room or mend its directory, then run the command again"
         raise ConfigError(f"{path} cannot be written: {error.strerror}; {advice}") from None

@@ -8,8 +8,9 @@ from kt_ray.config import DistillConfig
 from kt_ray.data import load_dataset
 from kt_ray.jobs.connection import connected, ending_on_sigterm
 from kt_ray.search.runner import SearchResult, run_search
-from kt_ray.search.storage import open_storage
+from kt_ray.search.storage import open_storage, study_names
 from kt_ray.search.study import SearchStudy
+from kt_ray.search.study_identity import check_code
 from kt_ray.search.summary import load_study, no_champion
 from kt_ray.studies.conclusion import CONCLUSION, Conclusion, conclude, read_conclusion, tell
 from kt_ray.studies.console import Narrator
@@ -41,9 +42,10 @@ def run_study(
 
     With `accept_weak` its model may become champion though a block that costs nothing is better.
 
-    Returns None where the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
-    StudyError where zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
+    Returns None if the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
+    StudyError if code, zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
     """
+    _check_code(config, workspace, accept_changes)
     task = study_task(config, workspace)
     present = read_conclusion(workspace, config.name)
     if present is not None and _complete(task, present):
@@ -65,12 +67,19 @@ def run_study(
 def search_study(
     config: Config, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
 ) -> Best | None:
-    """Run the trials that the study lacks, over a zoo that is built; return the best one, None if it was stopped.
+    """Run the missing trials of the study, over a zoo that is built; return the best one, None if it was stopped.
 
-    Raises ZooError if the zoo lacks members.
+    Raises ZooError if members of the zoo are missing, StudyError as `run_study` does.
     """
+    _check_code(config, workspace, accept_changes)
     tracker = open_tracker(config, workspace)
     return _best(study_task(config, workspace), tracker, narrator, build=False, accept_changes=accept_changes)
+
+
+def _check_code(config: Config, workspace: Workspace, accept_changes: bool) -> None:
+    """Raise StudyError, before anything is stored or trained, if trials of the study ran other code."""
+    if not accept_changes and config.name in study_names(workspace.study_storage):
+        check_code(config, load_study(workspace.study_storage, config.name))
 
 
 def _complete(task: StudyTask, conclusion: Conclusion) -> bool:

@@ -1,4 +1,4 @@
-"""The study files that ship with the package, by name."""
+"""The bundled study files, by name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from kt_ray.errors import ConfigError
 
 
 def shipped() -> dict[str, Path]:
-    """Names of the study files that ship, and where they lie."""
+    """Return names and paths of the bundled study files."""
     folder = Path(str(resources.files("kt_ray.search_spaces")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def locate(name: str) -> Path:
-    """The study file `name`: a path if there is one, else one that ships, with or without `.yaml`.
+    """Return the study file `name`: a path if there is one, else a bundled one, with or without `.yaml`.
 
-    Raises ConfigError naming what ships where there is neither.
+    Raises ConfigError naming the bundled ones if there is neither.
     """
     path = Path(name)
     if path.is_file():

@@ -13,10 +13,11 @@ from kt_ray.search.summary import StudySummary, best_trial, summaries, trial_row
 from kt_ray.studies.conclusion import Conclusion, read_conclusion
 from kt_ray.studies.console import Narrator
 from kt_ray.studies.extension import Extension, started_from
+from kt_ray.studies.permission import Permission
 from kt_ray.studies.report import study_report
 from kt_ray.studies.runner import run_study, search_study
 from kt_ray.studies.spaces import locate
-from kt_ray.studies.study_file import Config, Kind, read_study_file, stored_config, study_config
+from kt_ray.studies.study_file import Config, Kind, read_study_file, stored_code, stored_config, study_config
 from kt_ray.studies.workspace import Workspace
 
 File = str | Path | Mapping[str, Any]
@@ -91,6 +92,7 @@ def run(
     search_only: bool = False,
     accept_changes: bool = False,
     accept_weak: bool = False,
+    allow_code: bool = False,
     progress: bool = True,
 ) -> Study:
     """Bring a study to its end: what it needs, search, one evaluation on test images, registry. Does what is lacking.
@@ -104,13 +106,14 @@ def run(
         search_only: Only run the trials that are missing, over a zoo that is built.
         accept_changes: Go on although zoo, dataset or base trial are not those of the study's trials.
         accept_weak: Make the model champion though a block that costs nothing is better.
+        allow_code: Let the Python files that the study names under `code` run; those files need it once a workspace.
         progress: Whether to print how far it is.
 
     Returns:
         The study; its `conclusion` is None if the search was stopped.
 
     Raises:
-        ConfigError: If the file has faults.
+        ConfigError: If the file has faults, or names code that is not allowed to run.
         ZooError: If `search_only` and the zoo is missing members.
         StudyError: If another process runs the study, or it was begun with something else.
 
@@ -124,7 +127,7 @@ def run(
         >>> study.conclusion.model
         'kt-student'
     """
-    config, place = _opened(study, workspace, overrides, start_from, kind)
+    config, place = _opened(study, workspace, overrides, start_from, kind, Permission.at(workspace, allow_code))
     with Narrator(quiet=not progress) as narrator:
         if search_only:
             search_study(config, place, narrator, accept_changes=accept_changes)
@@ -144,6 +147,7 @@ def resume(
     start_from: Sequence[str] = (),
     accept_changes: bool = False,
     accept_weak: bool = False,
+    allow_code: bool = False,
     progress: bool = True,
 ) -> Study:
     """Continue a study as it was last run, after any end, or give a finished one more trials.
@@ -158,13 +162,14 @@ def resume(
         start_from: Studies or models whose parameters are tried next.
         accept_changes: Go on although zoo, dataset or base trial are not those of the study's trials.
         accept_weak: Make the model champion though a block that costs nothing is better.
+        allow_code: Let the code that the study was last run with run, if it was never allowed in this workspace.
         progress: Whether to print how far it is.
 
     Returns:
         The study.
 
     Raises:
-        ConfigError: If both `trials` and `add` are given.
+        ConfigError: If both `trials` and `add` are given, or the study's code is not allowed to run.
         StudyError: If there is no such study, or another process runs it.
 
     Example:
@@ -178,6 +183,7 @@ def resume(
         True
     """
     extension = Extension(trials, add, hours, device_hours, start_from)
+    Permission.at(workspace, allow_code).run(stored_code(study, _existing(workspace)))
     opened = open_study(study, workspace)
     config = extension.extended(opened.config, opened.workspace)
     place = Workspace.open(opened.workspace.root, config.storage)
@@ -186,12 +192,16 @@ def resume(
     return Study(study, place)
 
 
-def open_study(study: str, workspace: str | Path | None = None) -> Study:
+def open_study(study: str, workspace: str | Path | None = None, *, allow_code: bool = False) -> Study:
     """Open a study that was run, or is being run.
+
+    Its code runs if it is allowed to, so that its networks can be built and translated here; all else can be read
+    without.
 
     Args:
         study: Its name.
         workspace: Directory of the workspace; `KT_RAY_WORKSPACE`, else `./kt-workspace`, if None.
+        allow_code: Let its code run, if it was never allowed in this workspace.
 
     Returns:
         The study; printed, it shows its trials by state, the best one, and what it came to.
@@ -208,9 +218,16 @@ def open_study(study: str, workspace: str | Path | None = None) -> Study:
         ...     print(str(error)[:15])
         no workspace at
     """
-    place = Workspace.existing(None if workspace is None else Path(workspace))
+    place = _existing(workspace)
+    permission, code = Permission.at(workspace, allow_code), stored_code(study, place)
+    if permission.covers(code):
+        permission.run(code)
     opened = Study(study, place)
     return Study(study, Workspace.existing(place.root, opened.config.storage))
+
+
+def _existing(workspace: str | Path | None) -> Workspace:
+    return Workspace.existing(None if workspace is None else Path(workspace))
 
 
 def _opened(
@@ -219,14 +236,15 @@ def _opened(
     overrides: Sequence[str],
     start_from: Sequence[str],
     kind: Kind | None,
+    permission: Permission,
 ) -> tuple[Config, Workspace]:
     """Return the study that a file and its overrides describe, with the points it starts from, and its workspace."""
     if isinstance(study, Mapping):
         content = {**study}
         for path, value in parse_overrides(overrides).items():
             set_path(content, path, value)
-        config = study_config(content, kind=kind)
+        config = study_config(content, kind=kind, permission=permission)
     else:
-        config = read_study_file(locate(str(study)), overrides, kind)
+        config = read_study_file(locate(str(study)), overrides, kind, permission)
     place = Workspace.open(None if workspace is None else Path(workspace), config.storage)
     return started_from(config, place, start_from), place

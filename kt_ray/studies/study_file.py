@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from kt_ray._io.checksum import json_with_checksum
 from kt_ray._io.files import write_whole
@@ -19,41 +19,62 @@ from kt_ray.config import (
     validate,
     validate_source,
 )
+from kt_ray.config.code import CodeFile, read_code
+from kt_ray.config.network import NetworkChoice
 from kt_ray.config.reference import MODELS
 from kt_ray.config.study import SearchConfig
 from kt_ray.config.trial import METRICS
 from kt_ray.errors import ConfigError, StudyError
+from kt_ray.registry import register
 from kt_ray.search.samplers import build_pruner, build_sampler
 from kt_ray.search.space import grid_problems
 from kt_ray.search.space_problems import point_problems, problems
+from kt_ray.studies.permission import Permission
 from kt_ray.studies.workspace import Workspace, read_json
 
 Config: TypeAlias = StudyConfig | DistillConfig
 Kind = Literal["translation", "distillation"]
 FILE = "study.json"
 OLD_DISTILLATION = "distill.json"  # where releases before there was one runner kept that of a distillation
+Made = TypeVar("Made")
 COMMANDS = {"translation": "kt-ray run", "distillation": "kt-ray distill"}
 
 
-def read_study_file(path: Path, overrides: Sequence[str] = (), kind: Kind | None = None) -> Config:
+def read_study_file(
+    path: Path, overrides: Sequence[str] = (), kind: Kind | None = None, permission: Permission | None = None
+) -> Config:
     """Read the study file at `path`, whose kind must be `kind` if that is given.
 
-    Raises ConfigError with every fault of values, space, sampler and pruner, each with its line.
+    Its code runs first, as it may register what the file names. Without `permission`, only code that was allowed before
+    in the usual workspace does. Raises ConfigError with every fault of the code, else of values, space, sampler and
+    pruner, each with its line.
     """
-    return read_with_source(path, overrides, kind)[0]
+    return read_with_source(path, overrides, kind, permission)[0]
 
 
-def read_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Read the study file at `path`, which must be of a translation. Raises ConfigError with every fault."""
-    config = read_study_file(path, overrides, "translation")
+def read_study(path: Path, overrides: Sequence[str] = (), permission: Permission | None = None) -> StudyConfig:
+    """Read the study file at `path`, which must be of a translation. Raises as `read_study_file` does."""
+    config = read_study_file(path, overrides, "translation", permission)
     assert isinstance(config, StudyConfig)
     return config
 
 
-def read_with_source(path: Path, overrides: Sequence[str] = (), kind: Kind | None = None) -> tuple[Config, Source]:
-    """Read the study file at `path`; return the text it was read from too. Raises as `read_study_file` does."""
+def read_with_source(
+    path: Path, overrides: Sequence[str] = (), kind: Kind | None = None, permission: Permission | None = None
+) -> tuple[Config, Source]:
+    """Read the study file at `path`; return the text it was read from too, with the text of its code in it.
+
+    Raises as `read_study_file` does.
+    """
     source = read_source(path, overrides)
     model = _model(source.content, kind, str(path))
+    if "code" in source.content:
+        try:
+            files = read_code(source.content["code"], path.parent)
+        except ConfigError as error:
+            raise source.error(error.problems) from None
+        (permission or Permission.at()).run(files)
+        source.embed("code", _plain(files))
     try:
         config = validate_source(model, source)
     except ConfigError as error:
@@ -64,8 +85,20 @@ def read_with_source(path: Path, overrides: Sequence[str] = (), kind: Kind | Non
     return config, source
 
 
-def study_config(content: Mapping[str, Any], where: str = "study", kind: Kind | None = None) -> Config:
-    """Return the mapping `content` as the study file that it is. Raises ConfigError with every fault."""
+def study_config(
+    content: Mapping[str, Any],
+    where: str = "study",
+    kind: Kind | None = None,
+    permission: Permission | None = None,
+) -> Config:
+    """Return the mapping `content` as the study file that it is, whose code is in the working directory.
+
+    Raises as `read_study_file` does.
+    """
+    if "code" in content:
+        files = read_code(content["code"], Path())
+        (permission or Permission.at()).run(files)
+        content = {**content, "code": _plain(files)}
     config = validate(_model(content, kind, where), content, where)
     faults = search_problems(config)
     if faults:
@@ -81,18 +114,31 @@ def store_config(config: Config, workspace: Workspace) -> None:
 
 
 def stored_config(study: str, workspace: Workspace) -> Config:
-    """Return the study file, as resolved, that the workspace's study `study` was last run with.
+    """Return the study file, as resolved, that the workspace's study `study` was last run with. Runs no code of it.
 
-    Raises StudyError where the workspace has no such study, or a damaged file of it.
+    Raises StudyError if the workspace has no such study, or a damaged file of it.
     """
+    return _stored(study, workspace, lambda content: _model(content, None, study)(**content))
+
+
+def stored_code(study: str, workspace: Workspace) -> tuple[CodeFile, ...]:
+    """Return the code that the workspace's study `study` was last run with. Raises as `stored_config` does."""
+    return _stored(study, workspace, lambda content: read_code(content.get("code", []), Path()))
+
+
+def _stored(study: str, workspace: Workspace, make: Callable[[Any], Made]) -> Made:
     directory = workspace.study_directory(study)
     for name in (FILE, OLD_DISTILLATION):
         path = directory / name
         if path.is_file():
-            return read_json(path, lambda content: _model(content, None, study)(**content))
+            return read_json(path, make)
     folder = workspace.root / "studies"
     known = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     raise StudyError(f"no study {study!r} in {workspace.root}; there are: {', '.join(known) or 'none'}")
+
+
+def _plain(files: Sequence[CodeFile]) -> list[dict[str, Any]]:
+    return [file.model_dump(mode="json") for file in files]
 
 
 def _model(content: Mapping[str, Any], kind: Kind | None, where: str) -> type[Config]:
@@ -116,7 +162,22 @@ def search_problems(config: Config) -> list[str]:
             build()
         except ConfigError as error:
             faults += error.problems
-    return faults + (metric_problems(search) if isinstance(config, StudyConfig) else [])
+    return faults + (metric_problems(search) + registry_problems(config) if isinstance(config, StudyConfig) else [])
+
+
+def registry_problems(config: StudyConfig) -> list[str]:
+    """Return what nobody has registered: a network or pair by its name, or an option of the pair."""
+    faults, network = [], config.zoo.network
+    try:
+        register.pair.get(config.pair.name).parse(config.pair.options)
+    except ConfigError as error:
+        faults += [f"pair: {problem}" for problem in error.problems]
+    try:
+        if isinstance(network, NetworkChoice):
+            register.network.get(network.name)
+    except ConfigError as error:
+        faults += [f"network: {problem}" for problem in error.problems]
+    return faults
 
 
 def metric_problems(search: SearchConfig) -> list[str]:

@@ -64,7 +64,7 @@ class TranslationStudy:
         }
 
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
-        """Train one batch of the base trial on networks that nobody trained."""
+        """Train one batch of the base trial on networks that no one trained."""
         config = self.config
         architecture = architecture_of(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
         one_batch = config.trial.training.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
@@ -87,7 +87,7 @@ class TranslationStudy:
         return f"{self.config.pair} on {dataset.name}, zoo {zoo}, {trials} trials"
 
     def prepare(self, build: bool) -> TranslatorTask:
-        """Train what the zoo lacks, or raise ZooError if that is not wanted."""
+        """Train the zoo's missing members, or raise ZooError if that is not wanted."""
         if build:
             self.zoo = _build(self.config, self.workspace, self.dataset, self.tracker, self.narrator)
         else:
@@ -100,7 +100,7 @@ class TranslationStudy:
         return TranslatorTask(self.zoo, self.dataset)
 
     def train_alone(self) -> Best:
-        """Raise StudyError: translators are trained by a search, be it of one trial."""
+        """Raise StudyError: translators are trained by a search, even of one trial."""
         raise StudyError("a translator is trained by a search; give `search.trials`")
 
     @property
@@ -166,14 +166,14 @@ def model_card(config: StudyConfig, table: str) -> str:
 
 
 def build_zoo_of(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
-    """Train what the zoo of `config` lacks."""
+    """Train the missing members of the zoo of `config`."""
     dataset = load_dataset(config.dataset)
     with connected(config.ray):
         return _build(config, workspace, dataset, open_tracker(config, workspace), narrator)
 
 
 def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> Zoo:
-    """Train what the zoo of `config` lacks on the Ray cluster that is connected, with an MLflow run of its own."""
+    """Train the zoo's missing members on the Ray cluster that is connected, with an MLflow run of its own."""
     store = ZooStore(workspace.zoo(config.zoo.name))
     lacking = store.prepare(config.zoo, config.pair, dataset)
     run_id = None
@@ -192,7 +192,7 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
             tracker.log(run_id, metrics, progress.done)
 
     with tracker.ending(run_id):
-        zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress)
+        zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress, config.code)
     narrator.settle()
     if run_id is not None:
         tracker.finish(run_id, "FINISHED", {"kt_ray.zoo_fingerprint": zoo.fingerprint})

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from kt_ray.data import load_dataset
 from kt_ray.jobs.connection import connected
 from kt_ray.search.space import size
+from kt_ray.studies.permission import Permission
 from kt_ray.studies.runner import study_task
 from kt_ray.studies.study_file import read_study_file
 from kt_ray.studies.workspace import Workspace
@@ -18,10 +19,10 @@ from kt_ray.studies.workspace import Workspace
 
 @dataclass(frozen=True)
 class Validation:
-    """A file without fault: its space, what its cluster bears at once, and what one batch of its base trial gave.
+    """A file without fault: its space, what its cluster runs at once, and the results of one batch of its base trial.
 
     `makes` says what a trial trains, of `parameters` parameters; `trials` is 0 where nothing is searched. `concurrency`
-    and `zoo_actors` are None where no cluster was asked, or nothing of it is wanted.
+    and `zoo_actors` are None if no cluster was asked, or nothing of it is wanted.
     """
 
     file: str
@@ -52,13 +53,15 @@ class Validation:
         ]
 
 
-def validate_file(path: Path, overrides: Sequence[str] = (), *, here: bool = True) -> Validation:
+def validate_file(
+    path: Path, overrides: Sequence[str] = (), *, here: bool = True, permission: Permission | None = None
+) -> Validation:
     """Check the study file at `path` and train one batch of its base trial; `here`, fit it to its Ray cluster too.
 
-    Raises ConfigError with every fault of the file, CheckpointError for a teacher's, ResourceError where no node can
-    hold a trial or zoo actor.
+    Raises ConfigError with every fault of the file or if its code may not run, CheckpointError for a teacher's,
+    ResourceError where no node can hold a trial or zoo actor.
     """
-    config = read_study_file(path, overrides)
+    config = read_study_file(path, overrides, permission=permission)
     task = study_task(config, Workspace.at(None, config.storage))
     counts: dict[str, int] = {}
     if here and task.demands:

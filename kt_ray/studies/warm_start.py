@@ -13,7 +13,7 @@ from kt_ray.config import DistillConfig, Frozen, TrialConfig, validate
 from kt_ray.distillation.distill import load_student
 from kt_ray.errors import StudyError
 from kt_ray.search.retries import lineages
-from kt_ray.search.space import Distributions, contains
+from kt_ray.search.space import Distributions, contains, lookup
 from kt_ray.search.summary import load_study
 from kt_ray.studies.study_file import Config
 from kt_ray.translation.checkpoint import load_translator
@@ -24,7 +24,7 @@ BEST = 5
 def points_of_study(url: str, name: str, space: Distributions, best: int = BEST) -> list[dict[str, Any]]:
     """The `best` complete trials of the study `name`, as far as they lie in `space`; best first.
 
-    Raises StudyError where the study is missing, or none of its parameters lies in `space`.
+    Raises StudyError if the study is missing, or none of its parameters lies in `space`.
     """
     study = load_study(url, name)
     sign = 1 if study.directions[0] is StudyDirection.MAXIMIZE else -1
@@ -42,7 +42,7 @@ def points_of_study(url: str, name: str, space: Distributions, best: int = BEST)
 def point_of_model(path: Path, config: Config) -> dict[str, Any]:
     """Return the point at which the model at `path` was trained, as far as it lies in the space of `config`.
 
-    Raises StudyError where it says nothing of its trial, or none of its values lies in the space.
+    Raises StudyError if it says nothing of its trial, or none of its values lies in the space.
     """
     if isinstance(config, DistillConfig):
         trial: Frozen = load_student(path).config
@@ -59,13 +59,7 @@ def point_of_model(path: Path, config: Config) -> dict[str, Any]:
 
 def point_of_trial(trial: Frozen, space: Distributions) -> dict[str, Any]:
     """The values that `trial` has on the paths of `space`."""
-    values: dict[str, Any] = {}
-    for path in space:
-        value: Any = trial
-        for part in path.split("."):
-            value = getattr(value, part, None)
-        values[path] = value
-    return inside(values, space)
+    return inside({path: lookup(trial, path) for path in space}, space)
 
 
 def inside(values: Mapping[str, Any], space: Distributions) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Workspace:
 
     @classmethod
     def open(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
-        """The workspace `at` root, made if missing. Raises ConfigError where it cannot be written."""
+        """The workspace `at` root, made if missing. Raises ConfigError if it cannot be written."""
         workspace = cls.at(root, storage)
         try:
             workspace.root.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class Workspace:
 
     @classmethod
     def existing(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
-        """The workspace `at` root, for what only reads: nothing is made. Raises ConfigError where there is none."""
+        """The workspace `at` root, for what only reads: nothing is made. Raises ConfigError if there is none."""
         workspace = cls.at(root, storage)
         if not workspace.present:
             raise ConfigError(
@@ -136,7 +136,7 @@ def _under(place: str, name: str) -> str:
 
 
 def read_json(path: Path, make: Callable[[Any], Made]) -> Made:
-    """Return what `make` makes of the JSON file at `path` of a study. Raises StudyError where that is damaged."""
+    """Return what `make` makes of the JSON file at `path` of a study. Raises StudyError if that is damaged."""
     try:
         return make(checked_json(path.read_bytes()))
     except OSError as error:

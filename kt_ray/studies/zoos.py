@@ -12,9 +12,9 @@ from kt_ray.zoo.store import ZooStore, zoo_names
 
 
 def open_zoo(name: str, root: Path | None) -> ZooStore:
-    """The zoo called `name` in the workspace, one that ships, or that at the directory or URI `name`.
+    """Return the zoo called `name` in the workspace, a bundled one, or that at the directory or URI `name`.
 
-    One that ships is written `pretrained:NAME`. Raises ZooError if there is none.
+    A bundled one is written `pretrained:NAME`. Raises ZooError if there is none.
     """
     if name.startswith(PREFIX):
         return ZooStore(str(ZOOS.path(name)))

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from kt_ray._compat.mlflow import artifact_repository
 from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import first_line
+from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.store import open_store, reaching, shown
+from kt_ray.tracking.store import open_store, reaching
 
 CONTENT = "probe"
 
@@ -19,7 +20,7 @@ CONTENT = "probe"
 def probe_artifacts(uri: str, root: str | None = None) -> None:
     """Write, read and delete a file at the artifact root `root`, else where the store at `uri` keeps new experiments'.
 
-    Raises TrackingError where one of these fails.
+    Raises TrackingError if one of these fails.
     """
     os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # boto's own patience outlasts that of whoever waits for this
     with reaching(uri), scratch_directory("kt-ray-probe-") as directory:
@@ -34,9 +35,9 @@ def probe_artifacts(uri: str, root: str | None = None) -> None:
             repository.delete_artifacts(file.name)
         except Exception as error:  # each kind of store has errors of its own
             reason = first_line(error)
-            raise TrackingError(f"artifacts cannot be kept at {shown(place)} ({reason})") from None
+            raise TrackingError(f"artifacts cannot be kept at {redacted(place)} ({reason})") from None
         if (back / file.name).read_text() != CONTENT:
-            raise TrackingError(f"artifacts at {shown(place)} come back changed")
+            raise TrackingError(f"artifacts at {redacted(place)} come back changed")
 
 
 def _default_root(uri: str) -> str:
@@ -50,7 +51,7 @@ def _default_root(uri: str) -> str:
     directory = Path(place.removeprefix("file://")).parent
     if not (directory.is_absolute() and directory.is_dir()):
         raise TrackingError(
-            f"MLflow at {shown(uri)} keeps artifacts in the directory {directory} of whoever writes them, which is not "
-            "here; start the server with --serve-artifacts, or name a root with storage.artifacts"
+            f"MLflow at {redacted(uri)} keeps artifacts in the directory {directory} of whoever writes them, which is "
+            "not here; start the server with --serve-artifacts, or name a root with storage.artifacts"
         )
     return str(directory)

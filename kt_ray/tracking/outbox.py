@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import deque
 from itertools import count
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from kt_ray._io.files import write_whole
 from kt_ray.config.base import Frozen
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.runs import Input, Status
@@ -94,7 +94,7 @@ class Outbox:
                 file.write(_line(entry))
         except OSError as error:
             raise TrackingError(
-                f"MLflow does not answer, and what it lacks cannot be written to {self.path} ({error.strerror})"
+                f"MLflow does not answer, and what it has not got cannot be written to {self.path} ({error.strerror})"
             ) from None
 
     def save(self) -> None:
@@ -104,9 +104,7 @@ class Outbox:
         if not self.entries:
             self.path.unlink(missing_ok=True)
             return
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(_line(entry) for entry in self.entries), encoding="utf-8")
-        temporary.replace(self.path)
+        write_whole(self.path, "".join(_line(entry) for entry in self.entries).encode())
 
 
 def _read(path: Path) -> list[Entry]:

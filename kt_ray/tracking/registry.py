@@ -1,4 +1,4 @@
-"""Reading the registry of translators: what is registered, who is champion, where a translator's file lies."""
+"""Reading the registry of translators: what is registered, who is champion, where a translator's file is stored."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from kt_ray._io.scratch import make_scratch
+from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.model import TRANSLATOR_FILE
-from kt_ray.tracking.store import filter_text, open_store, reaching, shown
+from kt_ray.tracking.store import filter_text, open_store, reaching
 from kt_ray.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _resolve(client: MlflowClient, tracking_uri: str, model_uri: str) -> ModelVe
             raise
         names = [model.name for model in client.search_registered_models()]
         raise TrackingError(
-            f"{model_uri} is not in the registry {shown(tracking_uri)}, which has "
+            f"{model_uri} is not in the registry {redacted(tracking_uri)}, which has "
             f"{', '.join(names) or 'no models'}; `kt-ray run` registers a champion"
         ) from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kt_ray._io.tables import html_table
@@ -24,14 +23,6 @@ STYLE = (
 )
 EVALUATION = ("name", "mean", "min", "max", "agreement", "parameters", "multiply_adds", "seconds")
 SHOWN_ROWS = ("source", "trained target", "translated", "pruned block")  # of the histogram: more hide each other
-
-
-def write_report(path: Path, study: Study, evaluation: Mapping[str, Any] | None = None) -> Path:
-    """Write the report of `study` to `path` and return it; see `report`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(report(study, evaluation), encoding="utf-8")
-    return temporary.replace(path)
 
 
 def report(study: Study, evaluation: Mapping[str, Any] | None = None) -> str:

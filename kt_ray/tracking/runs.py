@@ -115,7 +115,7 @@ class Runs:
         return [run for run in found if tags.items() <= run.data.tags.items()][:most]
 
     def _resume(self, run: Run, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Write what is new. MLflow's parameters cannot change, so a changed one is told by a tag `changed.NAME`."""
+        """Write what is new. MLflow's parameters cannot change: a changed one becomes a tag `changed.NAME`."""
         old = run.data.params
         changed = {f"changed.{key}": value for key, value in params.items() if key in old and old[key] != value}
         new_tags = {key: value for key, value in (dict(tags) | changed).items() if run.data.tags.get(key) != value}

@@ -74,21 +74,23 @@ def reaching(uri: str) -> Iterator[None]:
         except (OperationalError, sqlite3.OperationalError, OSError) as error:  # requests' errors are OSErrors
             raise _unreached(first_line(error), uri) from None
         except (SQLAlchemyError, sqlite3.Error) as error:
-            raise TrackingError(f"MLflow's database {shown(uri)} is damaged ({redacted(first_line(error))})") from None
+            raise TrackingError(
+                f"MLflow's database {redacted(uri)} is damaged ({redacted(first_line(error))})"
+            ) from None
 
 
 def _unreached(reason: str, uri: str) -> TrackingError:
     """An error of a database or a connection as ours: only what may pass by itself is a StoreAway."""
     reason = redacted(reason)
     if any(words in reason for words in FULL):
-        return StoreAway(f"MLflow at {shown(uri)} cannot be written: its disk is full ({reason}); free some space")
+        return StoreAway(f"MLflow at {redacted(uri)} cannot be written: its disk is full ({reason}); free some space")
     if not sqlite_path(uri) or any(words in reason for words in PASSING):
-        return StoreAway(f"MLflow at {shown(uri)} does not answer ({reason})")
+        return StoreAway(f"MLflow at {redacted(uri)} does not answer ({reason})")
     if "readonly" in reason or "Permission denied" in reason or "Read-only" in reason:
-        return TrackingError(f"MLflow's database {shown(uri)} cannot be written ({reason}); see its permissions")
+        return TrackingError(f"MLflow's database {redacted(uri)} cannot be written ({reason}); see its permissions")
     return TrackingError(
-        f"MLflow's database {shown(uri)} is damaged, or of another version ({reason}); move it away, or name another "
-        "with storage.tracking"
+        f"MLflow's database {redacted(uri)} is damaged, or of another version ({reason}); move it away, or name "
+        "another with storage.tracking"
     )
 
 
@@ -96,21 +98,21 @@ def _explained(code: str, reason: str, uri: str) -> TrackingError:
     """MLflow's error as ours. A server whose own database is away answers with an internal error."""
     if any(words in reason for words in (" error code 401", " error code 403", "Permission denied", "UNAUTHENTICATED")):
         return TrackingError(
-            f"MLflow at {shown(uri)} refused the request ({redacted(reason)}); set MLFLOW_TRACKING_USERNAME and "
+            f"MLflow at {redacted(uri)} refused the request ({redacted(reason)}); set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, and let the server's --allowed-hosts name this host"
         )
     if "(sqlite3.OperationalError)" in reason:
         return _unreached(reason, uri)
     if "database schema" in reason:
         return TrackingError(
-            f"MLflow's database {shown(uri)} has the schema of another MLflow version "
+            f"MLflow's database {redacted(uri)} has the schema of another MLflow version "
             f"({reason.split('. ')[0]}); install the version that wrote it, or back it up and run "
-            f"`mlflow db upgrade {shown(uri)}`"
+            f"`mlflow db upgrade {redacted(uri)}`"
         )
     away = code == "TEMPORARILY_UNAVAILABLE" or reason.startswith("API request to")
     if away or (code == "INTERNAL_ERROR" and uri.startswith("http")):
-        return StoreAway(f"MLflow at {shown(uri)} does not answer ({redacted(reason)})")
-    return TrackingError(f"MLflow at {shown(uri)}: {redacted(reason)}")
+        return StoreAway(f"MLflow at {redacted(uri)} does not answer ({redacted(reason)})")
+    return TrackingError(f"MLflow at {redacted(uri)}: {redacted(reason)}")
 
 
 def open_store(uri: str, *, make: bool = True) -> MlflowClient:
@@ -120,7 +122,7 @@ def open_store(uri: str, *, make: bool = True) -> MlflowClient:
     """
     probe(uri)
     if not make and _is_new(uri):
-        raise TrackingError(f"there is no MLflow database at {shown(uri)} yet; `kt-ray run` makes one")
+        raise TrackingError(f"there is no MLflow database at {redacted(uri)} yet; `kt-ray run` makes one")
     with quiet():
         from mlflow import MlflowClient
 
@@ -146,7 +148,7 @@ def _repair(path: Path) -> None:
 
 
 def check_tracking(uri: str) -> None:
-    """Raises TrackingError where `uri` has no MLflow store and none can be made there. Makes none."""
+    """Raises TrackingError if `uri` has no MLflow store and none can be made there. Makes none."""
     probe(uri)
     if not _is_new(uri):
         open_store(uri)
@@ -179,7 +181,7 @@ def default_store(uri: str) -> Iterator[None]:
 
 
 def probe(uri: str) -> None:
-    """Raises StoreAway where nothing answers at `uri`, TrackingError where no MLflow store can be there."""
+    """Raises StoreAway if nothing answers at `uri`, TrackingError where no MLflow store can be there."""
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         _probe_server(uri)
@@ -203,7 +205,7 @@ def _probe_database(uri: str) -> None:
         engine = create_engine(uri)
     except (SQLAlchemyError, ModuleNotFoundError) as error:
         raise TrackingError(
-            f"no driver for {shown(uri)} ({first_line(error)}); pip install 'psycopg[binary]'"
+            f"no driver for {redacted(uri)} ({first_line(error)}); pip install 'psycopg[binary]'"
         ) from None
     url = engine.url
     port = url.port or (3306 if url.get_backend_name() == "mysql" else 5432)
@@ -212,7 +214,7 @@ def _probe_database(uri: str) -> None:
         engine.connect().close()
     except (OSError, SQLAlchemyError) as error:
         raise StoreAway(
-            f"no database answers at {shown(uri)} ({first_line(error)}); start it, or name another with "
+            f"no database answers at {redacted(uri)} ({first_line(error)}); start it, or name another with "
             "storage.tracking"
         ) from None
     finally:
@@ -227,16 +229,16 @@ def _probe_server(uri: str) -> None:
     except requests.RequestException as error:
         reason = "no answer in time" if isinstance(error, requests.Timeout) else "connection failed"
         raise StoreAway(
-            f"no MLflow server answers at {shown(uri)} ({reason}); start it, or name another with storage.tracking"
+            f"no MLflow server answers at {redacted(uri)} ({reason}); start it, or name another with storage.tracking"
         ) from None
     if response.status_code >= 500:
-        raise StoreAway(f"the MLflow server at {shown(uri)} answers with HTTP status {response.status_code}")
+        raise StoreAway(f"the MLflow server at {redacted(uri)} answers with HTTP status {response.status_code}")
 
 
 def _probe_sqlite(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None:
-        raise TrackingError(f"{shown(uri)} is no file, so it ends with this process; give sqlite:///PATH")
+        raise TrackingError(f"{redacted(uri)} is no file, so it ends with this process; give sqlite:///PATH")
     try:
         if not path.parent.is_dir():
             raise sqlite3.OperationalError(f"no such directory: {path.parent}")
@@ -252,8 +254,3 @@ def _probe_sqlite(uri: str) -> None:
         ) from None
     except sqlite3.DatabaseError as error:
         raise TrackingError(f"{path} is no MLflow database ({error}); name another with storage.tracking") from None
-
-
-def shown(uri: str) -> str:
-    """Return `uri` as it may be printed: without its password."""
-    return redacted(uri)

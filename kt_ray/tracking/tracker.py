@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.outbox import PENDING, Entry, Outbox
 from kt_ray.tracking.runs import STUDY_ID, Input, Runs, Status
-from kt_ray.tracking.store import StoreAway, check_tracking, probe, reaching, shown
+from kt_ray.tracking.store import StoreAway, check_tracking, probe, reaching
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -225,7 +226,7 @@ class Tracker:
                 self._name_runs()
                 self._outbox.save()
         self._failures = 0
-        logger.warning("MLflow at %s answers again; %d entries that waited are sent", shown(self.uri), sent)
+        logger.warning("MLflow at %s answers again; %d entries that waited are sent", redacted(self.uri), sent)
         return True
 
     def _name_runs(self) -> None:
@@ -241,14 +242,14 @@ class Tracker:
         self._try_again = time.monotonic() + min(first * 2**self._failures, most)
         if self._failures == 0:
             where = f" in {self._outbox.path}" if self._outbox.path else ""
-            logger.warning("%s; what it lacks waits%s and is sent later", error, where)
+            logger.warning("%s; what it has not got waits%s and is sent later", error, where)
         self._failures += 1
 
     def arrived(self) -> None:
         """Raises TrackingError unless the store has everything."""
         if not self.deliver(now=True):
             kept = f" in {self._outbox.path}; the same command sends them" if self._outbox.path else ""
-            raise TrackingError(f"MLflow at {shown(self.uri)} does not answer; {self.waiting} entries wait{kept}")
+            raise TrackingError(f"MLflow at {redacted(self.uri)} does not answer; {self.waiting} entries wait{kept}")
 
     def run_id(self, reference: str) -> str:
         """MLflow's id of a run that was opened while the store was away; any other id as it is."""

@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
-from kt_ray.tracking.store import ENVIRONMENT, open_store, probe, reaching, shown
+from kt_ray.tracking.store import ENVIRONMENT, open_store, probe, reaching
 
 START_SECONDS = 240.0  # on a busy machine; seconds otherwise
 
@@ -35,7 +36,7 @@ def serve(
     server = start(uri, artifact_root, host, port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a server must not outlive the command
     try:
-        announce(f"MLflow UI of {shown(uri)}: http://{host}:{port}{_training_runs(uri)}  (Ctrl-C ends it)")
+        announce(f"MLflow UI of {redacted(uri)}: http://{host}:{port}{_training_runs(uri)}  (Ctrl-C ends it)")
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -54,7 +55,7 @@ def _training_runs(uri: str) -> str:
 def start(uri: str, artifact_root: str | None, host: str = "127.0.0.1", port: int = 5000) -> subprocess.Popen[bytes]:
     """An MLflow server on the database `uri` as a process of its own, ready to answer. End it with `stop`.
 
-    Raises TrackingError where the port is taken or the server does not come up.
+    Raises TrackingError if the port is taken or the server does not come up.
     """
     open_store(uri)  # its tables, and one line where it cannot be opened
     with socket.socket() as taken:

@@ -85,7 +85,7 @@ def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
     They are drawn from a mixture of Gaussians (k-means clusters, each with the covariance of its first principal
     directions). Such sums are blurred, so a drawn image's values are replaced, rank by rank, by the mean sorted values
     of its cluster's images. Clusters of fewer than `FEWEST` images are left out. The mixture depends on `images` alone;
-    `generator` draws from it. Raises DataError where there are fewer images than that.
+    `generator` draws from it. Raises DataError if there are fewer images than that.
     """
     components = fitted(images)
     sizes = torch.tensor([component.images for component in components], dtype=torch.float32)

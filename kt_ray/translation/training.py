@@ -187,7 +187,7 @@ class TranslatorTraining:
         write_state(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
-        """Continue from what `save` wrote. Raises CheckpointError where that is damaged or of another trial."""
+        """Continue from what `save` wrote. Raises CheckpointError if that is damaged or of another trial."""
         # Adam's step count stays on the CPU: on a device, each step would read it back
         tensors, metadata = read_written(path)
         if metadata.get("format") != FORMAT or not self._of_this_trial(metadata.get("config", "")):

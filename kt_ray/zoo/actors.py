@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from kt_ray.config import PairChoice, ZooConfig
+from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
@@ -37,10 +38,16 @@ OnProgress = Callable[[BuildProgress], None]
 
 
 def build_zoo(
-    config: ZooConfig, pair: str | PairChoice, dataset: Dataset, store: ZooStore, on_progress: OnProgress | None = None
+    config: ZooConfig,
+    pair: str | PairChoice,
+    dataset: Dataset,
+    store: ZooStore,
+    on_progress: OnProgress | None = None,
+    code: Sequence[CodeFile] = (),
 ) -> Zoo:
     """Train the members that the zoo at `store` is missing, add them, return the whole zoo. Ray must be initialised.
 
+    Actors run `code`, which registers what the zoo is of, before anything else.
     Damage is mended: what the index lost or a damaged shard held is trained again. Work of an actor that dies is
     given to another, and nodes that join get work. Raises ZooError if a batch fails again and again or cannot
     be written, ResourceError if no node can hold an actor.
@@ -55,7 +62,7 @@ def build_zoo(
         logger.warning("%s; its members are trained again", fault)
     missing = store.missing(config)
     if missing:
-        _Build(config, architecture, dataset, store, missing, on_progress).run()
+        _Build(config, architecture, dataset, store, missing, on_progress, code).run()
     return store.read()
 
 
@@ -64,10 +71,10 @@ class _Build:
 
     def __init__(
         self, config: ZooConfig, architecture: Architecture, dataset: Dataset, store: ZooStore,
-        missing: list[Member], on_progress: OnProgress | None,
+        missing: list[Member], on_progress: OnProgress | None, code: Sequence[CodeFile],
     ) -> None:  # fmt: skip
         self.config, self.architecture, self.store = config, architecture, store
-        self.on_progress = on_progress
+        self.on_progress, self.code = on_progress, tuple(code)
         actors = config.actors
         self.missing, self.room = missing, self._room()
         self._cut(actors.members_at_once or ON_A_CPU)
@@ -129,7 +136,7 @@ class _Build:
         wanted = min(room, len(self.batches) + len(self.running), self.in_flight)
         for _ in range(wanted - self._crew()):
             gpus = self.config.actors.gpus
-            actor = self.actor_class.remote(self.config.recipe, self.architecture, self.dataset, gpus)
+            actor = self.actor_class.remote(self.config.recipe, self.architecture, self.dataset, gpus, self.code)
             self.starting[actor.ready.remote()] = actor
 
     def _wait(self) -> None:

@@ -74,7 +74,7 @@ def refused(*arguments: str, **environment: str) -> str:
         ("space={training.learning_rte: {float: [0.1, 1]}}", "training.learning_rte"),
         ("trial.translator.family=perceptron", "got 'perceptron'"),
         ("trial.loss.weight_mse=0", "at least one loss weight must be above 0"),
-        ("pair=basic_to_nothing", "got 'basic_to_nothing'"),
+        ("pair=basic_to_nothing", "no pair is called 'basic_to_nothing'"),
     ],
 )
 def test_a_bad_study_file(study: Path, tmp_path: Path, change: str, expected: str) -> None:

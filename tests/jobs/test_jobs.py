@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from kt_ray._compat.ray import TimedJobClient
 from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs import job as jobs
 from kt_ray.jobs.client import ADDRESS_VARIABLES
-from kt_ray.jobs.job import entrypoint
+from kt_ray.jobs.job import Request
 from kt_ray.jobs.packing import packed
 from kt_ray.studies.cluster_check import check_cluster
 from kt_ray.studies.submission import submit
@@ -81,10 +82,12 @@ def stand_in(tmp_path: Path, body: str) -> str:
 
 
 def test_the_entrypoint_quotes_what_people_give() -> None:
-    assert entrypoint("run", "/shared/my work", ["name=a b", "search.trials=3"], "python") == (
+    request = Request("", ["name=a b", "search.trials=3"], "/shared/my work", {}, True, "python", "run")
+    assert request.entrypoint() == (
         "exec python -m kt_ray run study.yaml --workspace '/shared/my work' --set 'name=a b' --set search.trials=3"
     )
-    assert '--workspace "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"' in entrypoint("run", None, [], "python")
+    elsewhere = replace(request, workspace=None).entrypoint()
+    assert '--workspace "${KT_RAY_WORKSPACE:-$HOME/kt-workspace}"' in elsewhere
 
 
 def test_what_travels_is_small_and_runs_by_itself() -> None:

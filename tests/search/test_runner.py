@@ -16,6 +16,7 @@ import pytest
 import ray
 from optuna.trial import TrialState
 
+from kt_ray import register
 from kt_ray.config import StudyConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, StudyError
@@ -40,9 +41,9 @@ class Bench:
         self.zoo = zoo
         self.dataset = dataset
 
-    def search(self, config: StudyConfig, on_progress: Any = None) -> SearchResult:
+    def search(self, config: StudyConfig, on_progress: Any = None, make: Any = StandIn) -> SearchResult:
         tracker = Tracker(self.workspace.tracking_uri, config.project, self.workspace.artifact_root)
-        task = TranslatorTask(self.zoo, self.dataset, StandIn)
+        task = TranslatorTask(self.zoo, self.dataset, make)
         return run_search(config, self.workspace, task, tracker, on_progress)
 
     def trials(self, name: str = "s") -> list[optuna.trial.FrozenTrial]:
@@ -240,3 +241,38 @@ def test_a_search_whose_trials_all_fail_ends(bench: Bench, ray_session: None) ->
     with pytest.raises(StudyError, match=r"5 trials in a row failed.*RuntimeError: loss went away"):
         bench.search(config)
     assert {trial.state for trial in bench.trials()} == {TrialState.FAIL}
+
+
+class OfRegistered(StandIn):
+    """A training that asks for what a study's code registered."""
+
+    def run_epoch(self) -> dict[str, float]:
+        return super().run_epoch() | {"parameters": register.loss.make("mine")}
+
+
+def coded(text: str, **search: Any) -> StudyConfig:
+    """A study with one file of code that nobody has on disk."""
+    content = study_config(**{"trials": 1, **search}).model_dump() | {"code": [{"name": "mine.py", "text": text}]}
+    return StudyConfig.model_validate(content)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_run_the_code_of_a_study_and_other_code_is_another_study(bench: Bench) -> None:
+    code = "from kt_ray import register\nregister.loss('mine')(lambda options: 42.0)"
+    bench.search(coded(code), make=OfRegistered)
+    (trial,) = bench.trials()
+    assert trial.user_attrs["metrics"]["parameters"] == 42.0
+    assert "mine" not in register.loss.names()  # not in this process
+
+    changed = coded(code.replace("42", "43"), seed=1)
+    hashes = [config.code[0].sha256 for config in (coded(code), changed)]
+    with pytest.raises(StudyError, match=rf"mine\.py: SHA-256 {hashes[0]} before, {hashes[1]} now"):
+        bench.search(changed, make=OfRegistered)
+    with pytest.raises(StudyError, match=rf"mine\.py: SHA-256 {hashes[0]} before, none now"):
+        bench.search(study_config(trials=1))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_code_that_fails_in_a_worker_is_told_in_a_line(bench: Bench) -> None:
+    with pytest.raises(StudyError, match=r"mine\.py:2: ModuleNotFoundError"):
+        bench.search(coded("\nimport a_package_that_this_node_has_not", trials=9))

@@ -75,7 +75,7 @@ def test_what_a_server_missed_is_sent_later_in_order_once(
     assert found["trial 1"].info.end_time < tracker.client.get_run(third).info.end_time
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("kt_ray")]
     assert len(messages) == 2, messages
-    assert f"what it lacks waits in {outbox} and is sent later" in messages[0]
+    assert f"what it has not got waits in {outbox} and is sent later" in messages[0]
     assert messages[1].endswith("answers again; 8 entries that waited are sent")
 
 
@@ -161,7 +161,7 @@ def test_files_need_a_server_that_answers(tracker: Tracker, gate: Gate, outbox: 
 
 def test_an_outbox_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TrackingError, match="what it lacks cannot be written to"):
+    with pytest.raises(TrackingError, match="cannot be written to"):
         Outbox(tmp_path / "file" / "outbox.jsonl").put({"do": "log"})
 
 

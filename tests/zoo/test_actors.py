@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
+from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError
 from kt_ray.jobs.device import device_name
@@ -107,3 +109,14 @@ def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) ->
     config = CONFIG.model_copy(update={"actors": ActorConfig(resources={"tpu": 1})})
     with pytest.raises(ResourceError, match=r"no node has .*tpu=1"):
         build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
+
+
+def test_actors_run_the_code_that_the_zoo_needs(tmp_path: Path, dataset: Dataset) -> None:
+    text = (
+        f"import os\nopen(f'{tmp_path}/{{os.getpid()}}', 'w')\nfrom kt_ray import register\nregister.loss('mine')(dict)"
+    )
+    code = CodeFile.model_validate({"name": "mine.py", "text": text})
+    build_zoo(CONFIG, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")), code=[code])
+    processes = [path.name for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert processes
+    assert str(os.getpid()) not in processes

@@ -12,9 +12,11 @@ import pyarrow as pa
 import torch
 
 from kt_ray.config import RecipeConfig
+from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.jobs.device import device_name, end_if_device_broken, open_device, release_memory
 from kt_ray.networks import Architecture
+from kt_ray.study_code import load_code
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.plan import Candidate, measure, members_that_fit
@@ -27,7 +29,15 @@ Trained = tuple[dict[str, npt.NDArray[np.float32]], pa.Table]
 class Trainer:
     """Trains batches of members on its share of a node."""
 
-    def __init__(self, recipe: RecipeConfig, architecture: Architecture, dataset: Dataset, gpus: float) -> None:
+    def __init__(
+        self,
+        recipe: RecipeConfig,
+        architecture: Architecture,
+        dataset: Dataset,
+        gpus: float,
+        code: Sequence[CodeFile] = (),
+    ) -> None:
+        load_code(code)
         torch.set_num_threads(1)
         self.recipe, self.architecture, self.dataset = recipe, architecture, dataset
         self.gpus, self.device = gpus, open_device(gpus)

@@ -1,0 +1,33 @@
+"""What a search needs of a translator's training, without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kt_ray.config import TrialConfig
+
+
+class StandIn:
+    """A training of `epochs` epochs whose state is a number; `run_epoch` is each benchmark's own."""
+
+    epochs: int
+
+    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
+        self.config = config
+        self.epoch = 0
+        self.state = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """True if all epochs are done."""
+        return self.epoch >= self.epochs
+
+    def save(self, path: Path) -> None:
+        """Write epoch and state."""
+        path.write_text(json.dumps([self.epoch, self.state]))
+
+    def load(self, path: Path) -> None:
+        """Read epoch and state."""
+        self.epoch, self.state = json.loads(path.read_text())
