@@ -196,7 +196,8 @@ def main() -> None:
         "trials_a_method": arguments.trials,
         "search_epochs": arguments.search_epochs,
         "configuration": config.trial.model_dump(mode="json"),
-        "teacher": teacher.facts | {
+        "teacher": teacher.facts
+        | {
             "accuracy": accuracy(teacher.module, test),
             "selection_accuracy": teacher.facts.get("accuracy"),
             "parameters": parameter_count(teacher.module),
@@ -209,7 +210,7 @@ def main() -> None:
             "epochs": arguments.epochs,
         },
         "searches": {method: search(stages, config, method, arguments) for method in METHODS},
-    }  # fmt: skip
+    }
     scores: dict[str, list[float]] = {method: [] for method in METHODS}
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for seed in range(arguments.seeds):

@@ -139,12 +139,15 @@ def summarised(seeds: list[list[Row]]) -> list[Row]:
     rows = []
     for same in zip(*seeds, strict=True):
         accuracies = [entry["accuracy"] for entry in same]
-        rows.append(same[0] | {
-            "accuracy": statistics.mean(accuracies),
-            "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-            "accuracies": accuracies,
-            "seconds": statistics.mean(entry["seconds"] for entry in same),
-        })  # fmt: skip
+        rows.append(
+            same[0]
+            | {
+                "accuracy": statistics.mean(accuracies),
+                "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+                "accuracies": accuracies,
+                "seconds": statistics.mean(entry["seconds"] for entry in same),
+            }
+        )
     return rows
 
 

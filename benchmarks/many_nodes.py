@@ -202,11 +202,16 @@ def measure_search(nodes: int, root: Path, dataset: Dataset) -> dict[str, Any]:
     """The search's runner over `nodes` trials at once, one a node."""
     config = StudyConfig.model_validate(
         {
-            "name": "many", "space": {"training.learning_rate": {"float": [1e-4, 1e-1], "log": True}},
-            "search": {"trials": nodes * TRIALS_A_NODE, "sampler": {"name": "random"}, "pruner": {"name": "none"},
-                       "resources": {"cpus": 1, "resources": {"slot": 1}}},
+            "name": "many",
+            "space": {"training.learning_rate": {"float": [1e-4, 1e-1], "log": True}},
+            "search": {
+                "trials": nodes * TRIALS_A_NODE,
+                "sampler": {"name": "random"},
+                "pruner": {"name": "none"},
+                "resources": {"cpus": 1, "resources": {"slot": 1}},
+            },
         }
-    )  # fmt: skip
+    )
     zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MemberCounts(train=8, selection=2, test=2))
     clock = Clock()
     folder = root / "trials"

@@ -88,13 +88,20 @@ def run(
     fitted = zoo.where("train").take(torch.arange(min(members, FITTED_MEMBERS)))
     fit = transplant_accuracy(fitted, translate(training.translator, fitted), few.selection)
     result: dict[str, Any] = {
-        "arm": name, "seed": seed, "training_members": members, "config": config.model_dump(mode="json"),
-        "steps": 0 if untrained else steps, "batch": arguments.batch,
+        "arm": name,
+        "seed": seed,
+        "training_members": members,
+        "config": config.model_dump(mode="json"),
+        "steps": 0 if untrained else steps,
+        "batch": arguments.batch,
         "parameters": sum(value.numel() for value in training.model.parameters()),
-        "training_cpu_seconds": trained - started, "seconds": seconds, "history": history,
-        "selection": selected.tolist(), "training_members_mean": float(fit.mean()),
+        "training_cpu_seconds": trained - started,
+        "seconds": seconds,
+        "history": history,
+        "selection": selected.tolist(),
+        "training_members_mean": float(fit.mean()),
         "provenance": provenance(),
-    }  # fmt: skip
+    }
     print(name, seed, "selection", float(selected.mean()), float(selected.min()), flush=True)
     extra = {key: result[key] for key in ("arm", "seed", "training_members")} | {"zoo": zoo.fingerprint}
     save_translator(folder / "translator.safetensors", training.translator, config.translator, zoo.architecture, extra)

@@ -24,10 +24,21 @@ from kt_ray.zoo.store import ZooStore
 Run = dict[str, Any]
 TESTED = "test.json"  # in a run's folder: its row on the test images
 COLUMNS = (
-    "arm", "built on: sets", "images", "training members", "seeds", "mean accuracy", "±", "worst member",
-    "mean ratio", "worst ratio", "fit: training members", "steps × batch", "training CPU minutes",
+    "arm",
+    "built on: sets",
+    "images",
+    "training members",
+    "seeds",
+    "mean accuracy",
+    "±",
+    "worst member",
+    "mean ratio",
+    "worst ratio",
+    "fit: training members",
+    "steps × batch",
+    "training CPU minutes",
     "seconds a translation",
-)  # fmt: skip
+)
 NOTE = (
     "Ratios are to the trained target's mean; seconds are processor seconds in batches. Images: `loss` where training "
     "images are in the loss while the translator trains; `strokes` (drawn from no data) and `mixture` (of Gaussians "
@@ -105,14 +116,21 @@ def _arms_table(
         rows, group = [evaluation.row(label) for label in labels], [runs[label] for label in labels]
         means, worst = [row.mean for row in rows], min(row.min for row in rows)
         cells = [
-            arm, added(arm), _images(group[0]), str(members), str(len(rows)),
-            f"{statistics.mean(means):.4f}", _spread(means), f"{worst:.4f}",
-            f"{statistics.mean(means) / ceiling:.4f}", f"{worst / ceiling:.4f}",
+            arm,
+            added(arm),
+            _images(group[0]),
+            str(members),
+            str(len(rows)),
+            f"{statistics.mean(means):.4f}",
+            _spread(means),
+            f"{worst:.4f}",
+            f"{statistics.mean(means) / ceiling:.4f}",
+            f"{worst / ceiling:.4f}",
             f"{statistics.mean(run['training_members_mean'] for run in group):.4f}",
             f"{group[0]['steps']} × {group[0]['batch']}",
             f"{statistics.mean(run['training_cpu_seconds'] for run in group) / 60:.1f}",
             f"{statistics.mean(run['seconds'] for run in group):.2g}",
-        ]  # fmt: skip
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     for label in files:
         row = evaluation.row(label)
@@ -165,15 +183,23 @@ def ship(folder: Path, evaluation: Evaluation) -> None:
     )
     target.with_suffix(".md").write_text(
         CARD.format(
-            pair=loaded.architecture.pair, arm=run["arm"], network=loaded.architecture.network, drawn=drawn,
-            shape="×".join(map(str, loaded.architecture.image_shape)), steps=refinement.steps, learned=learned,
-            probes=refinement.probes * refinement.probe_sets, dataset=evaluation.dataset, starts=starts,
+            pair=loaded.architecture.pair,
+            arm=run["arm"],
+            network=loaded.architecture.network,
+            drawn=drawn,
+            shape="×".join(map(str, loaded.architecture.image_shape)),
+            steps=refinement.steps,
+            learned=learned,
+            probes=refinement.probes * refinement.probe_sets,
+            dataset=evaluation.dataset,
+            starts=starts,
             matched=", in the last steps also that of predictions" if refinement.predictions else "",
-            mean=row.mean / ceiling.mean, least=row.min / ceiling.mean,
+            mean=row.mean / ceiling.mean,
+            least=row.min / ceiling.mean,
             table=evaluation.to_markdown(),
         ),
         encoding="utf-8",
-    )  # fmt: skip
+    )
 
 
 CARD = """# Translator {pair}

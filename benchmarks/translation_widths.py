@@ -60,7 +60,7 @@ def trained(translator: dict[str, Any], zoos: list[Zoo], dataset: Dataset, seed:
         "loss": {"weight_mse": 0, "head_input": 0.3, "kl": 1, "images": 16},
         "augmentation": {"vary": 0.05},
         "training": {"epochs": rounds, "steps_per_epoch": 20, "batch_size": 16, "clip_norm": 1, "learning_rate": 0.002},
-    }  # fmt: skip
+    }
     trainings = [TranslatorTraining(validate(TrialConfig, content), zoo, dataset) for zoo in zoos]
     first = trainings[0]
     for training in trainings[1:]:
@@ -85,8 +85,10 @@ def main() -> None:
     torch.set_num_threads(1)
     dataset = load_dataset(DatasetConfig())
     zoos = {width: zoo_of(width, dataset, arguments.members, arguments.epochs) for width in (*SEEN, *UNSEEN)}
-    lines = ["| translator | seed | channels, units → units | seen | mean | worst | pruned | trained target | ratio |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| translator | seed | channels, units → units | seen | mean | worst | pruned | trained target | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     results = []
     ratios: dict[str, list[float]] = {}
     for name, translator in TRANSLATORS.items():

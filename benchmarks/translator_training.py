@@ -51,9 +51,13 @@ def trial(size: str, batch: int, steps: int) -> TrialConfig:
             "noise": {"std": NOISE, "sides": "both"},
         },
         "training": {
-            "epochs": 1_000, "steps_per_epoch": steps, "batch_size": batch, "optimizer": "adam", "schedule": "constant",
+            "epochs": 1_000,
+            "steps_per_epoch": steps,
+            "batch_size": batch,
+            "optimizer": "adam",
+            "schedule": "constant",
         },
-    }  # fmt: skip
+    }
     return validate(TrialConfig, content)
 
 

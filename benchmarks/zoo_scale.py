@@ -50,11 +50,16 @@ def rows_of(first: int, count: int) -> pa.Table:
     numbers = range(first, first + count)
     return pa.table(
         {
-            "id": [f"train-{number:06d}" for number in numbers], "seed": pa.array(numbers, pa.int64()),
-            "split": ["train"] * count, "epoch": pa.array([10] * count, pa.int32()), "has_target": [True] * count,
-            "source_accuracy": [0.9] * count, "target_accuracy": [0.9] * count, "seconds": [1.0] * count,
+            "id": [f"train-{number:06d}" for number in numbers],
+            "seed": pa.array(numbers, pa.int64()),
+            "split": ["train"] * count,
+            "epoch": pa.array([10] * count, pa.int32()),
+            "has_target": [True] * count,
+            "source_accuracy": [0.9] * count,
+            "target_accuracy": [0.9] * count,
+            "seconds": [1.0] * count,
         }
-    )  # fmt: skip
+    )
 
 
 def fill(store: ZooStore, pairs: int) -> list[float]:

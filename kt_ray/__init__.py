@@ -15,6 +15,7 @@ _HOMES = {  # each public name, and the module that it is in
     "build_zoo": "kt_ray.studies.api",
     "evaluate": "kt_ray.studies.api",
     "load": "kt_ray.studies.api",
+    "load_code": "kt_ray.studies.api",
     "load_dataset": "kt_ray.studies.api",
     "open_study": "kt_ray.studies.study",
     "open_zoo": "kt_ray.studies.api",
@@ -30,6 +31,7 @@ __all__ = [
     "build_zoo",
     "evaluate",
     "load",
+    "load_code",
     "load_dataset",
     "open_study",
     "open_zoo",
@@ -43,7 +45,7 @@ __all__ = [
 if TYPE_CHECKING:
     from kt_ray.errors import KTError
     from kt_ray.registry import register
-    from kt_ray.studies.api import build_zoo, evaluate, load, load_dataset, open_zoo, train, translate
+    from kt_ray.studies.api import build_zoo, evaluate, load, load_code, load_dataset, open_zoo, train, translate
     from kt_ray.studies.study import open_study, resume, run
 
 

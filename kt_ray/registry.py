@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kt_ray._io.text import first_line
-from kt_ray.errors import ConfigError
+from kt_ray.errors import ConfigError, KTError
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 _HOMES: dict[str, tuple[str, ...]] = {  # the modules whose import registers what is built in
     "network": ("kt_ray.networks.paper", "kt_ray.networks.resnet"),
     "pair": ("kt_ray.networks.paper", "kt_ray.networks.resnet"),
-    "dataset": (),
-    "family": (),
-    "loss": (),
-    "augmentation": (),
-    "sampler": (),
+    "dataset": ("kt_ray.data.sources",),
+    "family": ("kt_ray.translation.families",),
+    "loss": ("kt_ray.translation.losses",),
+    "augmentation": ("kt_ray.translation.augmentations",),
+    "sampler": ("kt_ray.search.samplers",),
 }
 
 
@@ -113,13 +113,16 @@ class Kind:
         self._load()
         return tuple(sorted(self._entries))
 
-    def make(self, name: str, options: Mapping[str, Any] | BaseModel | None = None) -> Any:
-        """Return what the entry `name` makes of `options`. Raises ConfigError if it is unknown, or raises itself."""
+    def make(self, name: str, options: Mapping[str, Any] | BaseModel | None = None, *arguments: Any) -> Any:
+        """Return what the entry `name` makes of `options` and what its kind gives besides.
+
+        Raises ConfigError if it is unknown, or raises itself.
+        """
         entry = self.get(name)
         parsed = entry.parse(options)
         try:
-            return entry.make(parsed)
-        except ConfigError:
+            return entry.make(parsed, *arguments)
+        except KTError:
             raise
         except Exception as error:  # people's own code fails as it likes
             raise ConfigError(f"{self.kind} {name} raises {type(error).__name__}: {first_line(error)}") from error

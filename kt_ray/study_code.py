@@ -45,18 +45,22 @@ def unload_code(name: str) -> None:
         _forget(file)
 
 
-def code_of(entries: Sequence[Entry]) -> dict[str, str]:
-    """Return the SHA-256 of each file of code that registered one of `entries`, by its name."""
+def code_of(entries: Sequence[Entry]) -> tuple[CodeFile, ...]:
+    """Return the files of code that registered `entries`; none for what is bundled or registered otherwise."""
     origins = {entry.origin for entry in entries}
-    return {name: file.sha256 for name, (file, _) in sorted(_loaded.items()) if _origin(file) in origins}
+    return tuple(file for _, (file, _) in sorted(_loaded.items()) if _origin(file) in origins)
 
 
-def require_code(named: Mapping[str, str], what: str) -> None:
-    """Raise ConfigError unless the code that `what` names, SHA-256 by file, has run here. Runs nothing itself."""
+def missing_code(named: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `named`, SHA-256 by file, that have not run here. Runs nothing."""
     present = {file.sha256 for file, _ in _loaded.values()}
-    for name, sha256 in named.items():
-        if sha256 not in present:
-            raise ConfigError(f"{what} needs the code {name} with SHA-256 {sha256}; give that file with --code")
+    return {name: sha256 for name, sha256 in named.items() if sha256 not in present}
+
+
+def require_code(named: Mapping[str, str]) -> None:
+    """Raise ConfigError if code that a zoo or a translator names is missing: a person has to give it."""
+    for name, sha256 in missing_code(named).items():
+        raise ConfigError(f"it needs the code {name} with SHA-256 {sha256}; read that file, then give it with --code")
 
 
 def _run(file: CodeFile) -> tuple[Entry, ...]:

@@ -13,9 +13,21 @@ import pytest
 import kt_ray as kt
 
 PUBLIC = (
-    "KTError", "__version__", "build_zoo", "evaluate", "load", "load_dataset", "open_study", "open_zoo", "register",
-    "resume", "run", "train", "translate",
-)  # fmt: skip
+    "KTError",
+    "__version__",
+    "build_zoo",
+    "evaluate",
+    "load",
+    "load_code",
+    "load_dataset",
+    "open_study",
+    "open_zoo",
+    "register",
+    "resume",
+    "run",
+    "train",
+    "translate",
+)
 HEAVY = ("torch", "ray", "mlflow", "optuna", "numpy", "pandas", "pyarrow", "pydantic")
 FUNCTIONS = tuple(name for name in PUBLIC if inspect.isfunction(getattr(kt, name)))
 

@@ -104,7 +104,7 @@ SAFETENSORS = {
     "an unknown type": lambda _: header({"a": {"dtype": "OBJ", "shape": [1], "data_offsets": [0, 8]}}, data=b"\0" * 8),
     "a header that is no JSON": lambda _: header(b"\x80\x04."),
     "a header nested deeply": lambda _: header(b"[" * 100_000),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SAFETENSORS)
@@ -134,8 +134,12 @@ def test_a_hostile_torch_checkpoint(make: Callable[[Path], bytes], tmp_path: Pat
         ("config", json.dumps({"family": "mixer", "__class__": "os.system"})),
         ("architecture", "[]"),
         ("architecture", json.dumps({"pair": "__import__", "network": {}, "image_shape": [1, 28, 28], "classes": 10})),
-        ("architecture", json.dumps({"pair": "basic_to_simple", "network": {"channels": -1}, "image_shape": [1, 28, 28],
-                                     "classes": 10})),
+        (
+            "architecture",
+            json.dumps(
+                {"pair": "basic_to_simple", "network": {"channels": -1}, "image_shape": [1, 28, 28], "classes": 10}
+            ),
+        ),
         ("architecture", {"image_shape": [1, 10**6, 10**9]}),
         ("architecture", {"image_shape": [1, 28]}),
         ("architecture", {"image_shape": [0, 28, 28]}),
@@ -151,7 +155,7 @@ def test_a_hostile_torch_checkpoint(make: Callable[[Path], bytes], tmp_path: Pat
         ("extra", '{"metrics": 3}'),
         ("format", "pickle"),
     ],
-)  # fmt: skip
+)
 def test_a_translator_whose_description_lies(entry: str, value: str | dict[str, Any], tmp_path: Path) -> None:
     config, architecture = TranslatorConfig(family="neuron_transformer"), PaperArchitecture("basic_to_simple")
     file = tmp_path / "translator.safetensors"
@@ -229,12 +233,16 @@ def test_a_zoo_that_names_files_outside_itself(zoo: ZooStore, tmp_path: Path) ->
         ("zoo.json", b"[]"),
         ("zoo.json", b"[" * 200_000),
         ("zoo.json", json.dumps({"schema_version": 1}).encode()),
-        ("zoo.json", json.dumps({"schema_version": 1, "pair": "os.system", "network": {}, "image_shape": [1, 28, 28],
-                                 "classes": 10}).encode()),
+        (
+            "zoo.json",
+            json.dumps(
+                {"schema_version": 1, "pair": "os.system", "network": {}, "image_shape": [1, 28, 28], "classes": 10}
+            ).encode(),
+        ),
         ("index.parquet", b"PAR1"),
         ("index.parquet", b"PAR1" + b"\xff" * 64 + b"PAR1"),
     ],
-)  # fmt: skip
+)
 def test_a_zoo_whose_description_lies(zoo: ZooStore, name: str, content: bytes) -> None:
     (Path(zoo.uri) / name).write_bytes(content)
     with pytest.raises(ZooError):

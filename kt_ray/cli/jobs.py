@@ -45,10 +45,14 @@ def submit(
     from kt_ray.studies.submission import submit as submit_job
 
     job = submit_job(
-        locate(file), address,
-        workspace=workspace, overrides=overrides or (), code=not installed, python=python,
+        locate(file),
+        address,
+        workspace=workspace,
+        overrides=overrides or (),
+        code=not installed,
+        python=python,
         permission=Permission.at(given=allow_code),
-    )  # fmt: skip
+    )
     _attend(job, address, detach)
 
 

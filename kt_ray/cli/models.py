@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import Device, Format, WorkspaceRoot, Zoo
+from kt_ray.cli.options import CodeFiles, Device, Format, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show, show_json, show_table
 
 Model = Annotated[
@@ -63,6 +63,7 @@ def translate(
         typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
     ] = 100,
     device: Device = "cpu",
+    code: CodeFiles = None,
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
@@ -76,11 +77,13 @@ def translate(
     from kt_ray.config import validate as checked
     from kt_ray.data import load_dataset
     from kt_ray.jobs.device import use_device
+    from kt_ray.studies.api import load_code
     from kt_ray.studies.models import translator_file
     from kt_ray.translation.translate import translate as run
     from kt_ray.translation.translate_sites import SitesTranslation
 
     use_device(device)
+    load_code(*(code or ()))
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
     if network is not None:
         from kt_ray.errors import ConfigError
@@ -134,23 +137,25 @@ def evaluate(
         int, typer.Option(min=0, help="Also fit blocks to each member by so many steps: minutes, for comparison.")
     ] = 0,
     device: Device = "cpu",
+    code: CodeFiles = None,
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
     from kt_ray.studies import api
-    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.console import StudyConsole
     from kt_ray.studies.models import make_output, write_evaluation
 
     if output is not None:
         make_output(output)
+    api.load_code(*(code or ()))
     loaded, store = api.load(model, workspace), api.open_zoo(zoo, workspace)
     evaluation = api.evaluate(loaded, store, split="test" if final else "selection", fit_steps=fit_steps, device=device)
     written = write_evaluation(evaluation, output) if output is not None else []
     if format_ == "json":
         show_json(evaluation.to_dict())
         return
-    Narrator().evaluation(evaluation.to_dict())
+    StudyConsole().evaluation(evaluation.to_dict())
     for path in written:
         say(f"wrote {path}")
 

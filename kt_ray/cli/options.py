@@ -38,4 +38,12 @@ AllowCode = Annotated[
         help="Let the Python files under `code` of the study run, now and from then on in this workspace.",
     ),
 ]
+CodeFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--code",
+        metavar="FILE",
+        help="A Python file that registers the networks at hand, which then runs; repeatable.",
+    ),
+]
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="A table to read, or JSON for programs.")]

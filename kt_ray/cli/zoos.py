@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set, WorkspaceRoot, Zoo
+from kt_ray.cli.options import AllowCode, CodeFiles, File, Format, Set, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show
 
 zoo = typer.Typer(help="Build, look at and check zoos of trained networks.", no_args_is_help=True)
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 @zoo.command()
 def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, allow_code: AllowCode = False) -> None:
     """Train the members that are missing in the zoo of a study file."""
-    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.console import StudyConsole
     from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.study_file import read_study
@@ -30,8 +30,8 @@ def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, al
     from kt_ray.studies.workspace import Workspace
 
     config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code))
-    with Narrator() as narrator:
-        build_zoo_of(config, Workspace.open(workspace, config.storage), narrator)
+    with StudyConsole() as console:
+        build_zoo_of(config, Workspace.open(workspace, config.storage), console)
     say(f"next: kt-ray search {shlex.quote(file)}")
 
 
@@ -45,10 +45,12 @@ def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") 
 
 
 @zoo.command()
-def verify(name: Zoo, workspace: WorkspaceRoot = None) -> None:
+def verify(name: Zoo, code: CodeFiles = None, workspace: WorkspaceRoot = None) -> None:
     """Read and check every file of a zoo; exit status 1 if something is damaged."""
+    from kt_ray.studies.api import load_code
     from kt_ray.studies.zoos import open_zoo
 
+    load_code(*(code or ()))
     damages = open_zoo(name, workspace).verify()
     for damage in damages:
         say(damage)

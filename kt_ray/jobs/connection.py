@@ -203,12 +203,14 @@ def fitting(demand: Mapping[str, float], labels: Mapping[str, str] | None = None
         have = node["Resources"]
         total += min(int(have.get(name, 0.0) / amount + 1e-9) for name, amount in demand.items() if amount > 0)
     if total == 0:
-        seen = "; ".join(
-            ", ".join(f"{name}={amount:g}" for name, amount in sorted(node["Resources"].items()) if ":" not in name
-                      and "memory" not in name) or "nothing"
-            for node in nodes
-        )  # fmt: skip
+        seen = "; ".join(_amounts(node["Resources"]) or "nothing" for node in nodes)
         wanted = ", ".join(f"{name}={amount:g}" for name, amount in demand.items() if amount > 0)
         labelled = f" and labels {dict(labels)}" if labels else ""
         raise ResourceError(f"no node has {wanted}{labelled}; the cluster's nodes have: {seen}; ask for less")
     return total
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    """Return a node's resources in words, without its memory and its own name."""
+    named = sorted(item for item in resources.items() if ":" not in item[0] and "memory" not in item[0])
+    return ", ".join(f"{name}={amount:g}" for name, amount in named)

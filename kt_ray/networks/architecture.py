@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import NetworkChoice, NetworkConfig, PairChoice, PairName
+from kt_ray.config.code import CodeFile
 from kt_ray.errors import ConfigError
 from kt_ray.networks import stacked
 from kt_ray.networks.contracts import (
@@ -37,6 +38,7 @@ from kt_ray.networks.cut import Cut
 from kt_ray.networks.layouts import BlockLayout, flat_layout
 from kt_ray.networks.pairs import PAIRS, READ_STRIDE, BlockPair, Head, Stem
 from kt_ray.registry import on_change, register
+from kt_ray.study_code import code_of, require_code
 
 STEM, HEAD = "stem.", "head."
 
@@ -95,6 +97,11 @@ class Architecture(ABC):
     @abstractmethod
     def layouts(self) -> tuple[BlockLayout, BlockLayout]:
         """Return where source and target block keep their parameters."""
+
+    @property
+    def code(self) -> tuple[CodeFile, ...]:
+        """The files of code that registered the network or the pair, which another process has to run first."""
+        return ()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -226,9 +233,15 @@ class SiteArchitecture(Architecture):
         return site.layout, site.target_layout
 
     def describe(self) -> dict[str, Any]:
-        """Return pair, network, image shape and classes."""
+        """Return pair, network, image shape, classes, and of code that a study brought along, the SHA-256 by file."""
         pair, network = self.choice.model_dump(mode="json"), self.network.model_dump(mode="json")
-        return {"pair": pair, "network": network, "image_shape": self.image_shape, "classes": self.classes}
+        content = {"pair": pair, "network": network, "image_shape": self.image_shape, "classes": self.classes}
+        return content | ({"code": {file.name: file.sha256 for file in self.code}} if self.code else {})
+
+    @property
+    def code(self) -> tuple[CodeFile, ...]:
+        """The files of code that registered the network or the pair."""
+        return code_of([register.network.get(self.network.name), register.pair.get(self.pair)])
 
     def at(self, site: str, replaced: tuple[str, ...] = ()) -> SiteArchitecture:
         """Return the same network and pair at another site, those at `replaced` being target blocks already."""
@@ -358,8 +371,10 @@ def architecture_of(
 def described(content: Mapping[str, Any]) -> Architecture:
     """Return the architecture of what `Architecture.describe` gave, or of a `zoo.json`.
 
-    Raises ConfigError as `architecture_of` does, pydantic's ValidationError for other content.
+    Raises ConfigError as `architecture_of` does, or if code that it names is missing, pydantic's ValidationError for
+    other content.
     """
+    require_code(content.get("code", {}))
     network = content["network"]
     network = NetworkConfig.model_validate(network) if isinstance(network, dict) and "name" not in network else (
         NetworkChoice.model_validate(network)

@@ -18,6 +18,7 @@ from kt_ray._io.display import Displayed, ProgressLine
 from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import duration
 from kt_ray.config import DatasetConfig, RayConfig, Split, TrialConfig, ZooConfig, validate
+from kt_ray.config.code import read_code
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.jobs.device import use_device
@@ -25,6 +26,7 @@ from kt_ray.networks import State
 from kt_ray.networks.checkpoint import read_state, write_state
 from kt_ray.studies import zoos
 from kt_ray.studies.models import translator_file
+from kt_ray.study_code import load_code as run_code
 from kt_ray.translation.checkpoint import LoadedTranslator, load_translator
 from kt_ray.translation.evaluation import Evaluation
 from kt_ray.translation.evaluation import evaluate as evaluate_translator
@@ -128,6 +130,36 @@ def build_zoo(
             with connected(RayConfig(address=ray if isinstance(ray, str) else None)):
                 build_with_actors(config, pair, images, store, show)  # type: ignore[arg-type]
     return store
+
+
+def load_code(*files: str | Path) -> dict[str, str]:
+    """Run Python files that register networks, pairs and so on, as those under `code` of a study file do.
+
+    What a study registered can be opened, evaluated and translated afterwards: zoos and translators name the files that
+    they need, by their SHA-256, and never run any.
+
+    Args:
+        *files: Each is run once a process; other text under the same name takes the place of the earlier.
+
+    Returns:
+        The SHA-256 of each file by its name, as zoos and translators name what they need.
+
+    Raises:
+        ConfigError: If a file cannot be read, raises, registers nothing, or registers a name that is taken.
+
+    Example:
+        >>> import kt_ray as kt
+        >>> from pathlib import Path
+        >>> _ = Path("mine.py").write_text("from kt_ray import register\\nregister.loss('half')(lambda options: 0.5)")
+        >>> list(kt.load_code("mine.py"))
+        ['mine.py']
+        >>> kt.register.loss.make("half")
+        0.5
+    """
+    paths = [Path(file) for file in files]
+    found = [file for path in paths for file in read_code([path.name], path.parent)]
+    run_code(found)
+    return {file.name: file.sha256 for file in found}
 
 
 def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:

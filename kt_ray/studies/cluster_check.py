@@ -81,9 +81,15 @@ def check_cluster(
             return check_nodes(storages_of(Workspace.open(Path(workspace) if workspace else None, config.storage)))
     printed: list[str] = []
     job = submit(
-        file, address,
-        workspace=workspace, overrides=overrides, code=code, python=python, command="check", permission=permission,
-    )  # fmt: skip
+        file,
+        address,
+        workspace=workspace,
+        overrides=overrides,
+        code=code,
+        python=python,
+        command="check",
+        permission=permission,
+    )
     ended = follow(job, address, printed.append)
     for line in "".join(printed).splitlines():
         if line.startswith(RESULT):

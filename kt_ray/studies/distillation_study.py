@@ -22,7 +22,7 @@ from kt_ray.jobs.remote import run_remotely
 from kt_ray.networks import State
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.study_file import stored_config
 from kt_ray.studies.study_task import Best, Demand, Result
 from kt_ray.studies.workspace import Workspace
@@ -70,9 +70,9 @@ class DistillationStudy:
         )
         return same or bool(self.config.space)
 
-    def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
+    def begin(self, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> str:
         """Open the study's MLflow run, which has the losses of teacher and paraphrasers too."""
-        self.dataset, self.tracker, self.narrator = dataset, tracker, narrator
+        self.dataset, self.tracker, self.console = dataset, tracker, console
         config = self.config
         identity = {}
         if config.space:
@@ -88,7 +88,7 @@ class DistillationStudy:
         )
 
     def _report(self, progress: Progress) -> None:
-        self.narrator.fitting(progress)
+        self.console.fitting(progress)
         stage = progress.stage.replace(" ", "_")
         metrics = {f"{stage}.{name}": value for name, value in progress.metrics.items()}
         self.tracker.log(self.run, metrics, progress.epoch)
@@ -102,7 +102,7 @@ class DistillationStudy:
             demand.fitting()
             shared = run_remotely(_prepare, demand.amounts, demand.labels, self._report, self.config, stages)
         task = StudentTask(shared, self.dataset)
-        self.narrator.settle()
+        self.console.settle()
         self._shared = task.fingerprint
         return task
 
@@ -118,7 +118,7 @@ class DistillationStudy:
                 self.stages.report,
                 self.stages.device,
             )
-        self.narrator.settle()
+        self.console.settle()
         self._made = made
         return Best(0, made.selection_accuracy, {}, made.student, self.run, self.run, 1)
 

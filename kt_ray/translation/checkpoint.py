@@ -18,6 +18,7 @@ from kt_ray.config.network import AnyNetwork
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks import Architecture, State, architecture_of
 from kt_ray.networks.checkpoint import read_written, write_state
+from kt_ray.study_code import require_code
 from kt_ray.translation.card import card
 from kt_ray.translation.translator import Translator, build_translator
 
@@ -33,9 +34,11 @@ class _Architecture(Frozen):
     network: AnyNetwork
     image_shape: tuple[Size, Size, Size]
     classes: Size
+    code: dict[str, str] = Field(default_factory=dict)
 
     def architecture(self) -> Architecture:
         """Return what is described. Raises ConfigError if it names what is not registered here."""
+        require_code(self.code)
         return architecture_of(self.pair, self.network, self.image_shape, self.classes)
 
 
@@ -148,7 +151,7 @@ def load_translator(path: Path) -> LoadedTranslator:
 
 def _check_sizes(config: TranslatorConfig, architecture: Architecture, tensors: State) -> None:
     """Raise ValueError unless the translator described has the tensors of the file, before any is allocated."""
-    depth = getattr(config, config.family).depth or 0
+    depth = getattr(config.of_family, "depth", None) or 0
     if depth > len(tensors):
         raise ValueError(f"the file has {len(tensors)} tensors, expected at least one for each of {depth} layers")
     with torch.device("meta"):

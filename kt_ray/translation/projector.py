@@ -20,8 +20,8 @@ from kt_ray.translation.probe_images import mixture, strokes, to_images, to_para
 from kt_ray.translation.projected import Fits, absorb_biases, normal_equations, project
 from kt_ray.translation.units import Layout, Units, layouts, pad, target_layout, write
 
-SHORTLIST = 8  # choices of units, those of the least squared error, whose predictions are compared
-SAMPLES = 1000  # of what hidden units read, on which kernels learn to do without biases
+SHORTLIST = 4  # choices of units, those of the least squared error, whose predictions are compared
+SAMPLES = 500  # of what hidden units read, on which kernels learn to do without biases
 
 
 class Projector(nn.Module):

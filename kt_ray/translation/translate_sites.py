@@ -138,7 +138,8 @@ def translate_sites(
     paths = [site.path for site in done]
     metadata = {"architecture": json.dumps(trained.describe()), "sites": json.dumps(paths), "made_by": "kt_ray"}
     write_state(output, found.renamed(found.in_dtype(state) | counters), metadata)
-    text = BUILDER.format(file=output.name, architecture=repr(trained.describe()), sites=repr(paths))
+    architecture = {key: value for key, value in trained.describe().items() if key != "code"}  # who runs it imports it
+    text = BUILDER.format(file=output.name, architecture=repr(architecture), sites=repr(paths))
     write_whole(builder, text.encode())
     networks = trained.taking_images(network), trained.taking_images(small)
     return SitesTranslation(

@@ -16,6 +16,8 @@ from kt_ray.config.base import Frozen
 from kt_ray.config.network import AnyNetwork
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import Architecture, PaperArchitecture, described, stacked
+from kt_ray.registry import on_change
+from kt_ray.study_code import missing_code
 
 SCHEMA_VERSION = 2  # 1: of the paper's networks, which are still written so
 MENDS = "`kt-ray zoo build FILE` with the zoo's study file makes it anew"
@@ -42,6 +44,7 @@ class _Definition(Frozen):
     dataset_fingerprint: str
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     classes: PositiveInt
+    code: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file that registered the network or the pair
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -71,10 +74,9 @@ def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:
             "use the kt_ray version that built it, or build again under another name"
         )
     try:
-        _Definition.model_validate(definition)
-        shapes_of(architecture_of(definition))
-    except ConfigError as error:  # of networks that somebody registered
-        raise ZooError(f"the zoo at {path} is of a network that is not known here: {error}") from None
+        named = _Definition.model_validate(definition).code
+        if not missing_code(named):
+            shapes_of(architecture_of(definition, path))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # sizes may be too large for any tensor
         raise Damaged(f"{path} does not describe a zoo ({first_line(error)})", MENDS) from None
     return definition, carried
@@ -85,9 +87,15 @@ def schema_of(architecture: Architecture) -> int:
     return 1 if isinstance(architecture, PaperArchitecture) else SCHEMA_VERSION
 
 
-def architecture_of(definition: dict[str, Any]) -> Architecture:
-    """Return the architecture that `zoo.json` describes. Raises ConfigError if what it names is not registered here."""
-    return described(definition)
+def architecture_of(definition: dict[str, Any], path: str = "it") -> Architecture:
+    """Return the architecture that `zoo.json`, read from `path`, describes.
+
+    Raises ZooError if what it names is not registered here.
+    """
+    try:
+        return described(definition)
+    except ConfigError as error:  # of networks that somebody registered
+        raise ZooError(f"the zoo at {path} is of a network that is not known here: {error}") from None
 
 
 def recipe_of(definition: dict[str, Any]) -> RecipeConfig:
@@ -100,6 +108,8 @@ def same_entry(key: str, value: Any, other: Any) -> bool:
 
     Where images are stored (`dataset.options`) does not matter: the fingerprint says which they are.
     """
+    if key == "code":  # left out if there is none
+        value, other = value or {}, other or {}
     if key == "dataset" and isinstance(value, dict) and isinstance(other, dict):
         value, other = value | {"options": None}, other | {"options": None}
     return bool(value == other)
@@ -112,3 +122,6 @@ def shapes_of(architecture: Architecture) -> Shapes:
         parts = architecture.parts()
     states = stacked.join(**{name: part.state_dict() for name, part in parts.items()})
     return {name: tuple(value.shape) for name, value in states.items() if "num_batches_tracked" not in name}
+
+
+on_change(shapes_of.cache_clear)

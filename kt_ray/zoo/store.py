@@ -64,7 +64,7 @@ class ZooStore(Displayed):
     def create(self, config: ZooConfig, pair: str | PairChoice, dataset: Dataset) -> list[str]:
         """Write `zoo.json`, or check that the zoo here is this one; return a line if it was damaged and written anew.
 
-        Raises ZooError if there is a zoo of another pair, seed, network, recipe or dataset.
+        Raises ZooError if there is a zoo of another pair, seed, network, code, recipe or dataset.
         """
         architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
         described = architecture.describe()
@@ -78,9 +78,10 @@ class ZooStore(Displayed):
             "dataset_fingerprint": dataset.fingerprint,
             "image_shape": list(dataset.image_shape),
             "classes": dataset.classes,
+            "code": described.get("code", {}),
         }
         versions = {"kt_ray": __version__, "torch": str(torch.__version__), "pyarrow": pa.__version__}
-        wanted_file = wanted | {"versions": versions}
+        wanted_file = {key: value for key, value in wanted.items() if key != "code" or value} | {"versions": versions}
         with self.files.lock() as check_lock:
             if not self.exists():
                 self._write_definition(wanted_file)
@@ -224,7 +225,7 @@ class ZooStore(Displayed):
             for name, value in stack.items():
                 parameters[name][goal] = value
         return Zoo(
-            definitions.architecture_of(definition),
+            definitions.architecture_of(definition, self.uri),
             parameters,
             index.drop_columns(indices.PLACE).take(order),
             _fingerprint(definition, index),
@@ -236,14 +237,14 @@ class ZooStore(Displayed):
         definition, index = self.definition(), self.index()
         if split is not None and index.num_rows:
             index = index.filter(pc.equal(index["split"], split))
-        architecture, fingerprint = definitions.architecture_of(definition), _fingerprint(definition, index)
+        architecture, fingerprint = definitions.architecture_of(definition, self.uri), _fingerprint(definition, index)
         for stack, rows in self._checked(definition, index):
             part = index.take(pa.array(rows)).drop_columns(indices.PLACE)
             yield Zoo(architecture, stack, part, fingerprint, definition["dataset_fingerprint"])
 
     def _checked(self, definition: dict[str, Any], index: pa.Table) -> Iterator[tuple[State, indices.Rows]]:
         """Yield the tensors of each shard that `index` names, checked, and which rows of `index` they are."""
-        shapes = shapes_of(definitions.architecture_of(definition))
+        shapes = shapes_of(definitions.architecture_of(definition, self.uri))
         for shard, digest, members, rows in indices.shards_of(index):
             content = self.files.read(
                 shard, missing=f"{shard} is in the index of {self.uri}, but is missing; {_TRAINS}"
@@ -262,7 +263,7 @@ class ZooStore(Displayed):
 
     def _damaged(self, index: pa.Table) -> dict[str, str]:
         faults = {}
-        shapes = shapes_of(definitions.architecture_of(self.definition()))
+        shapes = shapes_of(definitions.architecture_of(self.definition(), self.uri))
         for shard, digest, members, rows in indices.shards_of(index):
             try:
                 shards.check(self.files.read(shard), digest, index.take(pa.array(members)), rows, shapes)

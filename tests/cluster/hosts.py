@@ -121,18 +121,24 @@ class Host:
         """Start a program that goes on; what it prints is appended to `logs/<host>-<log>.log`."""
         with self._log(log) as file:
             return subprocess.Popen(
-                [*self._enter(), *command], stdout=file, stderr=file, env=dict(environment or os.environ),
+                [*self._enter(), *command],
+                stdout=file,
+                stderr=file,
+                env=dict(environment or os.environ),
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def run(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end."""
         return subprocess.run(
-            [*self._enter(), *command], capture_output=True, text=True, timeout=timeout,
+            [*self._enter(), *command],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
             env=dict(environment or os.environ),
-        )  # fmt: skip
+        )
 
     def programs(self) -> dict[int, str]:
         """The processes of this host, by their number there: an actor's title is `ray::Class.method`."""

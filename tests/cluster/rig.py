@@ -185,8 +185,11 @@ class Rig:
 
     def finished(self, name: str) -> int:
         """How many trials are complete."""
-        rows = self.sql("optuna", f"SELECT count(*) FROM trials JOIN studies USING (study_id) "
-                                  f"WHERE study_name = '{name}' AND state = 'COMPLETE'")  # fmt: skip
+        rows = self.sql(
+            "optuna",
+            f"SELECT count(*) FROM trials JOIN studies USING (study_id) "
+            f"WHERE study_name = '{name}' AND state = 'COMPLETE'",
+        )
         return int(rows[0][0]) if rows else 0
 
     def seen(self, *titles: str) -> list[str]:
@@ -308,22 +311,28 @@ def figures(rig: Rig, name: str) -> dict[str, Any]:
     )
     conclusion = json.loads((rig.shared / "studies" / name / "conclusion.json").read_text())
     return {
-        "members": len(zoo), "duplicates": len(zoo) - len(set(zoo.index["id"].to_pylist())),
+        "members": len(zoo),
+        "duplicates": len(zoo) - len(set(zoo.index["id"].to_pylist())),
         "parameters_sha256": bits.hexdigest(),
         "trials": sorted((int(ordinals[lineage]), value) for lineage, value in trials),
         "translated_test_accuracy": next(
             row["mean"] for row in conclusion["evaluation"]["rows"] if row["name"] == "translated"
         ),
-    }  # fmt: skip
+    }
 
 
 def bookkeeping(rig: Rig, name: str) -> dict[str, Any]:
     """States that Optuna and MLflow are left with."""
-    states = rig.sql("optuna", f"SELECT state, count(*) FROM trials JOIN studies USING (study_id) "
-                               f"WHERE study_name = '{name}' GROUP BY state")  # fmt: skip
-    runs = rig.sql("mlflow", "SELECT status, count(*) FROM runs r JOIN experiments e ON "
-                             "e.experiment_id = r.experiment_id::int "
-                             f"WHERE e.name = '{name}' AND r.lifecycle_stage = 'active' GROUP BY status")  # fmt: skip
+    states = rig.sql(
+        "optuna",
+        f"SELECT state, count(*) FROM trials JOIN studies USING (study_id) WHERE study_name = '{name}' GROUP BY state",
+    )
+    runs = rig.sql(
+        "mlflow",
+        "SELECT status, count(*) FROM runs r JOIN experiments e ON "
+        "e.experiment_id = r.experiment_id::int "
+        f"WHERE e.name = '{name}' AND r.lifecycle_stage = 'active' GROUP BY status",
+    )
     return {
         "optuna_trials": {state: int(count) for state, count in states},
         "mlflow_runs": {status: int(count) for status, count in runs},
@@ -390,10 +399,13 @@ def main() -> int:
         else:
             shutil.rmtree(directory, ignore_errors=True)
     results |= {
-        "passed": not failure, "failure": failure, "command": "make test-cluster",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "kt_ray": __version__,
+        "passed": not failure,
+        "failure": failure,
+        "command": "make test-cluster",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "kt_ray": __version__,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }  # fmt: skip
+    }
     if options.results:
         options.results.write_text(json.dumps(results, indent=1) + "\n")
     print("the rig passed" if not failure else f"the rig FAILED: {failure}")

@@ -125,10 +125,17 @@ class Tracking:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         command = [
-            str(BIN / "mlflow"), "server", f"--host={host.address}", "--port=5000", "--workers=1",
-            "--app-name=basic-auth", f"--backend-store-uri={self.database.url('mlflow')}", "--serve-artifacts",
-            f"--artifacts-destination={self.artifacts}", f"--allowed-hosts={host.address}:5000",
-        ]  # fmt: skip
+            str(BIN / "mlflow"),
+            "server",
+            f"--host={host.address}",
+            "--port=5000",
+            "--workers=1",
+            "--app-name=basic-auth",
+            f"--backend-store-uri={self.database.url('mlflow')}",
+            "--serve-artifacts",
+            f"--artifacts-destination={self.artifacts}",
+            f"--allowed-hosts={host.address}:5000",
+        ]
         self.process = host.start(command, "mlflow", environment)
 
     def await_answer(self) -> None:
@@ -154,9 +161,11 @@ class RayNode:
     def start(self) -> None:
         """Start and return at once."""
         common = [
-            f"--node-ip-address={self.host.address}", "--disable-usage-stats", "--object-store-memory=100000000",
+            f"--node-ip-address={self.host.address}",
+            "--disable-usage-stats",
+            "--object-store-memory=100000000",
             *self.options,
-        ]  # fmt: skip
+        ]
         ray = [str(BIN / "ray"), "start", "--block", *common]
         if self.head is None:
             command = [*ray, "--head", f"--port={PORT}", f"--dashboard-host={self.host.address}"]

@@ -13,11 +13,11 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm" / "study.sbatch"
 PROGRAMS = {
     "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >>"$OUT/scontrol"; fi',
-    "srun": "while [ \"$1\" != ray ]; do shift; done; echo \"$@\" >\"$OUT/srun\"\nexec \"$@\"",
-    "ray": "while [ \"$1\" != -- ]; do shift; done; shift\n\"$@\"\nexit $?",
-    "kt-ray": "trap 'exit 0' TERM\necho \"$@\" >\"$OUT/kt-ray\"; env >\"$OUT/environment\"\n"
+    "srun": 'while [ "$1" != ray ]; do shift; done; echo "$@" >"$OUT/srun"\nexec "$@"',
+    "ray": 'while [ "$1" != -- ]; do shift; done; shift\n"$@"\nexit $?',
+    "kt-ray": 'trap \'exit 0\' TERM\necho "$@" >"$OUT/kt-ray"; env >"$OUT/environment"\n'
     'if [ -n "${END:-}" ]; then exit "$END"; fi\nwhile :; do sleep 0.05; done',
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -30,10 +30,17 @@ def allocation(tmp_path: Path) -> dict[str, str]:
         (programs / name).chmod(0o755)
     (tmp_path / "kt-ray.env").write_text("KT_RAY_WORKSPACE=/shared/w\nRAY_AUTH_TOKEN=t0ken\n")
     return {
-        "PATH": f"{programs}:/usr/bin:/bin", "OUT": str(tmp_path), "TMPDIR": str(tmp_path), "HOME": str(tmp_path),
-        "KT_RAY_VENV": str(tmp_path / "venv"), "KT_RAY_SETTINGS": str(tmp_path / "kt-ray.env"),
-        "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "16",
-    }  # fmt: skip
+        "PATH": f"{programs}:/usr/bin:/bin",
+        "OUT": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "HOME": str(tmp_path),
+        "KT_RAY_VENV": str(tmp_path / "venv"),
+        "KT_RAY_SETTINGS": str(tmp_path / "kt-ray.env"),
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "16",
+    }
 
 
 def started(allocation: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -17,11 +17,28 @@ from kt_ray.errors import ConfigError
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1:30", "1:30"), ("010", 10), ("no", "no"), ("on", "on"), ("2024-02-30", "2024-02-30"), ("0x_", "0x_"),
-        ("1e-3", 0.001), ("1e1", 10.0), ("-.inf", float("-inf")), ("1_000", 1000), ("0o17", 15), ("0xff", 255),
-        ("-7", -7), ("true", True), ("null", None), ("", None), ("~", None), ("'1'", "1"), (".5", 0.5), ("3.", 3.0),
+        ("1:30", "1:30"),
+        ("010", 10),
+        ("no", "no"),
+        ("on", "on"),
+        ("2024-02-30", "2024-02-30"),
+        ("0x_", "0x_"),
+        ("1e-3", 0.001),
+        ("1e1", 10.0),
+        ("-.inf", float("-inf")),
+        ("1_000", 1000),
+        ("0o17", 15),
+        ("0xff", 255),
+        ("-7", -7),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("~", None),
+        ("'1'", "1"),
+        (".5", 0.5),
+        ("3.", 3.0),
     ],
-)  # fmt: skip
+)
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
     assert parse(text) == value
     assert type(parse(text)) is type(value)
@@ -65,7 +82,7 @@ def test_overrides_that_cannot_be_read_are_faults(override: str) -> None:
         ("space: {trial.seed: {int: [0, 100000000000000000000000]}}", "space.trial.seed"),
         ("\n".join(f"k{number}: 1" for number in range(6_000)), "entries"),
     ],
-)  # fmt: skip
+)
 def test_wrong_values_are_told_with_their_path(entry: str, path: str, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(entry if entry.startswith("name:") else f"name: study\n{entry}")

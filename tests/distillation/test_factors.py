@@ -97,6 +97,9 @@ def test_teacher_and_student_factors_have_one_shape_for_every_rate(channels: int
 
 
 def test_a_rate_that_leaves_no_channel_says_what_would() -> None:
-    with pytest.raises(ConfigError, match=r"paraphraser\.rate=0\.01 leaves no channel of the teacher's 16; "
-                                          r"it must be above 0\.03125"):  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"paraphraser\.rate=0\.01 leaves no channel of the teacher's 16; "
+        r"it must be above 0\.03125",
+    ):
         factor_channels(16, 0.01)

@@ -74,8 +74,13 @@ def test_larger_maps_are_averaged_to_the_smaller() -> None:
 def test_the_papers_loss_is_cross_entropy_plus_500_distances() -> None:
     assert MethodConfig().name == "ft"
     term = factor_transfer()
-    method = build_method(MethodConfig(ft=FTOptions(layers=("a",))), {"a": (1, 1, 2)}, {"a": (1, 1, 2)},
-                          {"a": term.paraphrasers[0]}, seed=0)  # fmt: skip
+    method = build_method(
+        MethodConfig(ft=FTOptions(layers=("a",))),
+        {"a": (1, 1, 2)},
+        {"a": (1, 1, 2)},
+        {"a": term.paraphrasers[0]},
+        seed=0,
+    )
     set_to_pass(method.terms["ft"].translators[0].encoder)
     targets = method.targets(Outputs(EVEN, {"a": torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)}))
     parts = method(Outputs(EVEN, {"a": torch.tensor([5.0, 0.0]).view(1, 1, 1, 2)}), LABELS, targets)

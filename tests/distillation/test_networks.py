@@ -27,9 +27,12 @@ def test_shapes_of_the_stages() -> None:
     network = CifarResNet(ResNetOptions(depth=8, width=4, stem_stride=2), 1, 10)
     layers = ["stem", "stage1", "stage2", "stage3", "stage3.0.conv1"]
     assert feature_shapes(network, layers, (1, 28, 28)) == {
-        "stem": (4, 14, 14), "stage1": (4, 14, 14), "stage2": (8, 7, 7), "stage3": (16, 4, 4),
+        "stem": (4, 14, 14),
+        "stage1": (4, 14, 14),
+        "stage2": (8, 7, 7),
+        "stage3": (16, 4, 4),
         "stage3.0.conv1": (16, 4, 4),
-    }  # fmt: skip
+    }
 
 
 def test_features_do_not_change_the_logits_and_leave_no_hook() -> None:

@@ -124,9 +124,12 @@ def test_nothing_is_trained_twice(
     stages = Stages(Cache(tmp_path), dataset, report=reports.append)
     first = stages.student(trial)
     assert [(entry.stage, entry.epoch, entry.epochs) for entry in reports] == [
-        ("teacher", 1, 2), ("teacher", 2, 2),
-        ("paraphraser of stage3", 1, 3), ("paraphraser of stage3", 2, 3), ("paraphraser of stage3", 3, 3),
-    ]  # fmt: skip
+        ("teacher", 1, 2),
+        ("teacher", 2, 2),
+        ("paraphraser of stage3", 1, 3),
+        ("paraphraser of stage3", 2, 3),
+        ("paraphraser of stage3", 3, 3),
+    ]
     reports.clear()
     again = stages.student(trial)
     assert first.run_epoch()["loss"] == again.run_epoch()["loss"]

@@ -19,10 +19,20 @@ SENTENCE = "Translator families against each other, each with its own width, dep
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (0.9, "0.9000"), (1.0, "1.000"), (3.4e-05, "3.400e-05"), (1234.56, "1235"), (56789.1, "56,789"), (0.0, "0.000"),
-        (float("inf"), "inf"), (float("nan"), "-"), (None, "-"), (True, "yes"), (7840, "7,840"), ("text", "text"),
+        (0.9, "0.9000"),
+        (1.0, "1.000"),
+        (3.4e-05, "3.400e-05"),
+        (1234.56, "1235"),
+        (56789.1, "56,789"),
+        (0.0, "0.000"),
+        (float("inf"), "inf"),
+        (float("nan"), "-"),
+        (None, "-"),
+        (True, "yes"),
+        (7840, "7,840"),
+        ("text", "text"),
     ],
-)  # fmt: skip
+)
 def test_cells(value: Any, shown: str) -> None:
     assert cell(value) == shown
 

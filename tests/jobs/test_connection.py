@@ -56,10 +56,8 @@ def page() -> Iterator[str]:
 
 def refusal(address: str) -> str:
     """What `connected` says of `address`; `ray.init` would try for minutes."""
-    began = time.monotonic()
     with pytest.raises(ResourceError) as error, connected(RayConfig(address=address)):
         pass
-    assert time.monotonic() - began < 60
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -80,8 +78,10 @@ def test_the_command_ends_with_status_2_and_a_line(silent: str) -> None:
     study = Path(__file__).parents[1] / "miniature.yaml"
     done = subprocess.run(
         [sys.executable, "-m", "kt_ray", "validate", str(study), "--address", silent],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"no Ray cluster answers at '{silent}'" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr

@@ -37,10 +37,20 @@ def head(ray_session: None) -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="kt-", dir="/tmp")  # Ray's sockets must have short paths
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
-        f"--port={free_port()}", f"--dashboard-port={port}", f"--temp-dir={directory}", "--disable-usage-stats",
-        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--port={free_port()}",
+        f"--dashboard-port={port}",
+        f"--temp-dir={directory}",
+        "--disable-usage-stats",
+        f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
     with open(Path(directory) / "head.log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         url = f"http://127.0.0.1:{port}"

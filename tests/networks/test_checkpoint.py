@@ -190,8 +190,12 @@ class TestCheckpointsAsPeopleHaveThem:
         assert "head.linear.bias" in read_network(path, self.NETWORK)
 
     def test_the_papers_names(self, tmp_path: Path) -> None:
-        names = {"0.conv.weight": "stem.conv.weight", "1.bn1.bias": "block.bn1.bias",
-                 "2.downsample.weight": "head.conv.weight", "2.fc.bias": "head.linear.bias"}  # fmt: skip
+        names = {
+            "0.conv.weight": "stem.conv.weight",
+            "1.bn1.bias": "block.bn1.bias",
+            "2.downsample.weight": "head.conv.weight",
+            "2.fc.bias": "head.linear.bias",
+        }
         theirs = {network_name(name): value for name, value in self.STATE.items()}
         assert names.keys() < theirs.keys()
         torch.save(dict(reversed(theirs.items())), tmp_path / "network.pth")

@@ -30,9 +30,13 @@ class Forked(nn.Module):
 
 
 @given(
-    width=st.integers(1, 4), kernel=st.sampled_from([1, 3]), stride=st.integers(1, 2), norm=st.booleans(),
-    bias=st.booleans(), site=st.integers(0, 2),
-)  # fmt: skip
+    width=st.integers(1, 4),
+    kernel=st.sampled_from([1, 3]),
+    stride=st.integers(1, 2),
+    norm=st.booleans(),
+    bias=st.booleans(),
+    site=st.integers(0, 2),
+)
 @settings(max_examples=12, deadline=None)
 def test_parts_of_any_network_are_the_network(
     width: int, kernel: int, stride: int, norm: bool, bias: bool, site: int

@@ -14,10 +14,14 @@ from kt_ray.search.samplers import PRUNERS, SAMPLERS, build_pruner, build_sample
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
-        ("tpe", "n_startup_trials", "abc"), ("tpe", "n_startup_trials", 10.0), ("tpe", "multivariate", "false"),
-        ("cmaes", "sigma0", "1e-1"), ("nsga2", "population_size", "50"), ("gp", "deterministic_objective", 1),
+        ("tpe", "n_startup_trials", "abc"),
+        ("tpe", "n_startup_trials", 10.0),
+        ("tpe", "multivariate", "false"),
+        ("cmaes", "sigma0", "1e-1"),
+        ("nsga2", "population_size", "50"),
+        ("gp", "deterministic_objective", 1),
     ],
-)  # fmt: skip
+)
 def test_a_samplers_option_of_another_type_is_refused(name: str, option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"search\.sampler\.options\.{option}"):
         build_sampler(SamplerConfig(name=name, options={option: value}), seed=0)

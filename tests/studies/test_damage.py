@@ -113,7 +113,7 @@ READERS: dict[str, list[Read]] = {
     "zoos/miniature/index.parquet": [command("zoo", "info", "miniature"), verify],
     "zoos/miniature/shard-*": [verify],
     "outbox.jsonl": [outbox],
-}  # fmt: skip
+}
 KINDS = [*READERS, "trial/*/training.safetensors", "trial/*/history.json"]
 MAY_BE_MISSING = {  # an evaluation before a study's end, a trial that is no champion
     "studies/miniature/conclusion.json",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from kt_ray._io.checksum import json_with_checksum
 from kt_ray.cli import main
 from kt_ray.config.code import CodeFile, read_code
 from kt_ray.errors import ConfigError, StudyError
-from kt_ray.jobs.job import entrypoint
+from kt_ray.jobs.job import Request
 from kt_ray.studies.permission import Permission
 from kt_ray.studies.study_file import FILE, read_study, read_with_source, store_config, stored_code, study_config
 from kt_ray.studies.validation import validate_file
@@ -185,8 +186,9 @@ def test_what_a_job_gets_has_the_code_in_it(study: Path, mark: Path) -> None:
     (elsewhere / "study.yaml").write_text(source.text())
     assert read_study(elsewhere / "study.yaml") == config
     assert config.search.trials == 3
-    assert "kt_ray run --allow-code study.yaml" in entrypoint("run", None, [], "python", allow_code=True)
-    assert "kt_ray.studies --allow-code study.yaml" in entrypoint("check", None, [], "python", allow_code=True)
+    request = Request(source.text(), [], None, {}, True, "python", "run", allow_code=True)
+    assert "kt_ray run --allow-code study.yaml" in request.entrypoint()
+    assert "kt_ray.studies --allow-code study.yaml" in replace(request, command="check").entrypoint()
 
 
 def test_faults_of_code_have_the_line_of_the_study_file(study: Path, mark: Path) -> None:

@@ -55,12 +55,13 @@ def test_the_frontier_is_searched_for_accuracy_and_cost(sampler: str, random_zoo
 
 
 def test_the_papers_translator_has_its_size() -> None:
-    from kt_ray.networks import PaperArchitecture
+    from kt_ray.networks import architecture_of
     from kt_ray.networks.cost import parameter_count
     from kt_ray.translation.translator import build_translator
 
     config = read_study(shipped()["mixer_paper"])
-    translator = build_translator(config.trial.translator, PaperArchitecture(config.pair, config.zoo.network))
+    architecture = architecture_of(config.pair, config.zoo.network, (1, 28, 28), 10)
+    translator = build_translator(config.trial.translator, architecture)
     assert parameter_count(translator) == pytest.approx(4.1e6, rel=0.03)
 
 

@@ -85,9 +85,18 @@ def test_a_damaged_file_of_a_study_is_one_clear_line(file: str, content: bytes, 
 
 
 READERS = [
-    ["status"], ["trials", "s"], ["best", "s"], ["pareto", "s"], ["importance", "s"], ["report", "s"],
-    ["export", "s", "trials.csv"], ["zoo", "info", "z"], ["champions"], ["resume", "s"], ["ui"],
-]  # fmt: skip
+    ["status"],
+    ["trials", "s"],
+    ["best", "s"],
+    ["pareto", "s"],
+    ["importance", "s"],
+    ["report", "s"],
+    ["export", "s", "trials.csv"],
+    ["zoo", "info", "z"],
+    ["champions"],
+    ["resume", "s"],
+    ["ui"],
+]
 
 
 @pytest.mark.parametrize("command", READERS, ids=lambda words: words[0])

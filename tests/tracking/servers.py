@@ -45,9 +45,13 @@ def mlflow_server(
     command += ["--artifacts-destination", str(directory / "artifacts"), "--port", str(port), *options]
     with (directory / "server.log").open("wb") as log:
         server = subprocess.Popen(
-            command, cwd=directory, stdout=log, stderr=log, start_new_session=True,
+            command,
+            cwd=directory,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
             env=ENVIRONMENT | os.environ | (environment or {}),
-        )  # fmt: skip
+        )
     try:
         deadline = time.monotonic() + 300
         while True:

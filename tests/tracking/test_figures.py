@@ -29,8 +29,12 @@ def study() -> optuna.Study:
 
 def test_figures_of_a_study(study: optuna.Study) -> None:
     assert list(study_figures(study)) == [
-        "History", "Intermediate values", "Importance", "Parallel coordinates", "Slices",
-    ]  # fmt: skip
+        "History",
+        "Intermediate values",
+        "Importance",
+        "Parallel coordinates",
+        "Slices",
+    ]
 
 
 def test_a_study_without_finished_trials_has_no_figures() -> None:

@@ -67,8 +67,11 @@ def test_what_a_server_missed_is_sent_later_in_order_once(
     found = runs(tracker)
     assert sorted(found) == ["s", "trial 0", "trial 1", "trial 2"]
     assert {name: run.info.status for name, run in found.items()} == {
-        "s": "RUNNING", "trial 0": "KILLED", "trial 1": "FINISHED", "trial 2": "FINISHED",
-    }  # fmt: skip
+        "s": "RUNNING",
+        "trial 0": "KILLED",
+        "trial 1": "FINISHED",
+        "trial 2": "FINISHED",
+    }
     assert history(tracker, first, "loss") == [(1, 1.0), (2, 0.5)]
     assert history(tracker, tracker.run_id(second), "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert found["trial 1"].data.tags["mlflow.parentRunId"] == study
@@ -167,12 +170,22 @@ def test_an_outbox_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 LOG = {"do": "log", "run": "a", "metrics": {"loss": 1.0}, "step": 1, "time": 5}
 NO_ENTRIES = [
-    b"nonsense", b"[]", b"null", b"3", b"\xff\xfe", b"[" * 100_000, b"{}", b'{"do": "remove", "run": "a", "time": 5}',
-    json.dumps(LOG | {"step": -1}).encode(), json.dumps(LOG | {"step": 10**40}).encode(),
-    json.dumps(LOG | {"metrics": {"loss": "low"}}).encode(), json.dumps(LOG | {"more": 1}).encode(),
-    json.dumps(LOG | {"sha256": "0"}).encode(), json.dumps(LOG | {"run": "pending-0"}).encode(),
+    b"nonsense",
+    b"[]",
+    b"null",
+    b"3",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"{}",
+    b'{"do": "remove", "run": "a", "time": 5}',
+    json.dumps(LOG | {"step": -1}).encode(),
+    json.dumps(LOG | {"step": 10**40}).encode(),
+    json.dumps(LOG | {"metrics": {"loss": "low"}}).encode(),
+    json.dumps(LOG | {"more": 1}).encode(),
+    json.dumps(LOG | {"sha256": "0"}).encode(),
+    json.dumps(LOG | {"run": "pending-0"}).encode(),
     json.dumps({"do": "finish", "run": "a"}).encode(),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("line", NO_ENTRIES, ids=range(len(NO_ENTRIES)))

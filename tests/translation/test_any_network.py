@@ -127,9 +127,12 @@ def network_of(zoo: Zoo, row: int, kind: str = "source") -> nn.Module:
 
 
 @given(
-    channels=st.integers(1, 3), hidden=st.integers(3, 5), kernel=st.sampled_from([1, 3]), norm=st.booleans(),
+    channels=st.integers(1, 3),
+    hidden=st.integers(3, 5),
+    kernel=st.sampled_from([1, 3]),
+    norm=st.booleans(),
     bias=st.booleans(),
-)  # fmt: skip
+)
 @settings(max_examples=8, deadline=None)
 def test_surroundings_are_the_network_itself(channels: int, hidden: int, kernel: int, norm: bool, bias: bool) -> None:
     here = architecture(channels=channels, hidden=hidden, kernel=kernel, norm=norm, bias=bias)
@@ -207,9 +210,11 @@ def test_every_site_of_a_checkpoint_is_written_as_by_hand(
     save_file(large.state_dict(), tmp_path / "large.safetensors")
 
     report = translate_sites(
-        load_translator(tmp_path / "translator.safetensors"), tmp_path / "translator.safetensors",
-        tmp_path / "large.safetensors", tmp_path / "small.safetensors",
-    )  # fmt: skip
+        load_translator(tmp_path / "translator.safetensors"),
+        tmp_path / "translator.safetensors",
+        tmp_path / "large.safetensors",
+        tmp_path / "small.safetensors",
+    )
 
     small = runpy.run_path(str(tmp_path / "small.py"))["build"]()
     small.load_state_dict(load_file(tmp_path / "small.safetensors"))

@@ -22,10 +22,19 @@ from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.untrained import untrained_zoo
 
 ROWS = [
-    "source", "trained target", "translated", "random target", "zero block", "nearest member's target",
-    "mean target", "pruned block", "merged block", "transported block", "projected block, random strokes",
+    "source",
+    "trained target",
+    "translated",
+    "random target",
+    "zero block",
+    "nearest member's target",
+    "mean target",
+    "pruned block",
+    "merged block",
+    "transported block",
+    "projected block, random strokes",
     "projected block, training images",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("block", ["source", "target"])

@@ -121,15 +121,29 @@ def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
             "refinement": {"steps": 2, "probes": 2, "width": 8},
         },
         loss={
-            "weight_mse": 1, "normalised_mse": 1, "aligned_mse": 1, "block_output": 1, "head_input": 1, "kl": 1,
-            "cross_entropy": 1, "images": 4, "structure_until": 0.5, "outputs_from": 0.1, "logits_from": 0.2,
+            "weight_mse": 1,
+            "normalised_mse": 1,
+            "aligned_mse": 1,
+            "block_output": 1,
+            "head_input": 1,
+            "kl": 1,
+            "cross_entropy": 1,
+            "images": 4,
+            "structure_until": 0.5,
+            "outputs_from": 0.1,
+            "logits_from": 0.2,
         },
         augmentation={
-            "mask": {"probability": 0.1}, "kernel_mask": {"probability": 0.1}, "noise": {"std": 0.1, "relative": True},
-            "channel_permutation": True, "hidden_permutation": True, "rescale": 0.1, "swap_units": 0.1,
+            "mask": {"probability": 0.1},
+            "kernel_mask": {"probability": 0.1},
+            "noise": {"std": 0.1, "relative": True},
+            "channel_permutation": True,
+            "hidden_permutation": True,
+            "rescale": 0.1,
+            "swap_units": 0.1,
             "mixup": 0.2,
         },
-    )  # fmt: skip
+    )
     training = TranslatorTraining(everything, random_zoo, dataset)
     while not training.finished:
         assert math.isfinite(training.run_epoch()["loss"])

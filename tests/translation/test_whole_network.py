@@ -110,8 +110,12 @@ def test_dead_and_collinear_units_leave_the_fit_finite(resnet: nn.Module, fault:
                 block.bn1.bias[1:] = -1e3
             else:
                 block.conv1.weight[1:] = block.conv1.weight[:1]
-                block.bn1.load_state_dict({name: part[:1].expand_as(part) if part.dim() else part
-                                           for name, part in block.bn1.state_dict().items()})  # fmt: skip
+                block.bn1.load_state_dict(
+                    {
+                        name: part[:1].expand_as(part) if part.dim() else part
+                        for name, part in block.bn1.state_dict().items()
+                    }
+                )
     small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
     translate_blocks(resnet, small, sites, images, LEAST_SQUARES)
     torch.testing.assert_close(small(images), resnet(images), atol=0.05, rtol=0.05)

@@ -8,12 +8,13 @@ from unittest import mock
 import pytest
 import torch
 
-from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
+from kt_ray.config import ActorConfig, MemberCounts, NetworkChoice, PairChoice, PhaseConfig, RecipeConfig, ZooConfig
 from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset
-from kt_ray.errors import ResourceError
+from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.device import device_name
 from kt_ray.networks import PaperArchitecture
+from kt_ray.study_code import load_code, unload_code
 from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.filesystem import Files
@@ -111,12 +112,41 @@ def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) ->
         build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
 
 
-def test_actors_run_the_code_that_the_zoo_needs(tmp_path: Path, dataset: Dataset) -> None:
-    text = (
-        f"import os\nopen(f'{tmp_path}/{{os.getpid()}}', 'w')\nfrom kt_ray import register\nregister.loss('mine')(dict)"
-    )
-    code = CodeFile.model_validate({"name": "mine.py", "text": text})
-    build_zoo(CONFIG, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")), code=[code])
-    processes = [path.name for path in tmp_path.iterdir() if path.name.isdigit()]
-    assert processes
-    assert str(os.getpid()) not in processes
+NETWORK = """
+import os
+from torch import nn
+from kt_ray import register
+from kt_ray.networks.resnet import ResidualBlock
+
+if os.getpid() != DRIVER:
+    HERE
+
+@register.network("mine")
+class Mine:
+    image_shape, classes, mean, deviation = (1, 28, 28), 10, (), ()
+
+    def __init__(self, options): ...
+
+    def build(self):
+        return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), ResidualBlock(4, 4), nn.Flatten(), nn.Linear(196, 10))
+
+    def sites(self):
+        return ("1",)
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_actors_first_run_the_code_that_registered_the_network(tmp_path: Path, dataset: Dataset, fails: bool) -> None:
+    there = "import a_package_that_this_node_has_not" if fails else "pass"
+    text = NETWORK.replace("DRIVER", str(os.getpid())).replace("HERE", there)
+    load_code([CodeFile.model_validate({"name": "mine.py", "text": text})])
+    config, store = CONFIG.model_copy(update={"network": NetworkChoice(name="mine")}), ZooStore(str(tmp_path / "zoo"))
+    try:
+        if not fails:
+            zoo = build_zoo(config, PairChoice(name="halved"), dataset, store)
+            assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, config.members))
+            return
+        with pytest.raises(ZooError, match=r"mine\.py:8: ModuleNotFoundError"):
+            build_zoo(config, PairChoice(name="halved"), dataset, store)
+    finally:
+        unload_code("mine.py")

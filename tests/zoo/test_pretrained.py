@@ -73,8 +73,10 @@ def test_what_ships_is_evaluated_on_a_fresh_machine(read_only: Path, tmp_path: P
     means = {row["name"]: row["mean"] for row in evaluation["rows"]}
     assert means["translated"] > means["trained target"] > means["pruned block"]
     assert [name for name in means if name.startswith("fitted")] == [
-        "fitted on training images, 1 steps", "fitted on random strokes, 1 steps", "fitted on BN statistics, 1 steps",
-    ]  # fmt: skip
+        "fitted on training images, 1 steps",
+        "fitted on random strokes, 1 steps",
+        "fitted on BN statistics, 1 steps",
+    ]
     assert (evaluation["members"], evaluation["member_count"]) == ("selection", 8)
     assert files(read_only) == before
     assert not (tmp_path / "workspace").exists()
