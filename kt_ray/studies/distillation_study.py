@@ -15,7 +15,6 @@ from kt_ray.config import DistillConfig
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
-from kt_ray.distillation.probe import try_batch
 from kt_ray.distillation.stages import Progress, Report, Stages
 from kt_ray.distillation.task import Shared, StudentTask, choices, prepare
 from kt_ray.jobs.remote import run_remotely
@@ -58,7 +57,7 @@ class DistillationStudy:
         stages = Stages(Cache(Path()), dataset)
         for trial in choices(self.config):
             stages.check(trial)
-        metrics = try_batch(stages, self.config.trial)
+        metrics = stages.try_batch(self.config.trial)
         return int(metrics["parameters"]), metrics["loss"]
 
     def unchanged(self) -> bool:
