@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import kt_ray as kt
 from kt_ray.config import AugmentationConfig, LossConfig, MemberCounts, NetworkChoice, PairChoice, TranslatorConfig
 from kt_ray.config.base import Frozen
 from kt_ray.errors import ConfigError
@@ -262,3 +263,18 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         [sys.executable, "-c", program + "load(pathlib.Path(sys.argv[1]))", str(path)], capture_output=True, text=True
     )
     assert "network or pair that is not known here: no pair is called 'test_narrowed'" in done.stderr
+
+
+def test_the_api_translates_some_sites(tmp_path: Path) -> None:
+    here, config = architecture(site="1.0", blocks=3), TranslatorConfig(family="graph")
+    path = tmp_path / "translator.safetensors"
+    save_translator(path, build_translator(config, here), config, here, {})
+    large = here.whole()
+
+    small = kt.translate(path, large, sites=["1.2"])
+
+    assert [site.path for site in small.report.sites] == ["1.2"]
+    assert small.state["1.2.into.weight"].shape[0] == large.get_parameter("1.2.into.weight").shape[0] - 2
+    assert torch.equal(small.state["1.0.into.weight"], large.get_parameter("1.0.into.weight"))
+    with pytest.raises(ConfigError, match=r"1.7 is no site of network test_blocks; it has 1.0, 1.1, 1.2"):
+        kt.translate(path, large, sites=["1.7"])
