@@ -261,9 +261,9 @@ def importance_order(source: Mapping[str, Tensor], architecture: Architecture, b
 
 def first(order: Tensor, chosen: Tensor) -> Tensor:
     """`order`, int64 [B, H], with the units `chosen` [B, K] first, as they come, and the others after them."""
-    others = (order[..., None] != chosen[:, None]).all(-1)
-    rest = order[others].reshape(len(order), order.shape[1] - chosen.shape[1])
-    return torch.cat([chosen, rest], dim=1)
+    is_chosen = (order[..., None] == chosen[:, None]).any(-1)
+    places = is_chosen.byte().argsort(dim=1, stable=True)[:, : order.shape[1] - chosen.shape[1]]
+    return torch.cat([chosen, order.gather(1, places)], dim=1)
 
 
 def balanced(units: Units) -> Units:
