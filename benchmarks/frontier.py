@@ -37,7 +37,7 @@ from kt_ray.zoo.store import ZooStore
 
 AT_ONCE = 160  # members times probes in a batch: what stays in the cache
 BUDGETS = (5, 10, 50)  # milliseconds
-UNLEARNED = ((16, 0), (64, 0), (16, 1), (24, 1), (32, 1), (32, 2), (64, 2), (80, 3), (128, 3))  # probes, steps
+UNLEARNED = ((16, 0), (64, 0), (16, 1), (32, 1), (64, 2), (80, 3))  # probes, steps
 
 
 @dataclass
