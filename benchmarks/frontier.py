@@ -39,7 +39,7 @@ from kt_ray.zoo.store import ZooStore
 AT_ONCE = 160  # members times probes in a batch: what stays in the cache
 FEW, IMAGES = 8, 50  # members and images at once
 BUDGETS = (5, 10, 50)  # milliseconds
-UNLEARNED = ((16, 0), (16, 1), (32, 1), (80, 3))  # probes, steps
+UNLEARNED = ((16, 1), (80, 3))  # probes, steps
 
 
 @dataclass
