@@ -28,7 +28,7 @@ from torch import Tensor
 from kt_ray.config import DatasetConfig, TranslatorConfig
 from kt_ray.data import Dataset, LabelledImages, load_dataset
 from kt_ray.networks import Architecture, State
-from kt_ray.translation.block_runner import Surroundings, stem_activations
+from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.evaluation import readable
 from kt_ray.translation.translator import Translator, build_translator
@@ -167,7 +167,7 @@ def predicted_right(blocks: dict[str, State], zoo: Zoo, images: LabelledImages) 
         rows = slice(start, start + FEW)
         few = {name: value[rows] for name, value in members.items()}
         for batch, labels in images.batches(IMAGES):
-            around = Surroundings(few, stem_activations(few, batch, zoo.architecture), zoo.architecture)
+            around = surround(few, stem_activations(few, batch, zoo.architecture), zoo.architecture)
             logits = {"source": around.wanted_logits}
             for name, block in blocks.items():
                 outputs = around.outputs({key: value[rows] for key, value in block.items()})
