@@ -45,10 +45,10 @@ def unload_code(name: str) -> None:
         _forget(file)
 
 
-def code_of(entries: Sequence[Entry]) -> dict[str, str]:
-    """Return the SHA-256 of each file of code that registered one of `entries`, by its name."""
+def code_of(entries: Sequence[Entry]) -> tuple[CodeFile, ...]:
+    """Return the files of code that registered `entries`; none for what is bundled or registered otherwise."""
     origins = {entry.origin for entry in entries}
-    return {name: file.sha256 for name, (file, _) in sorted(_loaded.items()) if _origin(file) in origins}
+    return tuple(file for _, (file, _) in sorted(_loaded.items()) if _origin(file) in origins)
 
 
 def missing_code(named: Mapping[str, str]) -> dict[str, str]:

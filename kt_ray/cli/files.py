@@ -30,13 +30,14 @@ def list_spaces(format_: Format = "table") -> None:
 
 
 @spaces.command("show")
-def show_space(file: File, format_: Format = "table") -> None:
+def show_space(file: File, allow_code: AllowCode = False, format_: Format = "table") -> None:
     """Show the search space of a study file as a table, with its size."""
     from kt_ray.search.space import size
+    from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.study_file import read_study_file, space_rows
 
-    config = read_study_file(locate(file))
+    config = read_study_file(locate(file), permission=Permission.at(given=allow_code))
     rows = space_rows(config)
     if format_ == "json":
         show_json({"name": config.name, "space": rows, "size": size(config.space, config.trial)})

@@ -143,7 +143,7 @@ def evaluate(
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
     from kt_ray.studies import api
-    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.console import StudyConsole
     from kt_ray.studies.models import make_output, write_evaluation
 
     if output is not None:
@@ -155,7 +155,7 @@ def evaluate(
     if format_ == "json":
         show_json(evaluation.to_dict())
         return
-    Narrator().evaluation(evaluation.to_dict())
+    StudyConsole().evaluation(evaluation.to_dict())
     for path in written:
         say(f"wrote {path}")
 

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 @zoo.command()
 def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, allow_code: AllowCode = False) -> None:
     """Train the members that are missing in the zoo of a study file."""
-    from kt_ray.studies.console import Narrator
+    from kt_ray.studies.console import StudyConsole
     from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.study_file import read_study
@@ -30,8 +30,8 @@ def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, al
     from kt_ray.studies.workspace import Workspace
 
     config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code))
-    with Narrator() as narrator:
-        build_zoo_of(config, Workspace.open(workspace, config.storage), narrator)
+    with StudyConsole() as console:
+        build_zoo_of(config, Workspace.open(workspace, config.storage), console)
     say(f"next: kt-ray search {shlex.quote(file)}")
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 from kt_ray.config.source import Source
 from kt_ray.config.yaml_rules import parse
 from kt_ray.errors import ConfigError
+from kt_ray.registry import register
 
 
 class Frozen(BaseModel):
@@ -53,6 +54,17 @@ def _kinds(annotation: Any) -> set[Any]:
     if origin in (Union, UnionType):
         return set().union(*(_kinds(argument) for argument in arguments))
     return {annotation}
+
+
+def check_registered(kind: str, name: str, options: Mapping[str, Any], *others: str) -> None:
+    """Raise ValueError unless something of this kind is registered as `name` and takes `options`.
+
+    `others` are names that are no entries of the registry, for the message.
+    """
+    try:
+        getattr(register, kind).get(name, *others).parse(options)
+    except ConfigError as error:
+        raise ValueError("; ".join(error.problems)) from None
 
 
 def _one_device(gpus: float) -> float:

@@ -71,7 +71,7 @@ def read_code(entries: Any, folder: Path) -> tuple[CodeFile, ...]:
 
 def _text(name: str, folder: Path) -> str:
     """Return the text of the file `name` in `folder`. Raises ConfigError."""
-    shown = f"{name:.80}"
+    shown = name if len(name) <= 80 else f"…{name[-79:]}"
     try:
         path, home = (folder / name).resolve(), folder.resolve()
         if not NAME.fullmatch(name) or not path.is_relative_to(home):

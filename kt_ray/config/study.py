@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from kt_ray._io.urls import has_password, in_memory
-from kt_ray.config.base import Frozen, Resources
+from kt_ray.config.base import Frozen, Resources, check_registered
 from kt_ray.config.code import CodeFile
 from kt_ray.config.network import PairChoice
 from kt_ray.config.trial import TrialConfig
@@ -72,11 +72,20 @@ class Objective(Frozen):
     direction: Literal["maximize", "minimize"] = "maximize"
 
 
+SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid")
+
+
 class SamplerConfig(Frozen):
     """An Optuna sampler by name, with its options as Optuna names them. `grid` takes every point once."""
 
-    name: Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid"] = "tpe"
+    name: str = Field("tpe", description=f"{', '.join(SAMPLERS)}, or a registered one")
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_sampler(self) -> SamplerConfig:
+        if self.name not in SAMPLERS:
+            check_registered("sampler", self.name, self.options)
+        return self
 
 
 class PrunerConfig(Frozen):
@@ -170,7 +179,7 @@ class SearchConfig(Frozen):
     def _sampler_fits(self) -> SearchConfig:
         if len(self.objectives) > 1 and self.sampler.name == "cmaes":
             raise ValueError("cmaes takes one objective; use nsga2, tpe or gp for several")
-        if self.constraints and self.sampler.name not in CONSTRAINED:
+        if self.constraints and self.sampler.name in SAMPLERS and self.sampler.name not in CONSTRAINED:
             raise ValueError(f"{self.sampler.name} knows no constraints; use one of {', '.join(CONSTRAINED)}")
         return self
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from kt_ray.config.base import Frozen
+from kt_ray.config.base import Frozen, check_registered
 
 # What a trial reports; `translation_cost` is the time of a translation over that of running the source network on
 # images, `BASELINE_IMAGES` of them. The last two are what the trial has cost so far.
@@ -23,7 +23,7 @@ METRICS = (
 )
 BASELINE_IMAGES = 64
 Sides = Literal["source", "target", "both"]
-Family = Literal["mixer", "mlp", "neuron_transformer", "axial_transformer", "graph"]
+FAMILIES = ("mixer", "mlp", "neuron_transformer", "axial_transformer", "graph")
 
 
 class MixerOptions(Frozen):
@@ -127,7 +127,8 @@ class ProjectionOptions(Frozen):
 class TranslatorConfig(Frozen):
     """Architecture of the translator. `family` picks one; each family has its own options."""
 
-    family: Family = "mixer"
+    family: str = Field("mixer", description=f"{', '.join(FAMILIES)}, or a registered one")
+    options: dict[str, Any] = Field(default_factory=dict, description="of a registered family")
     batch_norm: Literal["dropped", "folded"] = Field("folded", description="dropped is the paper's")
     statistics: bool = Field(False, description="BN's mean and deviation of units and channels as further features")
     context: Literal["block", "network"] = Field("block", description="network: stem and head are features too")
@@ -157,6 +158,17 @@ class TranslatorConfig(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _known_family(self) -> TranslatorConfig:
+        if self.family not in FAMILIES:
+            check_registered("family", self.family, self.options)
+        return self
+
+    @property
+    def of_family(self) -> Any:
+        """The options of the family."""
+        return getattr(self, self.family) if self.family in FAMILIES else self.options
+
     @property
     def projects(self) -> bool:
         """True if the one-shot block is projected: residual output over it."""
@@ -166,6 +178,13 @@ class TranslatorConfig(Frozen):
 STRUCTURE_TERMS = ("weight_mse", "normalised_mse", "aligned_mse")
 OUTPUT_TERMS = ("block_output", "head_input")
 LOGIT_TERMS = ("kl", "cross_entropy")
+
+
+class Registered(Frozen):
+    """A registered loss term or augmentation: its weight or strength, and its options."""
+
+    weight: float = Field(1.0, ge=0, description="0 leaves it out")
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class LossConfig(Frozen):
@@ -182,6 +201,9 @@ class LossConfig(Frozen):
     head_input: float = Field(0.0, ge=0, description="the same, seen through the head's first convolution and BN")
     kl: float = Field(0.0, ge=0, description="KL from the source's predictions, through the frozen head")
     cross_entropy: float = Field(0.0, ge=0, description="cross-entropy with the labels, through the frozen head")
+    terms: dict[str, Registered] = Field(
+        default_factory=dict, description="registered terms, which count as those on logits do"
+    )
     images: PositiveInt = Field(
         32, description="training images a step for terms that need activations, at every position the head reads"
     )
@@ -195,8 +217,14 @@ class LossConfig(Frozen):
         return {
             name: getattr(self, name)
             for name, terms in (("outputs_from", OUTPUT_TERMS), ("logits_from", LOGIT_TERMS))
-            if any(getattr(self, term) for term in terms)
+            if any(getattr(self, term) for term in terms) or (name == "logits_from" and self.terms)
         }
+
+    @model_validator(mode="after")
+    def _known_terms(self) -> LossConfig:
+        for name, term in self.terms.items():
+            check_registered("loss", name, term.options)
+        return self
 
     @model_validator(mode="after")
     def _some_term_at_every_step(self) -> LossConfig:
@@ -251,7 +279,14 @@ class AugmentationConfig(Frozen):
         "a search draws vary, its trials above 0 leave these terms out",
     )
     mixup: float = Field(0.0, ge=0, le=0.5, description="largest share of another member, its units aligned")
+    others: dict[str, Registered] = Field(default_factory=dict, description="registered augmentations, in this order")
     snapshots: bool = Field(True, description="use sources of earlier epochs where the loss needs no target")
+
+    @model_validator(mode="after")
+    def _known_augmentations(self) -> AugmentationConfig:
+        for name, other in self.others.items():
+            check_registered("augmentation", name, other.options)
+        return self
 
 
 class TrainingConfig(Frozen):

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from kt_ray.config.base import Frozen, Resources
+from kt_ray.config.base import Frozen, Resources, check_registered
 from kt_ray.config.network import AnyNetwork, NetworkConfig
 
 DatasetName = Literal["mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"]
@@ -48,21 +48,20 @@ DATASET_OPTIONS: dict[str, type[Frozen]] = {"folder": FolderOptions, "npz": NpzO
 class DatasetConfig(Frozen):
     """Which images, and how many of the training images are kept apart for selection."""
 
-    name: str = Field("mnist5k", description="a published dataset, folder, npz, or torchvision:NAME")
+    name: str = Field("mnist5k", description="a published dataset, folder, npz, torchvision:NAME, or a registered one")
     options: dict[str, Any] = Field(default_factory=dict, description="of a dataset that takes any")
     selection_images: int = Field(500, ge=0, description="images split off the training set, by a fixed seed")
     train_images: PositiveInt | None = Field(None, description="use only so many training images; all if unset")
 
     @model_validator(mode="after")
     def _known_dataset(self) -> DatasetConfig:
-        if self.name not in (*get_args(DatasetName), *DATASET_OPTIONS) and not self.name.startswith(TORCHVISION):
-            known = ", ".join((*get_args(DatasetName), *DATASET_OPTIONS))
-            raise ValueError(f"no dataset is called {self.name!r}; there are {known}, {TORCHVISION}NAME")
-        model = DATASET_OPTIONS.get(self.name)
-        if model is None and self.options:
-            raise ValueError(f"{self.name} takes no options, got {', '.join(self.options)}")
-        if model is not None:
-            model.model_validate(self.options)
+        if self.name in get_args(DatasetName) or self.name.startswith(TORCHVISION):
+            if self.options:
+                raise ValueError(f"{self.name} takes no options, got {', '.join(self.options)}")
+        elif self.name in DATASET_OPTIONS:
+            DATASET_OPTIONS[self.name].model_validate(self.options)
+        else:
+            check_registered("dataset", self.name, self.options, *get_args(DatasetName), f"{TORCHVISION}NAME")
         return self
 
     @model_serializer(mode="wrap")

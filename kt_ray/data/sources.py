@@ -1,13 +1,12 @@
 """Sources of images: published datasets, class directories, arrays, torchvision's datasets.
 
-A source is a function from its options to training and test images, `SOURCES` has them by name.
+`register.dataset` takes a function from the options to training and test images, each labelled images or a pair of
+tensors or arrays: uint8 images [N, C, H, W] and N integer labels from 0 on.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,18 +21,11 @@ from kt_ray.data.images import LabelledImages
 from kt_ray.data.seeds import SPLIT_SEED
 from kt_ray.data.standard import VARIABLE, data_root, load_standard
 from kt_ray.errors import DataError
+from kt_ray.registry import register
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 ARRAYS = (("train_images", "train_labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test"))
 Splits = tuple[LabelledImages, LabelledImages]  # training, test
-
-
-@dataclass(frozen=True)
-class Source:
-    """A kind of dataset: `load` takes its options, as the model `options`, to training and test images."""
-
-    load: Callable[[Any], Splits]
-    options: type | None = None
 
 
 def load_images(config: DatasetConfig) -> Splits:
@@ -43,9 +35,10 @@ def load_images(config: DatasetConfig) -> Splits:
     """
     if config.name.startswith(TORCHVISION):
         train, test = _load_torchvision(config.name.removeprefix(TORCHVISION))
+    elif config.name in get_args(DatasetName):
+        train, test = load_standard(config.name)
     else:
-        source = SOURCES[config.name]
-        train, test = source.load(source.options(**config.options) if source.options else None)
+        train, test = (_labelled(config.name, split) for split in register.dataset.make(config.name, config.options))
     for split, images in (("training", train), ("test", test)):
         _check(config.name, split, images)
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -57,6 +50,20 @@ def load_images(config: DatasetConfig) -> Splits:
     if missing:
         raise DataError(f"{config.name}: test images have classes {missing[:5]} that no training image has")
     return train, test
+
+
+def _labelled(name: str, images: Any) -> LabelledImages:
+    """Return what a registered dataset gives for a split: labelled images, or uint8 images and integer labels."""
+    if isinstance(images, LabelledImages):
+        return images
+    try:
+        pixels, labels = (torch.as_tensor(values) for values in images)
+        return LabelledImages(pixels, labels.reshape(-1).long())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: expected two pairs (images, labels), training and test, of tensors or arrays, uint8 N×C×H×W and "
+            f"N integers ({first_line(error)})"
+        ) from None
 
 
 def _check(name: str, split: str, images: LabelledImages) -> None:
@@ -71,6 +78,7 @@ def _check(name: str, split: str, images: LabelledImages) -> None:
         raise DataError(f"{name}: {split} labels must be int64 from 0 on, got {images.labels.dtype}")
 
 
+@register.dataset("folder", options=FolderOptions)
 def _load_folder(options: FolderOptions) -> Splits:
     """Return images in directories named after their classes, `train/CLASS/…` and `test/CLASS/…`, or `CLASS/…`.
 
@@ -138,6 +146,7 @@ def _read_image(path: Path, channels: int | None) -> Tensor:
     return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1).contiguous()
 
 
+@register.dataset("npz", options=NpzOptions)
 def _load_npz(options: NpzOptions) -> Splits:
     """Return the arrays `train_images`, `train_labels`, `test_images`, `test_labels` (or `x_train`, …) of a file."""
     path = Path(options.path).expanduser()
@@ -204,10 +213,3 @@ def _usable(datasets: Any) -> list[str]:
 
 def _shape(images: Tensor) -> str:
     return "×".join(map(str, images.shape[1:]))
-
-
-SOURCES: dict[str, Source] = {
-    **{name: Source(lambda _, name=name: load_standard(name)) for name in get_args(DatasetName)},  # type: ignore[misc]
-    "folder": Source(_load_folder, FolderOptions),
-    "npz": Source(_load_npz, NpzOptions),
-}

@@ -109,8 +109,7 @@ def conclude(
         rows.append(_row("teacher", teacher.module, teacher.facts, stages))
         paraphrasers = {layer: made.facts for layer, made in stages.paraphrasers(teacher, config).items()}
     rows.append(_row("student", student, facts, stages))
-    selection = stages.dataset.selection.to(stages.device)
-    selected = accuracy(student.to(stages.device), selection) if len(selection) else None
+    selected = stages.selected(student.to(stages.device)).get("accuracy")
     return Distillation(path, config.method.name, tuple(rows), paraphrasers, selected)
 
 
@@ -129,9 +128,7 @@ def trained_student(stages: Stages, config: DistillTrialConfig) -> tuple[nn.Modu
     def train(progress: Path) -> Made:
         training = stages.student(config)
         facts = run_resumed(training, config.training.epochs, progress, "student", stages.report)
-        selection = stages.dataset.selection.to(stages.device)
-        selected = {"accuracy": accuracy(training.student, selection)} if len(selection) else {}
-        return training.student.state_dict(), facts | selected
+        return training.student.state_dict(), facts | stages.selected(training.student)
 
     state, facts = stages.cache.get(key, train)
     student = stages.network(config.student, config.seed)

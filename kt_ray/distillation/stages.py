@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from kt_ray.config import ClassifierConfig, DistillTrialConfig, FitConfig, Parap
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache, Made, fingerprint
 from kt_ray.distillation.factors import Paraphraser, factor_channels
-from kt_ray.distillation.features import feature_shapes
+from kt_ray.distillation.features import Shape, feature_shapes
 from kt_ray.distillation.fitting import Fit, load_part
 from kt_ray.distillation.methods import Method, build_method, method_layers, paraphrased_layers
 from kt_ray.distillation.networks import build_network
@@ -92,7 +92,7 @@ class Stages:
                 network, Method({}, (), ()), no_teaching, config.training, self.dataset, config.seed, self.device
             )
             facts = run_resumed(training, config.training.epochs, progress, "teacher", self.report)
-            return network.state_dict(), facts | self._selected(network)
+            return network.state_dict(), facts | self.selected(network)
 
         return self._frozen(network, key, self.cache.get(key, train))
 
@@ -103,9 +103,10 @@ class Stages:
         for name in sorted(state):
             digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
         network.to(self.device).eval().requires_grad_(False)
-        return Trained(network, fingerprint("given teacher", digest.hexdigest()), self._selected(network))
+        return Trained(network, fingerprint("given teacher", digest.hexdigest()), self.selected(network))
 
-    def _selected(self, network: nn.Module) -> dict[str, float]:
+    def selected(self, network: nn.Module) -> dict[str, float]:
+        """Return the accuracy of `network` on the selection images, if there are any."""
         selection = self.dataset.selection.to(self.device)
         return {"accuracy": accuracy(network, selection)} if len(selection) else {}
 
@@ -138,13 +139,19 @@ class Stages:
 
     def method(self, config: DistillTrialConfig, teacher: Trained, student: nn.Module) -> Method:
         """The method between `teacher` and `student`. Raises ConfigError if their features cannot be compared."""
-        ours, theirs = method_layers(config.method)
-        student_shapes = feature_shapes(student, theirs, self.dataset.image_shape, "student")
-        teacher_shapes = feature_shapes(teacher.module, ours, self.dataset.image_shape, "teacher")
+        shapes = self._shapes(config, teacher.module, student)
         made = self.paraphrasers(teacher, config)
         modules = {layer: one.module for layer, one in made.items() if isinstance(one.module, Paraphraser)}
         names = "+".join(one.key for one in made.values())
-        return build_method(config.method, teacher_shapes, student_shapes, modules, config.seed, names)
+        return build_method(config.method, *shapes, modules, config.seed, names)
+
+    def _shapes(
+        self, config: DistillTrialConfig, teacher: nn.Module, student: nn.Module
+    ) -> tuple[dict[str, Shape], dict[str, Shape]]:
+        """Return the shapes of the teacher's and of the student's layers that the method reads."""
+        ours, theirs = method_layers(config.method)
+        student_shapes = feature_shapes(student, theirs, self.dataset.image_shape, "student")
+        return feature_shapes(teacher, ours, self.dataset.image_shape, "teacher"), student_shapes
 
     def teaching(self, teacher: Trained, method: Method, config: FitConfig) -> Teaching:
         """Return the targets of `method`: kept in the cache if an image has few views, else computed in training."""
@@ -160,17 +167,30 @@ class Stages:
         return KeptTeaching(kept)
 
     def check(self, config: DistillTrialConfig) -> None:
-        """Raises ConfigError or CheckpointError, before anything is trained, where `config` cannot be carried out."""
+        """Raise ConfigError or CheckpointError, before anything is trained, if `config` cannot be carried out."""
         if config.method.name == "none":
             return
         teacher, student = self.network(config.teacher.network, 0), self.network(config.student, 0)
         if config.teacher.checkpoint is not None:
             read_network(Path(config.teacher.checkpoint), teacher)
-        ours, theirs = method_layers(config.method)
-        feature_shapes(student, theirs, self.dataset.image_shape, "student")
-        shapes = feature_shapes(teacher, ours, self.dataset.image_shape, "teacher")
+        shapes, _ = self._shapes(config, teacher, student)
         for layer in paraphrased_layers(config.method):
             factor_channels(shapes[layer][0], config.paraphraser.rate)
+
+    def try_batch(self, config: DistillTrialConfig) -> dict[str, float]:
+        """Return the losses of one batch of the student of `config`, and its number of `parameters`.
+
+        Teacher and paraphrasers are untrained. Raises as `check` does.
+        """
+        self.check(config)
+        teacher = self.network(config.teacher.network, config.teacher.seed).eval().requires_grad_(False)
+        student = self.network(config.student, config.seed)
+        shapes, rate = self._shapes(config, teacher, student), config.paraphraser.rate
+        paraphrasers = {layer: Paraphraser(shapes[0][layer][0], rate) for layer in paraphrased_layers(config.method)}
+        method = build_method(config.method, *shapes, paraphrasers, config.seed)
+        batch = self.dataset.train.take(slice(config.training.batch_size))
+        one = replace(self.dataset, train=batch, selection=batch.take(slice(0)))
+        return StudentTraining(student, method, LiveTeaching(teacher, method), config.training, one).run_epoch()
 
     def student(self, config: DistillTrialConfig) -> StudentTraining:
         """The training of the student, with teacher, paraphrasers and answers made where they are missing."""

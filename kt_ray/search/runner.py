@@ -89,6 +89,8 @@ def run_search(
         study.recover("its driver died")
         study.enqueue(config.search.points)
         tags = {"kt_ray.study_id": study.identity, "kt_ray.zoo_fingerprint": task.fingerprint}
+        if config.code:
+            tags["kt_ray.code"] = ", ".join(f"{file.name} {file.sha256}" for file in config.code)
         run = tracker.study_run(config.name, _study_params(config, task), tags)
         checkpoints = Path(workspace.checkpoints(config.name)).absolute()  # workers have other working directories
         driver = SearchDriver(study, tracker, run, checkpoints, _concurrency(config.search), on_progress)

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from kt_ray._compat.optuna import HyperbandByPlace, SafeCmaEsSampler, StudyWithoutFailures
 from kt_ray.config import PrunerConfig, SamplerConfig
 from kt_ray.errors import ConfigError
+from kt_ray.registry import register
 
 ORDINAL = "ordinal"  # user attribute of a trial: how many lineages were drawn before its own; set once it is drawn
 
@@ -40,11 +41,19 @@ def build_sampler(config: SamplerConfig, seed: int, ordinal: int = 0) -> BaseSam
 
     A new one for each trial: what it knows is in the study, so a resumed search draws what an uninterrupted one would,
     and no generator's state has to outlive its driver. (Only Optuna's CMA-ES, which adds the trial's number to its
-    seed, continues differently.) Raises ConfigError for an option that the sampler does not have.
+    seed, continues differently.) `register.sampler` decorates a function of its options and the seed to an Optuna
+    sampler. Raises ConfigError for an option that the sampler does not have.
     """
     if "seed" in config.options:
         raise ConfigError("search.sampler.options.seed: set search.seed, which seeds every sampler")
     own = trial_seed(seed, ordinal)
+    if config.name not in SAMPLERS:
+        made = register.sampler.make(config.name, config.options, own)
+        if not isinstance(made, BaseSampler):
+            raise ConfigError(
+                f"search.sampler: {config.name} gives a {type(made).__name__}, expected Optuna's BaseSampler"
+            )
+        return made
     options = {**config.options, "seed": own}
     if config.name == "qmc":  # one sequence for all trials; its place in it is in the study
         options |= {"seed": seed, "independent_sampler": samplers.RandomSampler(seed=own)}

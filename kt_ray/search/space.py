@@ -83,7 +83,7 @@ def to_optuna(space: Distributions, base: Frozen | None = None) -> Space:
     Raises ConfigError if conditions go in a circle.
     """
     parents = {parent for distribution in space.values() for parent in distribution.when if parent not in space}
-    known = {parent: lookup(base, parent) for parent in parents} if base else {}
+    known = {parent: value_at(base, parent) for parent in parents} if base else {}
     return Space({path: space[path] for path in _ordered(space)}, known)
 
 
@@ -208,7 +208,8 @@ def values_of(distribution: Distribution) -> list[Any] | None:
     return [float(first + step * index) for index in range(int((last - first) // step) + 1)]
 
 
-def lookup(base: Frozen, path: str) -> Any:
+def value_at(base: Frozen, path: str) -> Any:
+    """Return the value at the dotted `path` of a configuration; None if it has none."""
     value: Any = base
     for part in path.split("."):
         value = getattr(value, part, None)

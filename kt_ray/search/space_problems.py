@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from kt_ray.config import Distribution, Frozen
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError
-from kt_ray.search.space import Distributions, Space, apply, as_list, contains, lookup, to_optuna, values_of
+from kt_ray.search.space import Distributions, Space, apply, as_list, contains, to_optuna, value_at, values_of
 
 PROBES = 200  # random points that `problems` tries on the base configuration
 
@@ -93,9 +93,9 @@ def _condition_problems(path: str, distribution: Distribution, space: Distributi
                 )
         elif _field(type(base), parent) is None:
             found.append(f"space.{path}: `when` names an unknown path, {parent}; {_known_paths(type(base), parent)}")
-        elif lookup(base, parent) not in values:
+        elif value_at(base, parent) not in values:
             found.append(
-                f"space.{path}: `when` never holds: {parent} is {lookup(base, parent)!r} in `trial` and is not "
+                f"space.{path}: `when` never holds: {parent} is {value_at(base, parent)!r} in `trial` and is not "
                 f"searched; expected {_shown(values)}"
             )
     return found
@@ -122,6 +122,10 @@ def _field(model: type[BaseModel], path: str) -> FieldInfo | None:
     if info is None or not rest:
         # A whole section is no value that a space could sample.
         return info if info is not None and not _models(info.annotation) else None
+    if get_origin(info.annotation) is dict:  # options of something registered, or registered things by name
+        inside = get_args(info.annotation)[1]
+        _, _, further = rest.partition(".")
+        return _field(inside, further) if further and _models(inside) else FieldInfo(annotation=Any)
     return next((found for child in _models(info.annotation) if (found := _field(child, rest)) is not None), None)
 
 

@@ -17,7 +17,7 @@ from kt_ray.config import Frozen
 from kt_ray.distillation.distill import Distillation
 from kt_ray.errors import StudyError
 from kt_ray.search.summary import trial_rows
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.doubts import doubts
 from kt_ray.studies.extension import resume_command
 from kt_ray.studies.report import study_report
@@ -199,19 +199,19 @@ def _log(task: StudyTask, tracker: Tracker, best: Best, result: Result) -> None:
     tracker.finish(best.study_run, "FINISHED")
 
 
-def tell(config: Config, workspace: Workspace, conclusion: Conclusion, narrator: Narrator) -> None:
+def print_conclusion(config: Config, workspace: Workspace, conclusion: Conclusion, console: StudyConsole) -> None:
     """Print the end of a run: table, where everything is stored, what to type next."""
-    narrator.say()
-    narrator.result(conclusion.evaluation)
+    console.say()
+    console.result(conclusion.evaluation)
     searched = bool(config.space) or config.kind == "translation"
     metric, on = config.search.objectives[0].metric, "members and images" if config.kind == "translation" else "images"
-    narrator.say(
+    console.say(
         f"best: trial {conclusion.trial}, {metric} "
         f"{'-' if conclusion.value is None else f'{conclusion.value:.4f}'} on selection {on}"
     )
-    narrator.say(f"registry: {conclusion.comparison}")
+    console.say(f"registry: {conclusion.comparison}")
     for doubt in conclusion.doubts:
-        narrator.say(f"look:     {doubt}")
+        console.say(f"look:     {doubt}")
     places = {
         "zoo": workspace.zoo(config.zoo.name) if config.kind == "translation" else None,
         "student": conclusion.file if config.kind == "distillation" else None,
@@ -222,13 +222,13 @@ def tell(config: Config, workspace: Workspace, conclusion: Conclusion, narrator:
     }
     for label, value in places.items():
         if value is not None:
-            narrator.say(f"{label + ':':<8} {value}")
+            console.say(f"{label + ':':<8} {value}")
     model = shlex.quote(conclusion.model_uri or f"models:/{conclusion.model}@champion")
-    narrator.say(f"browse:    kt-ray ui{workspace.option}")
+    console.say(f"browse:    kt-ray ui{workspace.option}")
     if config.kind == "translation":
-        narrator.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{workspace.option}")
+        console.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{workspace.option}")
     if searched:
-        narrator.say(f"extend:    {resume_command(config, workspace, more=True)}")
+        console.say(f"extend:    {resume_command(config, workspace, more=True)}")
 
 
 def _write(workspace: Workspace, conclusion: Conclusion) -> None:

@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 LINE_EVERY = 15.0  # seconds between plain lines about the same stage
 
 
-class Narrator:
+class StudyConsole:
     """Use as a context manager; `say` for what stays on the screen, `building` and `searching` for what moves."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         # A log or a pipe has no width to fold lines or squeeze tables into.
         width = None if sys.stdout.isatty() else 160
-        self.console = console or Console(
+        self.rich = console or Console(
             markup=False, highlight=False, width=width, soft_wrap=width is not None, quiet=quiet
         )
         self._live: Live | None = None
         self._last_line = 0.0
         self._last_done = -1
 
-    def __enter__(self) -> Narrator:
+    def __enter__(self) -> StudyConsole:
         return self
 
     def __exit__(
@@ -51,7 +51,7 @@ class Narrator:
 
     def say(self, text: str = "") -> None:
         """Print a line that stays."""
-        self.console.print(text)
+        self.rich.print(text)
 
     def settle(self) -> None:
         """End the moving table of a stage, leaving its last state on the screen."""
@@ -120,12 +120,12 @@ class Narrator:
             }
             for row in evaluation["rows"]
         ]
-        self.say(render(rows, title, self.console.width))
+        self.say(render(rows, title, self.rich.width))
 
     def _move(self, stage: str, done: int, total: int, cells: Mapping[str, str]) -> None:
-        if self.console.is_terminal:
+        if self.rich.is_terminal:
             if self._live is None:
-                self._live = Live(console=self.console, refresh_per_second=4, transient=False)
+                self._live = Live(console=self.rich, refresh_per_second=4, transient=False)
                 self._live.start()
             table = Table(box=box.SIMPLE, show_header=False, title=stage, title_justify="left", title_style="bold")
             table.add_column(style="dim")

@@ -15,14 +15,13 @@ from kt_ray.config import DistillConfig
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
-from kt_ray.distillation.probe import try_batch
 from kt_ray.distillation.stages import Progress, Report, Stages
 from kt_ray.distillation.task import Shared, StudentTask, choices, prepare
 from kt_ray.jobs.remote import run_remotely
 from kt_ray.networks import State
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.study_file import stored_config
 from kt_ray.studies.study_task import Best, Demand, Result
 from kt_ray.studies.workspace import Workspace
@@ -58,7 +57,7 @@ class DistillationStudy:
         stages = Stages(Cache(Path()), dataset)
         for trial in choices(self.config):
             stages.check(trial)
-        metrics = try_batch(stages, self.config.trial)
+        metrics = stages.try_batch(self.config.trial)
         return int(metrics["parameters"]), metrics["loss"]
 
     def unchanged(self) -> bool:
@@ -70,9 +69,9 @@ class DistillationStudy:
         )
         return same or bool(self.config.space)
 
-    def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
+    def begin(self, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> str:
         """Open the study's MLflow run, which has the losses of teacher and paraphrasers too."""
-        self.dataset, self.tracker, self.narrator = dataset, tracker, narrator
+        self.dataset, self.tracker, self.console = dataset, tracker, console
         config = self.config
         identity = {}
         if config.space:
@@ -88,7 +87,7 @@ class DistillationStudy:
         )
 
     def _report(self, progress: Progress) -> None:
-        self.narrator.fitting(progress)
+        self.console.fitting(progress)
         stage = progress.stage.replace(" ", "_")
         metrics = {f"{stage}.{name}": value for name, value in progress.metrics.items()}
         self.tracker.log(self.run, metrics, progress.epoch)
@@ -102,7 +101,7 @@ class DistillationStudy:
             demand.fitting()
             shared = run_remotely(_prepare, demand.amounts, demand.labels, self._report, self.config, stages)
         task = StudentTask(shared, self.dataset)
-        self.narrator.settle()
+        self.console.settle()
         self._shared = task.fingerprint
         return task
 
@@ -118,7 +117,7 @@ class DistillationStudy:
                 self.stages.report,
                 self.stages.device,
             )
-        self.narrator.settle()
+        self.console.settle()
         self._made = made
         return Best(0, made.selection_accuracy, {}, made.student, self.run, self.run, 1)
 

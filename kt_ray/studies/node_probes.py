@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import os
 import platform
 import re
@@ -16,9 +14,9 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+
+import requests
 
 import kt_ray
 from kt_ray._io.text import first_line
@@ -184,26 +182,23 @@ def _probe_database(url: str) -> str | None:
 
 def _probe_mlflow(uri: str) -> str | None:
     """Try to create the experiment `Default`, which exists: a write that is authorised, reaches the store and fails."""
-    body = json.dumps({"name": "Default"}).encode()
-    request = Request(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/create", data=body)
-    request.add_header("Content-Type", "application/json")
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
-    if user and password:
-        request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
     try:
-        with urlopen(request, timeout=SECONDS):
-            return None
-    except HTTPError as error:
-        answer = error.read(2000).decode(errors="replace")
-        if "RESOURCE_ALREADY_EXISTS" in answer:
-            return None
-        if error.code == 401:
-            return "wants a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on every node"
-        if error.code == 403:
-            return "refuses this host name or user (403); start the server with --allowed-hosts naming it"
-        return f"answers {error.code}: {answer[:200]}"
-    except URLError as error:
-        return f"does not answer ({error.reason})"
+        answer = requests.post(
+            f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/create",
+            json={"name": "Default"},
+            auth=(user, password) if user and password else None,
+            timeout=SECONDS,
+        )
+    except requests.RequestException as error:
+        return f"does not answer ({first_line(error)})"
+    if answer.ok or "RESOURCE_ALREADY_EXISTS" in answer.text:
+        return None
+    if answer.status_code == 401:
+        return "wants a password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on every node"
+    if answer.status_code == 403:
+        return "refuses this host name or user (403); start the server with --allowed-hosts naming it"
+    return f"answers {answer.status_code}: {answer.text[:200]}"
 
 
 def _source_digest() -> str:

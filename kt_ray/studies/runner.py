@@ -12,8 +12,8 @@ from kt_ray.search.storage import open_storage, study_names
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.study_identity import check_code
 from kt_ray.search.summary import load_study, no_champion
-from kt_ray.studies.conclusion import CONCLUSION, Conclusion, conclude, read_conclusion, tell
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.conclusion import CONCLUSION, Conclusion, conclude, print_conclusion, read_conclusion
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.distillation_study import DistillationStudy
 from kt_ray.studies.extension import resume_command
 from kt_ray.studies.study_file import Config, store_config
@@ -33,7 +33,7 @@ def study_task(config: Config, workspace: Workspace) -> StudyTask:
 def run_study(
     config: Config,
     workspace: Workspace,
-    narrator: Narrator,
+    console: StudyConsole,
     *,
     accept_changes: bool = False,
     accept_weak: bool = False,
@@ -49,23 +49,23 @@ def run_study(
     task = study_task(config, workspace)
     present = read_conclusion(workspace, config.name)
     if present is not None and _complete(task, present):
-        narrator.say(f"study {config.name} is finished: nothing to do")
-        tell(config, workspace, present, narrator)
+        console.say(f"study {config.name} is finished: nothing to do")
+        print_conclusion(config, workspace, present, console)
         return present
     if present is not None and not task.demands:
         (workspace.study_directory(config.name) / CONCLUSION).unlink(missing_ok=True)  # it is of another student
     tracker = open_tracker(config, workspace)
     with ending_on_sigterm():
-        best = _best(task, tracker, narrator, build=True, accept_changes=accept_changes)
+        best = _best(task, tracker, console, build=True, accept_changes=accept_changes)
         if best is None:
             return None
         conclusion = conclude(task, tracker, best, accept_weak=accept_weak)
-    tell(config, workspace, conclusion, narrator)
+    print_conclusion(config, workspace, conclusion, console)
     return conclusion
 
 
 def search_study(
-    config: Config, workspace: Workspace, narrator: Narrator, *, accept_changes: bool = False
+    config: Config, workspace: Workspace, console: StudyConsole, *, accept_changes: bool = False
 ) -> Best | None:
     """Run the missing trials of the study, over a zoo that is built; return the best one, None if it was stopped.
 
@@ -73,7 +73,7 @@ def search_study(
     """
     _check_code(config, workspace, accept_changes)
     tracker = open_tracker(config, workspace)
-    return _best(study_task(config, workspace), tracker, narrator, build=False, accept_changes=accept_changes)
+    return _best(study_task(config, workspace), tracker, console, build=False, accept_changes=accept_changes)
 
 
 def _check_code(config: Config, workspace: Workspace, accept_changes: bool) -> None:
@@ -92,22 +92,24 @@ def _complete(task: StudyTask, conclusion: Conclusion) -> bool:
     return study.finished() >= task.config.search.trials
 
 
-def _best(task: StudyTask, tracker: Tracker, narrator: Narrator, *, build: bool, accept_changes: bool) -> Best | None:
+def _best(
+    task: StudyTask, tracker: Tracker, console: StudyConsole, *, build: bool, accept_changes: bool
+) -> Best | None:
     config, workspace = task.config, task.workspace
     dataset = load_dataset(config.dataset)
-    about = task.begin(dataset, tracker, narrator)
-    narrator.say(f"study {config.name}: {about}; in {workspace.root}")
+    about = task.begin(dataset, tracker, console)
+    console.say(f"study {config.name}: {about}; in {workspace.root}")
     store_config(config, workspace)
     if not task.demands:
         return task.train_alone()
     with connected(config.ray):
         shared = task.prepare(build)
-        narrator.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
-        result = run_search(config, workspace, shared, tracker, narrator.searching, accept_changes=accept_changes)
-        narrator.settle()
+        console.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
+        result = run_search(config, workspace, shared, tracker, console.searching, accept_changes=accept_changes)
+        console.settle()
         if result.stopped is not None:
             tracker.finish(result.study_run, "KILLED", {"kt_ray.state": f"stopped by {result.stopped}"})
-            narrator.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
+            console.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
             return None
     return _of_search(task, result, tracker)
 

@@ -11,7 +11,7 @@ from kt_ray.config import parse_overrides, set_path
 from kt_ray.search.storage import study_names
 from kt_ray.search.summary import StudySummary, best_trial, summaries, trial_rows
 from kt_ray.studies.conclusion import Conclusion, read_conclusion
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.extension import Extension, started_from
 from kt_ray.studies.permission import Permission
 from kt_ray.studies.report import study_report
@@ -128,11 +128,11 @@ def run(
         'kt-student'
     """
     config, place = _opened(study, workspace, overrides, start_from, kind, Permission.at(workspace, allow_code))
-    with Narrator(quiet=not progress) as narrator:
+    with StudyConsole(quiet=not progress) as console:
         if search_only:
-            search_study(config, place, narrator, accept_changes=accept_changes)
+            search_study(config, place, console, accept_changes=accept_changes)
         else:
-            run_study(config, place, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
+            run_study(config, place, console, accept_changes=accept_changes, accept_weak=accept_weak)
     return Study(config.name, place)
 
 
@@ -187,8 +187,8 @@ def resume(
     opened = open_study(study, workspace)
     config = extension.extended(opened.config, opened.workspace)
     place = Workspace.open(opened.workspace.root, config.storage)
-    with Narrator(quiet=not progress) as narrator:
-        run_study(config, place, narrator, accept_changes=accept_changes, accept_weak=accept_weak)
+    with StudyConsole(quiet=not progress) as console:
+        run_study(config, place, console, accept_changes=accept_changes, accept_weak=accept_weak)
     return Study(study, place)
 
 

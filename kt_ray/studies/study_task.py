@@ -14,7 +14,7 @@ from kt_ray.distillation.distill import Distillation
 from kt_ray.jobs.connection import fitting
 from kt_ray.networks import State
 from kt_ray.search.task import Task
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.study_file import Config
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.promotion import Measured
@@ -95,7 +95,7 @@ class StudyTask(Protocol):
     def unchanged(self) -> bool:
         """Return whether the data that the trials of the last run shared is whole and still what the file asks for."""
 
-    def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
+    def begin(self, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> str:
         """Take the images; return what the study is about, in a line."""
 
     def prepare(self, build: bool) -> Task:

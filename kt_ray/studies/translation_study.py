@@ -13,7 +13,7 @@ from kt_ray.errors import StudyError, ZooError
 from kt_ray.jobs.connection import connected
 from kt_ray.networks import architecture_of
 from kt_ray.networks.cost import parameter_count
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.doubts import doubts
 from kt_ray.studies.study_task import Best, Demand, Result
 from kt_ray.studies.workspace import Workspace, open_tracker
@@ -80,16 +80,16 @@ class TranslationStudy:
         except ZooError:  # damaged: building it mends it
             return False
 
-    def begin(self, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> str:
+    def begin(self, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> str:
         """Take the images; nothing is read or built yet."""
-        self.dataset, self.tracker, self.narrator = dataset, tracker, narrator
+        self.dataset, self.tracker, self.console = dataset, tracker, console
         zoo, trials = self.config.zoo.name, self.config.search.trials
         return f"{self.config.pair} on {dataset.name}, zoo {zoo}, {trials} trials"
 
     def prepare(self, build: bool) -> TranslatorTask:
         """Train the zoo's missing members, or raise ZooError if that is not wanted."""
         if build:
-            self.zoo = _build(self.config, self.workspace, self.dataset, self.tracker, self.narrator)
+            self.zoo = _build(self.config, self.workspace, self.dataset, self.tracker, self.console)
         else:
             store, name = self.store, self.config.zoo.name
             lacking = len(store.missing(self.config.zoo))
@@ -165,26 +165,26 @@ def model_card(config: StudyConfig, table: str) -> str:
     )
 
 
-def build_zoo_of(config: StudyConfig, workspace: Workspace, narrator: Narrator) -> Zoo:
+def build_zoo_of(config: StudyConfig, workspace: Workspace, console: StudyConsole) -> Zoo:
     """Train the missing members of the zoo of `config`."""
     dataset = load_dataset(config.dataset)
     with connected(config.ray):
-        return _build(config, workspace, dataset, open_tracker(config, workspace), narrator)
+        return _build(config, workspace, dataset, open_tracker(config, workspace), console)
 
 
-def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, narrator: Narrator) -> Zoo:
+def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> Zoo:
     """Train the zoo's missing members on the Ray cluster that is connected, with an MLflow run of its own."""
     store = ZooStore(workspace.zoo(config.zoo.name))
     lacking = store.prepare(config.zoo, config.pair, dataset)
     run_id = None
     if lacking:
-        narrator.say(f"zoo {config.zoo.name}: training {len(lacking)} members into {store.uri}")
+        console.say(f"zoo {config.zoo.name}: training {len(lacking)} members into {store.uri}")
         params = {"members": sum(config.zoo.members.model_dump().values()), **config.zoo.recipe.model_dump(mode="json")}
         run_id = tracker.zoo_run(config.zoo.name, dataset.fingerprint, params, {"kt_ray.pair": str(config.pair)})
         tracker.log_inputs(run_id, [Input(dataset.name, dataset.fingerprint, dataset.name)])
 
     def on_progress(progress: BuildProgress) -> None:
-        narrator.building(progress)
+        console.building(progress)
         if run_id is not None:
             metrics = {"members": progress.done, "members_per_hour": progress.members_per_hour}
             if progress.mean_accuracy is not None:
@@ -192,18 +192,18 @@ def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker:
             tracker.log(run_id, metrics, progress.done)
 
     with tracker.ending(run_id):
-        zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress, config.code)
-    narrator.settle()
+        zoo = build_zoo(config.zoo, config.pair, dataset, store, on_progress)
+    console.settle()
     if run_id is not None:
         tracker.finish(run_id, "FINISHED", {"kt_ray.zoo_fingerprint": zoo.fingerprint})
         info = store.info()
         means = {"sources": info.source_accuracy, "targets": info.target_accuracy}
-        narrator.say(
+        console.say(
             f"zoo {config.zoo.name}: {sum(info.members.values())} members, {info.bytes / 1e6:.1f} MB, mean accuracy of "
             f"sources {info.source_accuracy:.4f}, of targets {info.target_accuracy:.4f}"
         )
         for doubt in doubts(
             {name: mean for name, mean in means.items() if mean is not None}, dataset.classes, None, 0.0
         ):
-            narrator.say(f"look: {doubt}")
+            console.say(f"look: {doubt}")
     return zoo

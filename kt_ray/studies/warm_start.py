@@ -13,7 +13,7 @@ from kt_ray.config import DistillConfig, Frozen, TrialConfig, validate
 from kt_ray.distillation.distill import load_student
 from kt_ray.errors import StudyError
 from kt_ray.search.retries import lineages
-from kt_ray.search.space import Distributions, contains, lookup
+from kt_ray.search.space import Distributions, contains, value_at
 from kt_ray.search.summary import load_study
 from kt_ray.studies.study_file import Config
 from kt_ray.translation.checkpoint import load_translator
@@ -59,7 +59,7 @@ def point_of_model(path: Path, config: Config) -> dict[str, Any]:
 
 def point_of_trial(trial: Frozen, space: Distributions) -> dict[str, Any]:
     """The values that `trial` has on the paths of `space`."""
-    return inside({path: lookup(trial, path) for path in space}, space)
+    return inside({path: value_at(trial, path) for path in space}, space)
 
 
 def inside(values: Mapping[str, Any], space: Distributions) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Augmentations of a batch of members: symmetries, new members made of old ones, corruption by mask and noise.
 
 A batch is a stack with the prefixes `stem.`, `source.`, `target.`, `head.`, as in `Zoo.parameters`.
+`register.augmentation` decorates a function of its options, such a batch, the strength that the study file gives, the
+architecture and a generator; it returns the batch that is trained on.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from kt_ray.config import AugmentationConfig
 from kt_ray.errors import ConfigError
 from kt_ray.networks import Architecture, PaperArchitecture, State, stacked
 from kt_ray.networks.layouts import Layer
+from kt_ray.registry import register
 from kt_ray.translation.losses import best_order
 from kt_ray.translation.units import Layout, layouts, to_units
 
@@ -43,6 +46,9 @@ def augment(
     if config.hidden_permutation:
         permutations = _permutations(members, layouts(architecture)[0].hidden, generator)
         members = permute_hidden(members, permutations, architecture)
+    for name, other in config.others.items():
+        if other.weight:
+            members = register.augmentation.make(name, other.options, members, other.weight, architecture, generator)
     return members
 
 

@@ -151,7 +151,7 @@ def load_translator(path: Path) -> LoadedTranslator:
 
 def _check_sizes(config: TranslatorConfig, architecture: Architecture, tensors: State) -> None:
     """Raise ValueError unless the translator described has the tensors of the file, before any is allocated."""
-    depth = getattr(config, config.family).depth or 0
+    depth = getattr(config.of_family, "depth", None) or 0
     if depth > len(tensors):
         raise ValueError(f"the file has {len(tensors)} tensors, expected at least one for each of {depth} layers")
     with torch.device("meta"):

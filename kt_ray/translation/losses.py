@@ -15,6 +15,7 @@ from torch import Tensor
 from kt_ray.config import LOGIT_TERMS, OUTPUT_TERMS, STRUCTURE_TERMS, LossConfig
 from kt_ray.errors import ConfigError
 from kt_ray.networks import Architecture, State
+from kt_ray.registry import register
 from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.divergences import kl, relative_error
 from kt_ray.translation.units import Layout, balanced, take, target_layout, to_units
@@ -57,7 +58,11 @@ def aligned_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor], 
 
 
 def best_order(cost: Tensor) -> Tensor:
-    """The order of columns with the least summed cost for rows [B, K, K]: int64 [B, K]."""
+    """The order of columns with the least summed cost for rows [B, K, K]: int64 [B, K].
+
+    Beyond `ENUMERATED` units the host solves it, and waits for the device, once a call: on the device the Hungarian
+    method is a chain of K² dependent operations, which takes longer than the wait.
+    """
     units = cost.shape[1]
     if units <= ENUMERATED:
         orders = _permutations(units, cost.device)
@@ -74,12 +79,19 @@ def _permutations(units: int, device: torch.device) -> Tensor:
 
 
 class TranslationLoss:
-    """The weighted sum of the terms of a LossConfig."""
+    """The weighted sum of the terms of a LossConfig.
+
+    `register.loss` decorates a class that is called with its options; its objects are called with the `Surroundings` of
+    the batch's members, the translated blocks and the images' labels [N], and return the term of each member, [B].
+    """
 
     def __init__(self, config: LossConfig, architecture: Architecture) -> None:
         self.config = config
         self.architecture = architecture
         self.layout = target_layout(architecture)
+        self.terms = {
+            name: register.loss.make(name, term.options) for name, term in config.terms.items() if term.weight
+        }
         if config.aligned_mse and self.layout.flat:
             raise ConfigError(
                 f"loss.aligned_mse: hidden units of pair {architecture.pair}'s target are not known; set it to 0"
@@ -88,7 +100,7 @@ class TranslationLoss:
     @property
     def needs_images(self) -> bool:
         """Whether a term looks at activations or logits."""
-        return any(getattr(self.config, name) for name in OUTPUT_TERMS + LOGIT_TERMS)
+        return bool(self.terms) or any(getattr(self.config, name) for name in OUTPUT_TERMS + LOGIT_TERMS)
 
     @property
     def needs_targets(self) -> bool:
@@ -102,6 +114,7 @@ class TranslationLoss:
         weights = {name: getattr(config, name) * (progress >= config.outputs_from) for name in OUTPUT_TERMS}
         weights |= {name: fading * getattr(config, name) for name in STRUCTURE_TERMS}
         weights |= {name: getattr(config, name) * (progress >= config.logits_from) for name in LOGIT_TERMS}
+        weights |= {name: config.terms[name].weight * (progress >= config.logits_from) for name in self.terms}
         return {name: weight for name, weight in weights.items() if weight}
 
     def __call__(
@@ -161,4 +174,6 @@ class TranslationLoss:
             expected = labels.expand(len(logits), -1).flatten()
             entropy = F.cross_entropy(logits.flatten(0, 1), expected, reduction="none")
             terms["cross_entropy"] = entropy.reshape(logits.shape[:2]).mean(1)
+        for name in self.terms.keys() & weights.keys():
+            terms[name] = self.terms[name](surroundings, translated, labels)
         return {name: term for name, term in terms.items() if name in weights}

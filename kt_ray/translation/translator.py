@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from kt_ray.config import TranslatorConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, State, stacked
+from kt_ray.registry import register
 from kt_ray.translation import units as tokens
 from kt_ray.translation.bases import BASES
-from kt_ray.translation.families import FAMILIES
 from kt_ray.translation.projector import Projected, Projector
 from kt_ray.translation.refinement import Refiner
 from kt_ray.translation.units import Units
@@ -167,4 +167,5 @@ def build_translator(config: TranslatorConfig, architecture: Architecture) -> Tr
     Raises ConfigError where `config` asks for what is not known of these blocks.
     """
     tokens.check_seen(config, architecture)
-    return Translator(FAMILIES[config.family](config, architecture), config, architecture)
+    body = register.family.make(config.family, config.of_family, config, architecture)
+    return Translator(body, config, architecture)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -14,7 +14,6 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from kt_ray.config import PairChoice, ZooConfig
-from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
@@ -38,16 +37,11 @@ OnProgress = Callable[[BuildProgress], None]
 
 
 def build_zoo(
-    config: ZooConfig,
-    pair: str | PairChoice,
-    dataset: Dataset,
-    store: ZooStore,
-    on_progress: OnProgress | None = None,
-    code: Sequence[CodeFile] = (),
+    config: ZooConfig, pair: str | PairChoice, dataset: Dataset, store: ZooStore, on_progress: OnProgress | None = None
 ) -> Zoo:
     """Train the members that the zoo at `store` is missing, add them, return the whole zoo. Ray must be initialised.
 
-    Actors run `code`, which registers what the zoo is of, before anything else.
+    Actors first run the code that registered network and pair, if a study brought it along.
     Damage is mended: what the index lost or a damaged shard held is trained again. Work of an actor that dies is
     given to another, and nodes that join get work. Raises ZooError if a batch fails again and again or cannot
     be written, ResourceError if no node can hold an actor.
@@ -62,7 +56,7 @@ def build_zoo(
         logger.warning("%s; its members are trained again", fault)
     missing = store.missing(config)
     if missing:
-        _Build(config, architecture, dataset, store, missing, on_progress, code).run()
+        _Build(config, architecture, dataset, store, missing, on_progress).run()
     return store.read()
 
 
@@ -71,10 +65,10 @@ class _Build:
 
     def __init__(
         self, config: ZooConfig, architecture: Architecture, dataset: Dataset, store: ZooStore,
-        missing: list[Member], on_progress: OnProgress | None, code: Sequence[CodeFile],
+        missing: list[Member], on_progress: OnProgress | None,
     ) -> None:  # fmt: skip
         self.config, self.architecture, self.store = config, architecture, store
-        self.on_progress, self.code = on_progress, tuple(code)
+        self.on_progress = on_progress
         actors = config.actors
         self.missing, self.room = missing, self._room()
         self._cut(actors.members_at_once or ON_A_CPU)
@@ -135,8 +129,8 @@ class _Build:
             return
         wanted = min(room, len(self.batches) + len(self.running), self.in_flight)
         for _ in range(wanted - self._crew()):
-            gpus = self.config.actors.gpus
-            actor = self.actor_class.remote(self.config.recipe, self.architecture, self.dataset, gpus, self.code)
+            recipe, gpus, code = self.config.recipe, self.config.actors.gpus, self.architecture.code
+            actor = self.actor_class.remote(recipe, self.architecture, self.dataset, gpus, code)
             self.starting[actor.ready.remote()] = actor
 
     def _wait(self) -> None:
@@ -244,5 +238,7 @@ def _most_in_flight(architecture: Architecture, rows: int) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return Ray's message in one line: the last, if it is about an error of the actor's own code, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    own = isinstance(error, RayTaskError) or "creation task" in lines[0]
+    return lines[-1] if own else lines[0]

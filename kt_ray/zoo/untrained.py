@@ -34,9 +34,10 @@ def _untrained(architecture: Architecture, member: Member) -> State:
         torch.manual_seed(member.seed)
         parts = architecture.parts()
         for layer in (layer for part in parts.values() for layer in part.modules()):
-            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
-                nn.init.normal_(layer.running_mean, std=0.1)
-                nn.init.uniform_(layer.running_var, 0.5, 2)
+            buffers = dict(layer.named_buffers(recurse=False))
+            if isinstance(layer, nn.BatchNorm2d) and "running_mean" in buffers:  # one that never runs has none
+                nn.init.normal_(buffers["running_mean"], std=0.1)
+                nn.init.uniform_(buffers["running_var"], 0.5, 2)
                 nn.init.uniform_(layer.weight, 0.5, 1.5)
                 nn.init.normal_(layer.bias, std=0.1)
     return stacked.join(**{name: module.state_dict() for name, module in parts.items()})

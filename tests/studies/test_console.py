@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 
 
 def test_the_table_of_an_evaluation_fits_a_hundred_columns() -> None:
@@ -14,7 +14,7 @@ def test_the_table_of_an_evaluation_fits_a_hundred_columns() -> None:
     rows = [row | {"name": "source", "seconds": None}, row | {"name": "nearest member's target", "seconds": 0.78148}]
     evaluation = {"member_count": 8, "members": "test", "image_count": 1000, "images": "test", "dataset": "mnist5k"}
     written = io.StringIO()
-    Narrator(Console(file=written, width=160)).evaluation(evaluation | {"rows": rows})
+    StudyConsole(Console(file=written, width=160)).evaluation(evaluation | {"rows": rows})
     lines = [line.rstrip() for line in written.getvalue().splitlines()]
     assert lines[0] == "8 test members × 1,000 test images of mnist5k: accuracy by block"
     cells = [line.split() for line in lines if line]

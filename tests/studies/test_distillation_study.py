@@ -21,7 +21,7 @@ from kt_ray.search.space_problems import problems
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.studies.conclusion import Conclusion, _file_of, read_conclusion
-from kt_ray.studies.console import Narrator
+from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.distillation_study import DistillationStudy
 from kt_ray.studies.runner import run_study, search_study
 from kt_ray.studies.spaces import locate
@@ -54,8 +54,8 @@ def config(name: str, **changes: object) -> DistillConfig:
 
 
 def run(configuration: DistillConfig, root: Path) -> Conclusion:
-    with Narrator(quiet=True) as narrator:
-        made = run_study(configuration, Workspace.open(root), narrator)
+    with StudyConsole(quiet=True) as console:
+        made = run_study(configuration, Workspace.open(root), console)
     assert made is not None
     return made
 
@@ -119,8 +119,8 @@ def test_a_search_is_resumed_with_more_students(workspace: Path, ray_session: No
     space = {"method.kd.temperature": {"float": [1.0, 5.0]}}
     search = {"trials": 1, "concurrency": 1, "pruner": {"name": "none"}}
     begun = config("resumed", method={"name": "kd"}, space=space, search=search)
-    with Narrator(quiet=True) as narrator:
-        search_study(begun, Workspace.open(workspace), narrator)
+    with StudyConsole(quiet=True) as console:
+        search_study(begun, Workspace.open(workspace), console)
     made = resume("resumed", workspace, add=1, progress=False)
     assert made.conclusion is not None
     assert made.conclusion.reported

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from kt_ray.errors import ResourceError
 from kt_ray.studies.cluster_check import ClusterCheck, NodeCheck, check_nodes
-from kt_ray.studies.node_probes import gpu_problems, use_gpu
+from kt_ray.studies.node_probes import gpu_problems, problems, use_gpu
 from tests.devices.pretended import pretended_cuda
 
 
@@ -55,6 +57,45 @@ def test_unlike_nodes_are_rows_of_one_table() -> None:
     ]
 
 
+class Answering(BaseHTTPRequestHandler):
+    """Answers every request with the server's `status` and `body`, and keeps who asked."""
+
+    def do_POST(self) -> None:
+        self.server.asked = self.headers["Authorization"]  # type: ignore[attr-defined]
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+        self.wfile.write(self.server.body)  # type: ignore[attr-defined]
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "fault"),
+    [
+        (200, b"", None),
+        (400, b'{"error_code": "RESOURCE_ALREADY_EXISTS"}', None),
+        (401, b"", "wants a password"),
+        (403, b"", "--allowed-hosts"),
+        (500, b"broken", "answers 500: broken"),
+    ],
+)
+def test_a_tracking_server_that_refuses_is_a_problem(
+    status: int, body: bytes, fault: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pass")
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        server.status, server.body = status, body  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        found = problems({"tracking": f"http://127.0.0.1:{server.server_port}", "artifacts": str(tmp_path)})
+        thread.join()
+        assert server.asked == "Basic dXNlcjpwYXNz"  # type: ignore[attr-defined]
+    assert len(found) == (fault is not None)
+    assert fault is None or fault in found[0]
+
+
 DOCTOR = """
 import sys
 from kt_ray.config import RayConfig
@@ -73,7 +114,7 @@ with connected(RayConfig(cpus=1, gpus=1)):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_doctor_asks_every_node_and_tells_of_gpus_that_only_ray_sees(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DOCTOR, str(tmp_path / "workspace")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     _, ray, node, cluster = done.stdout.splitlines()  # the first is the version of the package
     assert ray == "ok ray at auto: CPU 1, GPU 1"
     assert node.startswith("ok node ")

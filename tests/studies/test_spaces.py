@@ -19,7 +19,15 @@ STUDIES = sorted(name for name, path in shipped().items() if "trial" in read_yam
 
 
 def test_the_promised_files_ship() -> None:
-    assert {"quickstart", "mixer_paper", "architectures", "augmentation", "everything", "frontier"} <= shipped().keys()
+    assert {
+        "quickstart",
+        "mixer_paper",
+        "architectures",
+        "augmentation",
+        "everything",
+        "frontier",
+        "resnet",
+    } <= shipped().keys()
 
 
 def test_everything_searches_every_ingredient() -> None:
@@ -27,7 +35,8 @@ def test_everything_searches_every_ingredient() -> None:
     searched = {".".join(path.split(".")[:2]) for path in config.space}
     parts = {"translator": TranslatorConfig, "loss": LossConfig, "augmentation": AugmentationConfig}
     ingredients = {f"{part}.{name}" for part, model in parts.items() for name in model.model_fields}
-    assert ingredients - searched == {"loss.images"}
+    by_name = {"translator.options", "loss.terms", "augmentation.others"}  # of what people register
+    assert ingredients - searched == {"loss.images"} | by_name
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -55,12 +64,13 @@ def test_the_frontier_is_searched_for_accuracy_and_cost(sampler: str, random_zoo
 
 
 def test_the_papers_translator_has_its_size() -> None:
-    from kt_ray.networks import PaperArchitecture
+    from kt_ray.networks import architecture_of
     from kt_ray.networks.cost import parameter_count
     from kt_ray.translation.translator import build_translator
 
     config = read_study(shipped()["mixer_paper"])
-    translator = build_translator(config.trial.translator, PaperArchitecture(config.pair, config.zoo.network))
+    architecture = architecture_of(config.pair, config.zoo.network, (1, 28, 28), 10)
+    translator = build_translator(config.trial.translator, architecture)
     assert parameter_count(translator) == pytest.approx(4.1e6, rel=0.03)
 
 

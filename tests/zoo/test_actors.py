@@ -1,24 +1,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from kt_ray.config import ActorConfig, MemberCounts, PhaseConfig, RecipeConfig, ZooConfig
+from kt_ray.config import ActorConfig, MemberCounts, NetworkChoice, PairChoice, PhaseConfig, RecipeConfig, ZooConfig
 from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset
-from kt_ray.errors import ResourceError
+from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.device import device_name
 from kt_ray.networks import PaperArchitecture
+from kt_ray.study_code import load_code, unload_code
+from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.filesystem import Files
-from kt_ray.zoo.members import members_of
+from kt_ray.zoo.members import Member, members_of
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
+from kt_ray.zoo.training import trainer
 from kt_ray.zoo.training.members import Plan
 from kt_ray.zoo.training.plan import ProbeMemory
+from kt_ray.zoo.training.trainer import Trained, Trainer
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -63,10 +69,10 @@ def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset, m
 
 def test_one_and_three_actors_give_the_same_bits(tmp_path: Path, dataset: Dataset) -> None:
     zoos = []
-    for actors in (ActorConfig(count=1, members_at_once=5), ActorConfig(count=3, cpus=0.5, members_at_once=1)):
-        store = ZooStore(str(tmp_path / f"{actors.count}" / "zoo"))
-        ProbeMemory(store.uri).keep(_key(actors), Plan())  # the same implementation for both
-        config = CONFIG.model_copy(update={"actors": actors})
+    for crew in (ActorConfig(count=1, members_at_once=5), ActorConfig(count=3, cpus=0.5, members_at_once=1)):
+        store = ZooStore(str(tmp_path / f"{crew.count}" / "zoo"))
+        ProbeMemory(store.uri).keep(_key(crew), Plan())  # the same implementation for both
+        config = CONFIG.model_copy(update={"actors": crew})
         zoos.append(build_zoo(config, "basic_to_simple", dataset, store))
     one, three = zoos
     assert all(torch.equal(one.parameters[name], three.parameters[name]) for name in one.parameters)
@@ -74,9 +80,30 @@ def test_one_and_three_actors_give_the_same_bits(tmp_path: Path, dataset: Datase
     assert one.fingerprint == three.fingerprint
 
 
-def _key(actors: ActorConfig) -> str:
+def test_members_of_an_actor_whose_device_broke_go_to_another(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broke = tmp_path / "broke"
+
+    class OnABrokenDevice(Trainer):
+        def train(self, members: Sequence[Member], plan: Plan) -> Trained:
+            if broke.exists():
+                return super().train(members, plan)
+            broke.touch()
+            error = RuntimeError("CUDA error: an illegal memory access was encountered")
+            with mock.patch.object(trainer, "train_members", side_effect=error):
+                return super().train(members, plan)
+
+    monkeypatch.setattr(actors, "Trainer", OnABrokenDevice)
+    config = CONFIG.model_copy(update={"actors": ActorConfig(count=1, members_at_once=5)})
+    zoo = build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
+    assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
+    assert "go to another" in caplog.text
+
+
+def _key(crew: ActorConfig) -> str:
     architecture = PaperArchitecture("basic_to_simple")
-    return ProbeMemory.key(architecture, CONFIG.recipe, actors.members_at_once, device_name("cpu"))
+    return ProbeMemory.key(architecture, CONFIG.recipe, crew.members_at_once, device_name("cpu"))
 
 
 def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) -> None:
@@ -85,12 +112,41 @@ def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) ->
         build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
 
 
-def test_actors_run_the_code_that_the_zoo_needs(tmp_path: Path, dataset: Dataset) -> None:
-    text = (
-        f"import os\nopen(f'{tmp_path}/{{os.getpid()}}', 'w')\nfrom kt_ray import register\nregister.loss('mine')(dict)"
-    )
-    code = CodeFile.model_validate({"name": "mine.py", "text": text})
-    build_zoo(CONFIG, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")), code=[code])
-    processes = [path.name for path in tmp_path.iterdir() if path.name.isdigit()]
-    assert processes
-    assert str(os.getpid()) not in processes
+NETWORK = """
+import os
+from torch import nn
+from kt_ray import register
+from kt_ray.networks.resnet import ResidualBlock
+
+if os.getpid() != DRIVER:
+    HERE
+
+@register.network("mine")
+class Mine:
+    image_shape, classes, mean, deviation = (1, 28, 28), 10, (), ()
+
+    def __init__(self, options): ...
+
+    def build(self):
+        return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), ResidualBlock(4, 4), nn.Flatten(), nn.Linear(196, 10))
+
+    def sites(self):
+        return ("1",)
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_actors_first_run_the_code_that_registered_the_network(tmp_path: Path, dataset: Dataset, fails: bool) -> None:
+    there = "import a_package_that_this_node_has_not" if fails else "pass"
+    text = NETWORK.replace("DRIVER", str(os.getpid())).replace("HERE", there)
+    load_code([CodeFile.model_validate({"name": "mine.py", "text": text})])
+    config, store = CONFIG.model_copy(update={"network": NetworkChoice(name="mine")}), ZooStore(str(tmp_path / "zoo"))
+    try:
+        if not fails:
+            zoo = build_zoo(config, PairChoice(name="halved"), dataset, store)
+            assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, config.members))
+            return
+        with pytest.raises(ZooError, match=r"mine\.py:8: ModuleNotFoundError"):
+            build_zoo(config, PairChoice(name="halved"), dataset, store)
+    finally:
+        unload_code("mine.py")

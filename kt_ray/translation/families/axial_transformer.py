@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kt_ray.config import TranslatorConfig
+from kt_ray.config import AxialTransformerOptions, TranslatorConfig
 from kt_ray.networks import Architecture
+from kt_ray.registry import register
 from kt_ray.translation.families.layers import FeedForward, SelfAttention, linear_or_nothing
 from kt_ray.translation.units import Layout, Units, edge_width, feature_widths, target_hidden, target_layout
 
 
-def build(config: TranslatorConfig, architecture: Architecture) -> AxialTransformer:
-    """The transformer of `config.axial_transformer`."""
-    return AxialTransformer(config, architecture)
-
-
+@register.family("axial_transformer", options=AxialTransformerOptions)
 class AxialTransformer(nn.Module):
     """A token is what joins a hidden unit with a channel, [B, H, C]: both kernels and what belongs to either end.
 
@@ -24,9 +21,8 @@ class AxialTransformer(nn.Module):
     apart. No parameter depends on a width, so a translator of one architecture serves others of its pair.
     """
 
-    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+    def __init__(self, options: AxialTransformerOptions, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        options = config.axial_transformer
         self.ordered = config.output == "residual" or config.canonical
         self.target_hidden = target_hidden(architecture)
         features = edge_width(config, architecture) + sum(feature_widths(config, architecture))

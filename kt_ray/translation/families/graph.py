@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kt_ray.config import TranslatorConfig
+from kt_ray.config import GraphOptions, TranslatorConfig
 from kt_ray.networks import Architecture
+from kt_ray.registry import register
 from kt_ray.translation.families.axial_transformer import RANK_CODE, EdgeOutput, rank_code
 from kt_ray.translation.units import Units, edge_width, feature_widths, target_hidden, target_layout
 
 
-def build(config: TranslatorConfig, architecture: Architecture) -> Graph:
-    """The graph network of `config.graph`."""
-    return Graph(config, architecture)
-
-
+@register.family("graph", options=GraphOptions)
 class Graph(nn.Module):
     """Nodes are hidden units and channels, edges the kernel pairs between them; the target's units are nodes too.
 
@@ -23,9 +20,8 @@ class Graph(nn.Module):
     begin at the most important source units where these are in order, else at their mean, with a code of rank.
     """
 
-    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+    def __init__(self, options: GraphOptions, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        options = config.graph
         self.ordered = config.output == "residual" or config.canonical
         self.target_hidden = target_hidden(architecture)
         unit, channel = feature_widths(config, architecture)

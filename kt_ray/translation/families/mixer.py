@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kt_ray.config import MixerOptions, TranslatorConfig
 from kt_ray.networks import Architecture
+from kt_ray.registry import register
 from kt_ray.translation.families.layers import Biases
 from kt_ray.translation.units import Units, edge_width, feature_widths, layouts
 
@@ -19,13 +20,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def build(config: TranslatorConfig, architecture: Architecture) -> Mixer:
-    """The mixer of `config.mixer`: its preset, with the fields that are set in place of the preset's."""
-    options = config.mixer
-    sizes = {name: getattr(options, name) or value for name, value in SIZES[options.size].items()}
-    return Mixer(config, options, architecture, **sizes)
-
-
+@register.family("mixer", options=MixerOptions)
 class Mixer(nn.Module):
     """Tokens are the kernels, those of conv1 and then those of conv2, each in the order [out, in].
 
@@ -34,18 +29,17 @@ class Mixer(nn.Module):
     Folded biases and features ride along: every kernel's token also holds what belongs to its unit and its channel.
     """
 
-    def __init__(
-        self, config: TranslatorConfig, options: MixerOptions, architecture: Architecture, width: int, depth: int,
-        token_hidden: int, channel_hidden: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, options: MixerOptions, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
+        sizes = {name: getattr(options, name) or value for name, value in SIZES[options.size].items()}
+        width, depth, token_hidden = (sizes[name] for name in ("width", "depth", "token_hidden"))
         source, self.layout = layouts(architecture)
         self.hidden, self.channels = self.layout.hidden, self.layout.channels
         read = 2 * source.hidden * source.channels
         written = self.layout.kernels * self.hidden * self.channels
         self.embed = nn.Linear(edge_width(config, architecture) // 2 + sum(feature_widths(config, architecture)), width)
         self.layers = nn.Sequential(
-            *(MixerLayer(read, width, token_hidden, channel_hidden, options.dropout) for _ in range(depth))
+            *(MixerLayer(read, width, token_hidden, sizes["channel_hidden"], options.dropout) for _ in range(depth))
         )
         self.norm = nn.LayerNorm(width)
         self.token_map = mlp(read, token_hidden, written, options.dropout)

@@ -5,23 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kt_ray.config import TranslatorConfig
+from kt_ray.config import MLPOptions, TranslatorConfig
 from kt_ray.networks import Architecture
+from kt_ray.registry import register
 from kt_ray.translation.families.layers import Biases, FeedForward
 from kt_ray.translation.units import Units, edge_width, feature_widths, layouts, target_layout
 
 
-def build(config: TranslatorConfig, architecture: Architecture) -> MLP:
-    """The MLP of `config.mlp`."""
-    return MLP(config, architecture)
-
-
+@register.family("mlp", options=MLPOptions)
 class MLP(nn.Module):
     """One vector in, one vector out: linear, pre-normed residual layers of GELU networks, linear. No symmetry."""
 
-    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+    def __init__(self, options: MLPOptions, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        options, source = config.mlp, layouts(architecture)[0]
+        source = layouts(architecture)[0]
         unit, channel = feature_widths(config, architecture)
         self.layout = target_layout(architecture)
         self.shape = (self.layout.hidden, self.layout.channels, self.layout.kernels, self.layout.values)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kt_ray.config import TranslatorConfig
+from kt_ray.config import NeuronTransformerOptions, TranslatorConfig
 from kt_ray.networks import Architecture
+from kt_ray.registry import register
 from kt_ray.translation.families.layers import FeedForward, SelfAttention, linear_or_nothing
 from kt_ray.translation.units import Units, edge_width, feature_widths, layouts
 
 
-def build(config: TranslatorConfig, architecture: Architecture) -> NeuronTransformer:
-    """The transformer of `config.neuron_transformer`."""
-    return NeuronTransformer(config, architecture)
-
-
+@register.family("neuron_transformer", options=NeuronTransformerOptions)
 class NeuronTransformer(nn.Module):
     """A token is a hidden unit: its incoming kernels, bias and outgoing kernels; one more holds the channels' values.
 
@@ -24,9 +21,8 @@ class NeuronTransformer(nn.Module):
     position, so their order cannot matter, and any number of them will do.
     """
 
-    def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
+    def __init__(self, options: NeuronTransformerOptions, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
-        options = config.neuron_transformer
         unit, channel = feature_widths(config, architecture)
         source, self.layout = layouts(architecture)
         self.channels = self.layout.channels
