@@ -80,9 +80,9 @@ def test_a_zoo_names_its_code_and_does_not_run_it(net: Path, dataset: Dataset) -
     (sha256,) = json.loads((net.parent / "zoo/zoo.json").read_text())["code"].values()
     mark = forgotten(net)
 
-    assert store.info().pair
-    with pytest.raises(ZooError, match=rf"net\.py with SHA-256 {sha256}; .* --code"):
-        store.read()
+    for read in (store.info, store.read, store.verify):
+        with pytest.raises(ZooError, match=rf"net\.py with SHA-256 {sha256}; .* --code"):
+            read()
     with pytest.raises(ConfigError, match="no network is called 'mine'"):
         store.create(CONFIG, PAIR, dataset)
     assert not mark.exists()
