@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from kt_ray._io.display import Displayed
 from kt_ray._io.files import write_whole
@@ -144,16 +144,7 @@ def load_translator(path: Path) -> LoadedTranslator:
         translator.load_state_dict(tensors)
     except ConfigError as error:
         raise CheckpointError(f"{path} is of what is not registered here: {error}") from None
-    except (
-        ValidationError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} does not fit this version of kt_ray: {' '.join(str(error).split())[:300]}; train it again"
         ) from None

@@ -89,13 +89,7 @@ def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:
             raise OtherCode(path, named)
         _Definition.model_validate(definition)
         shapes_of(architecture_of(definition, path))
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-    ) as error:  # sizes may be too large for any tensor
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:  # sizes may be too large
         raise Damaged(f"{path} does not describe a zoo ({first_line(error)})", MENDS) from None
     return definition, carried
 
