@@ -62,11 +62,26 @@ class Entry:
         if isinstance(options, self.options):
             return options
         content = options.model_dump() if isinstance(options, BaseModel) else dict(options or {})
+        self._check_keys(content)
         try:
             return self.options.model_validate(content)
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, fault['loc'])) or 'options'}: {fault['msg']}" for fault in error.errors()]
             raise ConfigError([f"{self.kind} {self.name}: options.{fault}" for fault in faults]) from None
+
+    def _check_keys(self, content: Mapping[str, Any]) -> None:
+        """Raise ConfigError for a key that the model does not have, though people's own models may ignore such."""
+        if self.options.model_config.get("extra") == "allow":
+            return
+        known = {field.alias or name for name, field in self.options.model_fields.items()} | set(
+            self.options.model_fields
+        )
+        unknown = [str(key) for key in content if key not in known]
+        if unknown:
+            raise ConfigError(
+                f"{self.kind} {self.name}: options.{unknown[0]}: unknown key; there are "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
 
 
 class Kind:
@@ -96,12 +111,13 @@ class Kind:
 
         return add
 
-    def get(self, name: str) -> Entry:
-        """Return the entry `name`. Raises ConfigError with the nearest names if there is none."""
+    def get(self, name: str, *others: str) -> Entry:
+        """Return the entry `name`. Raises ConfigError with the nearest names, of `others` too, if there is none."""
         self._load()
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, 3)
-            known = ", ".join(near or sorted(self._entries))
+            names = sorted({*self._entries, *others})
+            near = difflib.get_close_matches(name, names, 3)
+            known = ", ".join(near or names)
             raise ConfigError(
                 f"no {self.kind} is called {name!r}; {'near are' if near else 'there are'} {known or 'none'}. A file "
                 f"with `kt_ray.register.{self.kind}`, named under `code:`, adds one"

@@ -78,7 +78,9 @@ def test_a_dataset() -> None:
     ("path", "content", "said"),
     [
         ("dataset", {"name": "squarse"}, "no dataset is called 'squarse'; near are squares"),
+        ("dataset", {"name": "mnist5kk"}, "near are mnist5k"),
         ("dataset", {"name": "squares", "options": {"size": "big"}}, "size"),
+        ("dataset", {"name": "squares", "options": {"sizes": 4}}, "dataset squares: options.sizes: unknown key"),
         ("search", {"sampler": {"name": "tpee"}}, "no sampler is called 'tpee'"),
         ("trial", {"translator": {"family": "mixr"}}, "no family is called 'mixr'; near are mixer"),
         ("trial", {"loss": {"terms": {"kll": {}}}}, "no loss is called 'kll'"),

@@ -56,10 +56,13 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}
 
 
-def check_registered(kind: str, name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError unless something of this kind is registered as `name` and takes `options`."""
+def check_registered(kind: str, name: str, options: Mapping[str, Any], *others: str) -> None:
+    """Raise ValueError unless something of this kind is registered as `name` and takes `options`.
+
+    `others` are names that are no entries of the registry, for the message.
+    """
     try:
-        getattr(register, kind).get(name).parse(options)
+        getattr(register, kind).get(name, *others).parse(options)
     except ConfigError as error:
         raise ValueError("; ".join(error.problems)) from None
 

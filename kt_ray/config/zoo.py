@@ -61,7 +61,7 @@ class DatasetConfig(Frozen):
         elif self.name in DATASET_OPTIONS:
             DATASET_OPTIONS[self.name].model_validate(self.options)
         else:
-            check_registered("dataset", self.name, self.options)
+            check_registered("dataset", self.name, self.options, *get_args(DatasetName), f"{TORCHVISION}NAME")
         return self
 
     @model_serializer(mode="wrap")

@@ -6,7 +6,7 @@ Everything here is thin: settings are checked by the models of `kt_ray.config`, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -344,6 +344,7 @@ def translate(
     network: nn.Module | Mapping[str, Tensor] | str | Path,
     *,
     dataset: Dataset | None = None,
+    sites: Sequence[str] | None = None,
     device: str = "cpu",
 ) -> TranslatedNetwork:
     """Write the small network that a translator makes of a large one.
@@ -353,6 +354,7 @@ def translate(
         network: A module, its `state_dict`, or the file of one (safetensors, or `.pth` that torch reads without running
             code). Names and shapes are those of the networks that the translator was trained for.
         dataset: Measures accuracy on its test images before and after, if given.
+        sites: Of a registered network, module paths of the blocks to translate; all that its pair chooses if None.
         device: As torch names it; the small network's tensors are on the CPU.
 
     Returns:
@@ -382,7 +384,7 @@ def translate(
             checkpoint = Path(network)
         else:
             write_state(checkpoint, _state_of(network))
-        report = translate_file(model, checkpoint, output, dataset, device=use_device(device))
+        report = translate_file(model, checkpoint, output, dataset, device=use_device(device), sites=sites)
         return TranslatedNetwork(read_state(output), report)
 
 

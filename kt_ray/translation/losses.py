@@ -58,7 +58,11 @@ def aligned_mse(translated: Mapping[str, Tensor], target: Mapping[str, Tensor], 
 
 
 def best_order(cost: Tensor) -> Tensor:
-    """The order of columns with the least summed cost for rows [B, K, K]: int64 [B, K]."""
+    """The order of columns with the least summed cost for rows [B, K, K]: int64 [B, K].
+
+    Beyond `ENUMERATED` units the host solves it, and waits for the device, once a call: on the device the Hungarian
+    method is a chain of K² dependent operations, which takes longer than the wait.
+    """
     units = cost.shape[1]
     if units <= ENUMERATED:
         orders = _permutations(units, cost.device)

@@ -8,6 +8,7 @@ samples, and leading dimensions are batches.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -50,8 +51,7 @@ class NormalEquations:
         leave the equations well conditioned. Solved in float64, which sums in float32 deserve.
         """
         scaled, scale = self._scaled(ridge)
-        factor = torch.linalg.cholesky(scaled)
-        solution = torch.cholesky_solve(self.cross.double() * scale[..., None], factor)
+        solution = torch.cholesky_solve(self.cross.double() * scale[..., None], _cholesky(scaled))
         return (solution * scale[..., None]).to(self.cross.dtype)
 
     def errors(self, solution: Tensor) -> Tensor:
@@ -66,6 +66,13 @@ class NormalEquations:
         scale = torch.where(dead, 0.0, power.clamp_min(1e-30).rsqrt())
         scaled = self.gram.double() * scale[..., :, None] * scale[..., None, :]
         return scaled + ridge * torch.eye(power.shape[-1], dtype=power.dtype, device=power.device), scale
+
+
+def _cholesky(matrices: Tensor) -> Tensor:
+    """Cholesky factors, NaN for a matrix that has none: raising would make the host wait for the device."""
+    factors, failed = torch.linalg.cholesky_ex(matrices)
+    masked: Tensor = factors.masked_fill(failed[..., None, None] > 0, torch.nan)
+    return masked
 
 
 def normal_equations(features: Tensor, wanted: Tensor) -> NormalEquations:
@@ -103,9 +110,15 @@ def project(equations: NormalEquations, hidden: int, keep: int, *, shortlist: in
     """
     if math.comb(hidden, keep) > FEW:
         return fit(equations, hidden, eliminate(equations, hidden, keep, ridge)[..., None, :], ridge)
-    every = torch.tensor(list(itertools.combinations(range(hidden), keep)), device=equations.gram.device)
+    every = _combinations(hidden, keep, equations.gram.device)
     fits = fit(equations, hidden, every.expand(*equations.gram.shape[:-2], *every.shape), ridge)
     return fits.pick(fits.errors.detach().topk(min(shortlist, len(every)), largest=False).indices)
+
+
+@functools.cache
+def _combinations(hidden: int, keep: int, device: torch.device) -> Tensor:
+    """All choices of `keep` of `hidden` units, int64 [n, keep]; copied to a device once."""
+    return torch.tensor(list(itertools.combinations(range(hidden), keep)), device=device)
 
 
 def fit(equations: NormalEquations, hidden: int, units: Tensor, ridge: float = RIDGE) -> Fits:
@@ -136,7 +149,7 @@ def eliminate(
     """
     scaled, scale = equations._scaled(ridge)
     lead, count = scaled.shape[:-2], scaled.shape[-1]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled)).reshape(-1, count, count)
+    inverse = torch.cholesky_inverse(_cholesky(scaled)).reshape(-1, count, count)
     cross = (equations.cross.double() * scale[..., None]).reshape(len(inverse), count, -1)
     left = torch.ones(len(inverse), hidden, dtype=torch.bool, device=inverse.device)
     excess = hidden - keep
@@ -153,7 +166,7 @@ def eliminate(
             gone = gone.gather(1, _cheapest(part, weights[batch, some], gone.shape[1], number))
         inverse, weights = _without(inverse, weights, gone, values)
         left[batch, gone] = False
-    kept = left.nonzero()[:, 1].reshape(-1, keep)
+    kept = (~left).byte().argsort(dim=1, stable=True)[:, :keep]  # unlike `nonzero`, of a shape that is known
     return kept.reshape(*lead, keep)
 
 
@@ -165,7 +178,7 @@ def _costs(inverse: Tensor, weights: Tensor, left: Tensor) -> Tensor:
     blocks = inverse[:, places[:, :, None], places[:, None]]  # [B, H, V, V]
     blocks = blocks + torch.eye(values, dtype=blocks.dtype, device=blocks.device) * ~left[..., None, None]
     own = weights[:, places]  # [B, H, V, O]
-    cost: Tensor = (own * torch.linalg.solve(blocks, own)).sum((-2, -1))
+    cost: Tensor = (own * torch.linalg.solve_ex(blocks, own)[0]).sum((-2, -1))
     return cost.masked_fill(~left, torch.inf)
 
 
@@ -175,7 +188,7 @@ def _without(inverse: Tensor, weights: Tensor, gone: Tensor, values: int) -> tup
     batch = torch.arange(len(inverse), device=inverse.device)[:, None]
     rows = inverse[batch, features]  # [B, n·V, F]
     block = rows.gather(2, features[:, None].expand(-1, features.shape[1], -1))
-    share = torch.linalg.solve(block, rows).transpose(1, 2)
+    share = torch.linalg.solve_ex(block, rows)[0].transpose(1, 2)
     return inverse - share @ rows, weights - share @ weights[batch, features]
 
 

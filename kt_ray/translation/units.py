@@ -261,9 +261,9 @@ def importance_order(source: Mapping[str, Tensor], architecture: Architecture, b
 
 def first(order: Tensor, chosen: Tensor) -> Tensor:
     """`order`, int64 [B, H], with the units `chosen` [B, K] first, as they come, and the others after them."""
-    others = (order[..., None] != chosen[:, None]).all(-1)
-    rest = order[others].reshape(len(order), order.shape[1] - chosen.shape[1])
-    return torch.cat([chosen, rest], dim=1)
+    is_chosen = (order[..., None] == chosen[:, None]).any(-1)
+    places = is_chosen.byte().argsort(dim=1, stable=True)[:, : order.shape[1] - chosen.shape[1]]
+    return torch.cat([chosen, order.gather(1, places)], dim=1)
 
 
 def balanced(units: Units) -> Units:
@@ -313,7 +313,12 @@ def check_seen(config: TranslatorConfig, architecture: Architecture) -> None:
             problems.append(f"translator.refinement.starts: {why}; set it to 1")
     if source.flat and (config.canonical or config.statistics):
         problems.append(f"translator: of pair {pair} no hidden units are known; set canonical and statistics to false")
-    elif config.statistics and None in (source.incoming[0].norm, source.outgoing[0].norm):
+    if not source.flat and not source.projects_itself and (config.family == "mixer" or config.canonical):
+        problems.append(
+            f"translator: source units of pair {pair} join more than two layers; choose another family than mixer, and "
+            "set canonical to false"
+        )
+    if not source.flat and config.statistics and None in (source.incoming[0].norm, source.outgoing[0].norm):
         problems.append(f"translator.statistics: source blocks of pair {pair} have no batch norm; set it to false")
     if config.context == "network" and not isinstance(architecture, PaperArchitecture):
         problems.append("translator.context: network is known of the paper's network alone; set it to block")

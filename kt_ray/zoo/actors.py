@@ -238,5 +238,7 @@ def _most_in_flight(architecture: Architecture, rows: int) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1 if "creation task" in lines[0] else 0]  # Ray has what an actor's __init__ raised at the end
+    """Return Ray's message in one line: the last, if it is about an error of the actor's own code, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    own = isinstance(error, RayTaskError) or "creation task" in lines[0]
+    return lines[-1] if own else lines[0]

@@ -141,6 +141,7 @@ READS = {
     aten.is_nonzero.default,
     aten.item.default,
     aten.allclose.default,
+    aten._linalg_check_errors.default,  # by torch.linalg.solve and such, which raise if that failed
 }
 
 

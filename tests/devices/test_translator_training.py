@@ -12,6 +12,7 @@ import torch
 from kt_ray.config import DatasetConfig, MemberCounts, NetworkConfig, TrialConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.networks import PaperArchitecture
+from kt_ray.translation.losses import best_order
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
@@ -91,6 +92,10 @@ CASES = {
     "network as context": Case(
         "axial_transformer", {"statistics": True, "context": "network", "canonical": True, "base": "merged"}
     ),
+    "projected, from all choices": Case("mlp", {"base": "projected"}, BEHAVIOUR, {}),
+    "projected, by elimination": Case(
+        "mlp", {"base": "projected"}, BEHAVIOUR, {}, network={"source_hidden": 12, "target_hidden": 6}
+    ),
     "direct output, BN dropped": Case("neuron_transformer", {"batch_norm": "dropped", "output": "direct"}),
     "aligned by assignment": Case("mlp", network={"source_hidden": 8, "target_hidden": 7}),
     "varied": Case("mlp", loss=BEHAVIOUR, augmentation={"vary": 0.1}),
@@ -143,6 +148,19 @@ def test_waits_do_not_grow_with_steps(name: str, images: Dataset) -> None:
             training.run_epoch()
             waits.append(waits_of_an_epoch(training, device))
     assert waits[0] == waits[1]
+
+
+@pytest.mark.parametrize(("units", "expected"), [(6, 0), (8, 2)])
+def test_many_units_are_assigned_by_the_host_which_waits_once_a_call(units: int, expected: int) -> None:
+    """The costs of the whole batch are copied to the host at once, the orders back at once."""
+    cost = torch.rand(16, units, units, generator=torch.Generator().manual_seed(0))
+    with pretended_cuda() as device:
+        best_order(cost[:1].to("cuda"))  # all orders of few units are copied to the device once
+        on_device, before = cost.to("cuda"), device.waits
+        found = best_order(on_device)
+        waits = device.waits - before
+        torch.testing.assert_close(found.cpu(), best_order(cost))
+    assert waits == expected
 
 
 def test_a_checkpoint_goes_from_the_device_to_the_cpu(images: Dataset, tmp_path: Path) -> None:

@@ -209,6 +209,15 @@ def test_a_trial_runs_where_its_labels_are_and_is_tried_again_when_out_of_memory
     assert [run.info.status for run in bench.runs()] == ["FINISHED"]
 
 
+def test_a_broken_device_is_no_fault_of_the_trial_which_another_worker_takes(bench: Bench, ray_session: None) -> None:
+    content = study_config(trials=1).model_dump() | {"space": {"training.weight_decay": {"categorical": [0.03125]}}}
+    assert bench.search(StudyConfig.model_validate(content)).progress.done == 1
+    first, second = bench.trials()
+    assert (first.state, first.user_attrs["reason"]) == (TrialState.FAIL, "worker lost")
+    assert second.state is TrialState.COMPLETE
+    assert [run.info.status for run in bench.runs()] == ["FINISHED"]
+
+
 def test_a_new_study_of_an_old_name_has_runs_and_checkpoints_of_its_own(bench: Bench, ray_session: None) -> None:
     first = bench.search(study_config(trials=1))
     for path in bench.workspace.root.glob("optuna.db*"):

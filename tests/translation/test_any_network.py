@@ -16,9 +16,19 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kt_ray.config import AugmentationConfig, LossConfig, MemberCounts, NetworkChoice, PairChoice, TranslatorConfig
+import kt_ray as kt
+from kt_ray.config import (
+    AugmentationConfig,
+    LossConfig,
+    MemberCounts,
+    NetworkChoice,
+    PairChoice,
+    TranslatorConfig,
+    ZooConfig,
+)
 from kt_ray.config.base import Frozen
-from kt_ray.errors import ConfigError
+from kt_ray.data import Dataset
+from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import SiteArchitecture, architecture_of, stacked
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer, Layer
 from kt_ray.registry import register
@@ -31,6 +41,7 @@ from kt_ray.translation.translate_sites import translate_sites
 from kt_ray.translation.translator import build_translator
 from kt_ray.translation.units import layouts, to_units, write
 from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.untrained import untrained_zoo
 
 COUNTS = MemberCounts(train=2, selection=1, test=1)
@@ -262,3 +273,28 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         [sys.executable, "-c", program + "load(pathlib.Path(sys.argv[1]))", str(path)], capture_output=True, text=True
     )
     assert "network or pair that is not known here: no pair is called 'test_narrowed'" in done.stderr
+
+
+def test_the_api_translates_some_sites(tmp_path: Path) -> None:
+    here, config = architecture(site="1.0", blocks=3), TranslatorConfig(family="graph")
+    path = tmp_path / "translator.safetensors"
+    save_translator(path, build_translator(config, here), config, here, {})
+    large = here.whole()
+
+    small = kt.translate(path, large, sites=["1.2"])
+
+    assert [site.path for site in small.report.sites] == ["1.2"]
+    assert small.state["1.2.into.weight"].shape[0] == large.get_parameter("1.2.into.weight").shape[0] - 2
+    assert torch.equal(small.state["1.0.into.weight"], large.get_parameter("1.0.into.weight"))
+    with pytest.raises(ConfigError, match=r"1.7 is no site of network test_blocks; it has 1.0, 1.1, 1.2"):
+        kt.translate(path, large, sites=["1.7"])
+
+
+def test_a_zoo_of_a_registered_network_is_told_by_pair_site_and_network(tmp_path: Path, dataset: Dataset) -> None:
+    config = ZooConfig(network=NetworkChoice(name="resnet", options={"depth": 8, "width": 4}))
+    store = ZooStore(str(tmp_path / "zoo"))
+    store.create(config, PairChoice(name="halved", site="layer1.0"), dataset)
+    assert store.info().pair == "halved at layer1.0 of resnet"
+    assert store.definition()["schema_version"] == 2
+    with pytest.raises(ZooError, match=r"has pair=.*layer1.0.*, but .*layer2.0.* was asked for"):
+        store.create(config, PairChoice(name="halved", site="layer2.0"), dataset)

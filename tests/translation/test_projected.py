@@ -49,6 +49,15 @@ def test_all_choices_of_few_units_are_fitted(keep: int) -> None:
     assert fits.biases is None
 
 
+def test_equations_without_a_solution_give_nan() -> None:
+    """Nothing raises, which would need a look at values on a device; NaN is told by whatever reads the result."""
+    features = random(2, 4, 40)
+    features[1, 0, 0] = torch.nan
+    solution = normal_equations(features, random(2, 3, 40, seed=1)).solve()
+    assert solution[0].isfinite().all()
+    assert solution[1].isnan().all()
+
+
 def test_a_constant_is_kept_beside_every_choice() -> None:
     features = random(3, 8, 300)
     wanted = features[:, 2:4] + torch.tensor([5.0, -2.0])[:, None]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,13 +15,16 @@ from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.device import device_name
 from kt_ray.networks import PaperArchitecture
 from kt_ray.study_code import load_code, unload_code
+from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.filesystem import Files
-from kt_ray.zoo.members import members_of
+from kt_ray.zoo.members import Member, members_of
 from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
+from kt_ray.zoo.training import trainer
 from kt_ray.zoo.training.members import Plan
 from kt_ray.zoo.training.plan import ProbeMemory
+from kt_ray.zoo.training.trainer import Trained, Trainer
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -64,10 +69,10 @@ def test_builds_then_does_nothing_then_mends(tmp_path: Path, dataset: Dataset, m
 
 def test_one_and_three_actors_give_the_same_bits(tmp_path: Path, dataset: Dataset) -> None:
     zoos = []
-    for actors in (ActorConfig(count=1, members_at_once=5), ActorConfig(count=3, cpus=0.5, members_at_once=1)):
-        store = ZooStore(str(tmp_path / f"{actors.count}" / "zoo"))
-        ProbeMemory(store.uri).keep(_key(actors), Plan())  # the same implementation for both
-        config = CONFIG.model_copy(update={"actors": actors})
+    for crew in (ActorConfig(count=1, members_at_once=5), ActorConfig(count=3, cpus=0.5, members_at_once=1)):
+        store = ZooStore(str(tmp_path / f"{crew.count}" / "zoo"))
+        ProbeMemory(store.uri).keep(_key(crew), Plan())  # the same implementation for both
+        config = CONFIG.model_copy(update={"actors": crew})
         zoos.append(build_zoo(config, "basic_to_simple", dataset, store))
     one, three = zoos
     assert all(torch.equal(one.parameters[name], three.parameters[name]) for name in one.parameters)
@@ -75,9 +80,30 @@ def test_one_and_three_actors_give_the_same_bits(tmp_path: Path, dataset: Datase
     assert one.fingerprint == three.fingerprint
 
 
-def _key(actors: ActorConfig) -> str:
+def test_members_of_an_actor_whose_device_broke_go_to_another(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broke = tmp_path / "broke"
+
+    class OnABrokenDevice(Trainer):
+        def train(self, members: Sequence[Member], plan: Plan) -> Trained:
+            if broke.exists():
+                return super().train(members, plan)
+            broke.touch()
+            error = RuntimeError("CUDA error: an illegal memory access was encountered")
+            with mock.patch.object(trainer, "train_members", side_effect=error):
+                return super().train(members, plan)
+
+    monkeypatch.setattr(actors, "Trainer", OnABrokenDevice)
+    config = CONFIG.model_copy(update={"actors": ActorConfig(count=1, members_at_once=5)})
+    zoo = build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
+    assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
+    assert "go to another" in caplog.text
+
+
+def _key(crew: ActorConfig) -> str:
     architecture = PaperArchitecture("basic_to_simple")
-    return ProbeMemory.key(architecture, CONFIG.recipe, actors.members_at_once, device_name("cpu"))
+    return ProbeMemory.key(architecture, CONFIG.recipe, crew.members_at_once, device_name("cpu"))
 
 
 def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) -> None:

@@ -28,6 +28,7 @@ from kt_ray.zoo.progress import BuildProgress
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.plan import ProbeMemory
+from kt_ray.zoo.training.trainer import Trainer
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -133,10 +134,21 @@ def test_a_demand_that_leaves_with_its_node_is_an_error(
     assert len(store.present()) >= 2  # what was trained is kept
 
 
+class OnTheCPU(Trainer):
+    """An actor that Ray gives a GPU, where there is none."""
+
+    def __init__(
+        self, recipe: RecipeConfig, architecture: PaperArchitecture, dataset: Dataset, gpus: float, *others: Any
+    ) -> None:
+        assert gpus
+        super().__init__(recipe, architecture, dataset, 0, *others)
+
+
 def test_gpus_are_shared_and_custom_resources_and_labels_place_actors(
-    cluster: Cluster, dataset: Dataset, tmp_path: Path
+    cluster: Cluster, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logical GPUs: a quarter each puts four actors on one GPU, and none on a node without."""
+    monkeypatch.setattr(actors, "Trainer", OnTheCPU)
     node = add_node(cluster, num_gpus=1, labels={"kind": "spot"})
     try:
         config = CONFIG.model_copy(
@@ -145,10 +157,23 @@ def test_gpus_are_shared_and_custom_resources_and_labels_place_actors(
         crews = list[int]()
         build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")), lambda p: crews.append(p.actors))
         assert max(crews) == 4
-        for bad in ({"gpus": 2.0}, {"gpus": 0.25, "label_selector": {"kind": "none"}}):
+        for bad in ({"gpus": 1.0, "cpus": 64}, {"gpus": 0.25, "label_selector": {"kind": "none"}}):
             refused = config.model_copy(update={"actors": ActorConfig(**bad)})
             with pytest.raises(ResourceError, match=r"no node has .*; ask for less"):
                 build_zoo(refused, "basic_to_simple", dataset, ZooStore(str(tmp_path / "refused")))
+    finally:
+        cluster.remove_node(node)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_actors_whose_gpus_torch_does_not_see_are_one_line(cluster: Cluster, dataset: Dataset, tmp_path: Path) -> None:
+    node = add_node(cluster, num_gpus=1)
+    config = CONFIG.model_copy(update={"actors": ActorConfig(gpus=1)})
+    try:
+        with pytest.raises(
+            ZooError, match=r"^4 zoo actors died .*Ray gave this worker 1 GPUs, but torch .* sees none.*$"
+        ):
+            build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
     finally:
         cluster.remove_node(node)
 
