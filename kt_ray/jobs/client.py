@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
@@ -18,6 +21,11 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
+READY_SECONDS, RETRY_SECONDS = 60.0, 2.0
+LATER = "please try again later"  # Ray's words, while a node's agent starts
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
 
 
 def job_server(address: str | None = None) -> str:
@@ -59,6 +67,30 @@ def connection(address: str | None = None) -> Iterator[TimedJobClient]:
         ) from None
     except RuntimeError as error:
         raise ResourceError(f"the job server at {url} refuses: {first_line(error)}") from None
+
+
+def when_ready(call: Callable[[], Answer]) -> Answer:
+    """Return what `call` gives once the job server no longer says to try again later, as right after `ray start`.
+
+    Raises ResourceError if it still says so after a minute.
+    """
+    deadline, told = time.monotonic() + READY_SECONDS, False
+    while True:
+        try:
+            return call()
+        except RuntimeError as error:
+            if LATER not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"the job server is not ready after {READY_SECONDS:.0f} s ({first_line(error)}); the agent of its "
+                    "node does not run: another Ray on the same machine may hold its port, which `ray start "
+                    "--dashboard-agent-listen-port` changes"
+                ) from None
+            if not told:
+                logger.warning("the job server is not ready yet, trying again for %.0f s", READY_SECONDS)
+                told = True
+        time.sleep(RETRY_SECONDS)
 
 
 @contextmanager

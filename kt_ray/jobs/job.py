@@ -17,7 +17,7 @@ from ray.job_submission import JobDetails, JobStatus
 
 from kt_ray._compat.ray import TimedJobClient
 from kt_ray.errors import ConfigError, ResourceError, StudyError
-from kt_ray.jobs.client import connection, job_server
+from kt_ray.jobs.client import connection, job_server, when_ready
 from kt_ray.jobs.packing import STUDY_FILE, packed
 
 STOP_SECONDS = 120  # Ray's own 3 s kill a search before it has told its study what to resume
@@ -107,12 +107,16 @@ def submit(request: Request, study: str, address: str | None) -> str:
         job_id = f"{study}-{time.strftime('%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), JOB_VARIABLE: job_id} | request.environment
         with packed(request.study, code=request.code) as directory:
-            return str(
-                client.submit_job(
-                    entrypoint=request.entrypoint(),
-                    submission_id=job_id,
-                    runtime_env={"working_dir": str(directory), "env_vars": variables},
-                    metadata={"kt_ray": json.dumps(asdict(request)), "study": study},
+            environment = {"working_dir": str(directory), "env_vars": variables}
+            metadata = {"kt_ray": json.dumps(asdict(request)), "study": study}
+            return when_ready(
+                lambda: str(
+                    client.submit_job(
+                        entrypoint=request.entrypoint(),
+                        submission_id=job_id,
+                        runtime_env=environment,
+                        metadata=metadata,
+                    )
                 )
             )
 

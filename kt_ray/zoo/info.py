@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kt_ray.config import NetworkChoice, PairChoice
+
 BINS = 20  # of the accuracy histograms, over [0, 1]
 
 
@@ -82,7 +84,7 @@ def describe(uri: str, definition: dict[str, Any], index: pa.Table, shards: int,
     source, target = columns["source_accuracy"], columns["target_accuracy"]
     return ZooInfo(
         uri=uri,
-        pair=definition["pair"],
+        pair=_subject(definition),
         dataset=definition["dataset"]["name"],
         dataset_fingerprint=definition["dataset_fingerprint"],
         seed=definition["seed"],
@@ -98,6 +100,14 @@ def describe(uri: str, definition: dict[str, Any], index: pa.Table, shards: int,
         source_histogram=tuple(np.histogram(source, BINS, (0, 1))[0].tolist()),
         target_histogram=tuple(np.histogram(target, BINS, (0, 1))[0].tolist()),
     )
+
+
+def _subject(definition: dict[str, Any]) -> str:
+    """The block pair, and for a registered network its site and name."""
+    choice, network = PairChoice.model_validate(definition["pair"]), definition["network"]
+    if choice.site is None:
+        return choice.name
+    return f"{choice} at {choice.site} of {NetworkChoice.model_validate(network)}"
 
 
 def _set(options: dict[str, Any]) -> str:

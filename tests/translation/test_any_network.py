@@ -17,9 +17,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import kt_ray as kt
-from kt_ray.config import AugmentationConfig, LossConfig, MemberCounts, NetworkChoice, PairChoice, TranslatorConfig
+from kt_ray.config import (
+    AugmentationConfig,
+    LossConfig,
+    MemberCounts,
+    NetworkChoice,
+    PairChoice,
+    TranslatorConfig,
+    ZooConfig,
+)
 from kt_ray.config.base import Frozen
-from kt_ray.errors import ConfigError
+from kt_ray.data import Dataset
+from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import SiteArchitecture, architecture_of, stacked
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer, Layer
 from kt_ray.registry import register
@@ -32,6 +41,7 @@ from kt_ray.translation.translate_sites import translate_sites
 from kt_ray.translation.translator import build_translator
 from kt_ray.translation.units import layouts, to_units, write
 from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.untrained import untrained_zoo
 
 COUNTS = MemberCounts(train=2, selection=1, test=1)
@@ -278,3 +288,13 @@ def test_the_api_translates_some_sites(tmp_path: Path) -> None:
     assert torch.equal(small.state["1.0.into.weight"], large.get_parameter("1.0.into.weight"))
     with pytest.raises(ConfigError, match=r"1.7 is no site of network test_blocks; it has 1.0, 1.1, 1.2"):
         kt.translate(path, large, sites=["1.7"])
+
+
+def test_a_zoo_of_a_registered_network_is_told_by_pair_site_and_network(tmp_path: Path, dataset: Dataset) -> None:
+    config = ZooConfig(network=NetworkChoice(name="resnet", options={"depth": 8, "width": 4}))
+    store = ZooStore(str(tmp_path / "zoo"))
+    store.create(config, PairChoice(name="halved", site="layer1.0"), dataset)
+    assert store.info().pair == "halved at layer1.0 of resnet"
+    assert store.definition()["schema_version"] == 2
+    with pytest.raises(ZooError, match=r"has pair=.*layer1.0.*, but .*layer2.0.* was asked for"):
+        store.create(config, PairChoice(name="halved", site="layer2.0"), dataset)
