@@ -149,7 +149,6 @@ class DeviceMode(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.syncs, self.where, self.launches = Counter(), Counter(), Counter()
-        self.traffic = 0  # bytes of tensors that launched operations read and wrote
         self.generator = DeviceGenerator("cuda")
 
     def note(self, kind, name):
@@ -213,7 +212,6 @@ class DeviceMode(TorchDispatchMode):
                     self.note("copy to the host" if isinstance(value, DeviceTensor) else "copy to the device", name)
         if place.type == "cuda" and not _is_view(func) and "lift_fresh" not in name and "detach" not in name:
             self.launches[name] += 1
-            self.traffic += sum(value.numel() * value.element_size() for value in on_device)
 
         inner_args, inner_kwargs = pytree.tree_map_only(DeviceTensor, lambda value: value.inner, (args, kwargs))
         if explicit is not None and place.type == "cuda":
@@ -225,9 +223,6 @@ class DeviceMode(TorchDispatchMode):
             out = func(*inner_args, **inner_kwargs)
         if place.type != "cuda":
             return out
-        if not _is_view(func):
-            made = [value for value in pytree.tree_leaves(out) if isinstance(value, torch.Tensor)]
-            self.traffic += sum(value.numel() * value.element_size() for value in made)
         out = pytree.tree_map_only(
             torch.Tensor, lambda value: value if isinstance(value, DeviceTensor) else DeviceTensor(value), out
         )

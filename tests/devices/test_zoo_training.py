@@ -63,22 +63,6 @@ def test_waits_do_not_grow_with_steps(images: Dataset) -> None:
     assert waits[0] == waits[1]
 
 
-@pytest.mark.parametrize(("phase", "operations", "megabytes"), [("source", 92, 74), ("target", 59, 54)])
-def test_what_a_step_costs(phase: str, operations: int, megabytes: int) -> None:
-    """What docs/how-to/gpus.md says of the paper's step in batches of 128; versions of torch differ by a tenth."""
-    images = load_dataset(DatasetConfig(name="mnist5k", train_images=256, selection_images=32))
-    once, counts = PhaseConfig(epochs=1, steps=1, batch_size=128), []
-    for steps in (1, 2):
-        recipe = RecipeConfig(**{"source": once, "target": once, phase: once.model_copy(update={"steps": steps})})
-        plan = Plan("grouped", "grouped", 2, counter_draws=True)
-        with pretended_cuda() as device:
-            train_members(MEMBERS[:2], recipe, PaperArchitecture(PAIRS[0]), images, "cuda", plan)
-            counts.append((device.launches.total(), device.traffic / len(MEMBERS[:2]) / 1e6))
-    (fewer, less), (more, greater) = counts
-    assert more - fewer == pytest.approx(operations, rel=0.1)
-    assert greater - less == pytest.approx(megabytes, rel=0.1)
-
-
 def test_draws_on_the_device_are_those_of_a_hash_on_the_cpu(images: Dataset) -> None:
     """The default plan of a GPU copies images, labels, seeds and initial weights to it, and no order of an epoch."""
     architecture, plan = PaperArchitecture(PAIRS[0]), Plan("grouped", "grouped", 2, counter_draws=True)
