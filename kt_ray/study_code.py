@@ -35,7 +35,8 @@ def load_code(files: Sequence[CodeFile]) -> None:
             owner = owners.setdefault((entry.kind, entry.name), file.name)
             if owner != file.name:
                 raise ConfigError(f"{file.name}: {entry.kind} {entry.name!r} is registered by {owner} too; rename one")
-            _restore(entry)
+            if not _is_registered(entry):
+                getattr(register, entry.kind).restore(entry)
 
 
 def unload_code(name: str) -> None:
@@ -45,10 +46,13 @@ def unload_code(name: str) -> None:
         _forget(file)
 
 
-def code_of(entries: Sequence[Entry]) -> tuple[CodeFile, ...]:
-    """Return the files of code that registered `entries`; none for what is bundled or registered otherwise."""
-    origins = {entry.origin for entry in entries}
-    return tuple(file for _, (file, _) in sorted(_loaded.items()) if _origin(file) in origins)
+def code_of(*used: tuple[str, str]) -> tuple[CodeFile, ...]:
+    """Return the files of code that registered what is `used`, each by kind and name; none for what is bundled."""
+    return tuple(
+        file
+        for _, (file, entries) in sorted(_loaded.items())
+        if any((entry.kind, entry.name) in used and _is_registered(entry) for entry in entries)
+    )
 
 
 def missing_code(named: Mapping[str, str]) -> dict[str, str]:
@@ -60,7 +64,12 @@ def missing_code(named: Mapping[str, str]) -> dict[str, str]:
 def require_code(named: Mapping[str, str]) -> None:
     """Raise ConfigError if code that a zoo or a translator names is missing: a person has to give it."""
     for name, sha256 in missing_code(named).items():
-        raise ConfigError(f"it needs the code {name} with SHA-256 {sha256}; read that file, then give it with --code")
+        raise ConfigError(f"it needs {asked_for(name, sha256)}")
+
+
+def asked_for(name: str, sha256: str) -> str:
+    """Return which file is missing, and how to give it, for a message."""
+    return f"the code {name} with SHA-256 {sha256}; read that file, then give it with --code"
 
 
 def _run(file: CodeFile) -> tuple[Entry, ...]:
@@ -105,11 +114,10 @@ def _forget(file: CodeFile) -> None:
     linecache.cache.pop(file.name, None)
 
 
-def _restore(entry: Entry) -> None:
-    """Put `entry` back if other code has taken its name since."""
+def _is_registered(entry: Entry) -> bool:
+    """True unless other code has taken the name of `entry` since."""
     kind: Kind = getattr(register, entry.kind)
-    if entry not in kind.entries(entry.origin):
-        kind.restore(entry)
+    return entry in kind.entries(entry.origin)
 
 
 def _origin(file: CodeFile) -> str:

@@ -65,8 +65,8 @@ def test_a_file_runs_once_and_registers_under_its_hash() -> None:
     assert entry.origin == f"code {file.sha256}"
     assert built(make_network("mine"))[1].out_features == 3
     assert pickle.loads(pickle.dumps(entry.make)) is module.Mine
-    assert code_of([entry]) == (file,)
-    assert code_of([register.pair.get("halved")]) == ()
+    assert code_of(("network", "mine"), ("pair", "halved")) == (file,)
+    assert code_of(("pair", "halved"), ("network", "other")) == ()
 
 
 def test_another_text_takes_the_place_of_the_earlier() -> None:

@@ -36,10 +36,12 @@ def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, al
 
 
 @zoo.command()
-def info(name: Zoo, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
+def info(name: Zoo, code: CodeFiles = None, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show members, splits, accuracies, bytes and recipe of a zoo."""
+    from kt_ray.studies.api import load_code
     from kt_ray.studies.zoos import open_zoo
 
+    load_code(*(code or ()))
     found = open_zoo(name, workspace).info()
     show(found.to_dict(), found.facts(), format_, f"zoo {name}")
 
@@ -64,14 +66,17 @@ def verify(name: Zoo, code: CodeFiles = None, workspace: WorkspaceRoot = None) -
 def merge(
     into: Annotated[str, typer.Argument(metavar="ZOO", help="Name of a zoo in the workspace, its directory or URI.")],
     sources: Annotated[list[str], typer.Argument(metavar="ZOO…", help="Zoos of the same pair, recipe and dataset.")],
+    code: CodeFiles = None,
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Add the members of other zoos to the first, which is made if there is none."""
+    from kt_ray.studies.api import load_code
     from kt_ray.studies.workspace import Workspace
     from kt_ray.studies.zoos import open_zoo
     from kt_ray.zoo.merging import merge_zoos
     from kt_ray.zoo.store import ZooStore, zoo_name
 
+    load_code(*(code or ()))
     goal = ZooStore(into if "/" in into else Workspace.open(workspace).zoo(zoo_name(into)))
     added = merge_zoos([open_zoo(name, workspace) for name in sources], goal)
     say(f"added {added} members to {goal.uri}")

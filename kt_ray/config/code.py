@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ def read_code(entries: Any, folder: Path) -> tuple[CodeFile, ...]:
     if faults:
         raise ConfigError(faults)
     return tuple(files)
+
+
+def hashes(files: Iterable[CodeFile]) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name."""
+    return {file.name: file.sha256 for file in files}
 
 
 def _text(name: str, folder: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import NetworkChoice, NetworkConfig, PairChoice, PairName
-from kt_ray.config.code import CodeFile
+from kt_ray.config.code import CodeFile, hashes
 from kt_ray.errors import ConfigError
 from kt_ray.networks import stacked
 from kt_ray.networks.contracts import (
@@ -236,12 +236,12 @@ class SiteArchitecture(Architecture):
         """Return pair, network, image shape, classes, and of code that a study brought along, the SHA-256 by file."""
         pair, network = self.choice.model_dump(mode="json"), self.network.model_dump(mode="json")
         content = {"pair": pair, "network": network, "image_shape": self.image_shape, "classes": self.classes}
-        return content | ({"code": {file.name: file.sha256 for file in self.code}} if self.code else {})
+        return content | ({"code": hashes(self.code)} if self.code else {})
 
     @property
     def code(self) -> tuple[CodeFile, ...]:
         """The files of code that registered the network or the pair."""
-        return code_of([register.network.get(self.network.name), register.pair.get(self.pair)])
+        return code_of(("network", self.network.name), ("pair", self.pair))
 
     def at(self, site: str, replaced: tuple[str, ...] = ()) -> SiteArchitecture:
         """Return the same network and pair at another site, those at `replaced` being target blocks already."""

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 
 import kt_ray
 from kt_ray.config import DistillConfig, StudyConfig
+from kt_ray.config.code import hashes
 from kt_ray.errors import StudyError
 from kt_ray.search.code_fingerprint import differences, fingerprint, function_hashes
 from kt_ray.search.space import to_distribution
@@ -29,13 +30,8 @@ def study_identity(config: StudyConfig | DistillConfig, task: Task) -> dict[str,
     shared = {task.shares: task.fingerprint, "dataset": task.dataset_fingerprint}
     root = Path(kt_ray.__file__).parent
     functions = function_hashes(root, type(task).__module__.removeprefix(f"{root.name}."), task.code)
-    own = {FILES: hashes(config)} if config.code else {}
+    own = {FILES: hashes(config.code)} if config.code else {}
     return {"code": fingerprint(functions), FUNCTIONS: functions, **own, **shared, "trial": base}
-
-
-def hashes(config: StudyConfig | DistillConfig) -> dict[str, str]:
-    """Return the SHA-256 of each file of code that a study brings along, by its name."""
-    return {file.name: file.sha256 for file in config.code}
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
@@ -77,7 +73,7 @@ def file_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]
 def check_code(config: StudyConfig | DistillConfig, study: optuna.Study) -> None:
     """Raise StudyError if trials of `study` ran other code of the person's than `config` brings along."""
     before = study.user_attrs.get(ATTRIBUTE)
-    found = file_changes(before.get(FILES, {}), hashes(config)) if before else []
+    found = file_changes(before.get(FILES, {}), hashes(config.code)) if before else []
     if found:
         raise _searched_otherwise(study, found)
 

@@ -18,7 +18,7 @@ from kt_ray._io.display import Displayed, ProgressLine
 from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import duration
 from kt_ray.config import DatasetConfig, RayConfig, Split, TrialConfig, ZooConfig, validate
-from kt_ray.config.code import read_code
+from kt_ray.config.code import hashes, read_code
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.jobs.device import use_device
@@ -159,7 +159,7 @@ def load_code(*files: str | Path) -> dict[str, str]:
     paths = [Path(file) for file in files]
     found = [file for path in paths for file in read_code([path.name], path.parent)]
     run_code(found)
-    return {file.name: file.sha256 for file in found}
+    return hashes(found)
 
 
 def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:

@@ -183,8 +183,7 @@ def resume(
         True
     """
     extension = Extension(trials, add, hours, device_hours, start_from)
-    Permission.at(workspace, allow_code).run(stored_code(study, _existing(workspace)))
-    opened = open_study(study, workspace)
+    opened = open_study(study, workspace, allow_code=allow_code)
     config = extension.extended(opened.config, opened.workspace)
     place = Workspace.open(opened.workspace.root, config.storage)
     with StudyConsole(quiet=not progress) as console:
@@ -195,8 +194,7 @@ def resume(
 def open_study(study: str, workspace: str | Path | None = None, *, allow_code: bool = False) -> Study:
     """Open a study that was run, or is being run.
 
-    Its code runs if it is allowed to, so that its networks can be built and translated here; all else can be read
-    without.
+    If it brings code along, that runs first, so that what it registers is known here.
 
     Args:
         study: Its name.
@@ -207,7 +205,7 @@ def open_study(study: str, workspace: str | Path | None = None, *, allow_code: b
         The study; printed, it shows its trials by state, the best one, and what it came to.
 
     Raises:
-        ConfigError: If there is no workspace.
+        ConfigError: If there is no workspace, or its code is not allowed to run.
         StudyError: If it has no such study, or the study's file is damaged.
 
     Example:
@@ -218,16 +216,10 @@ def open_study(study: str, workspace: str | Path | None = None, *, allow_code: b
         ...     print(str(error)[:15])
         no workspace at
     """
-    place = _existing(workspace)
-    permission, code = Permission.at(workspace, allow_code), stored_code(study, place)
-    if permission.covers(code):
-        permission.run(code)
+    place = Workspace.existing(None if workspace is None else Path(workspace))
+    Permission.at(workspace, allow_code).run(stored_code(study, place))
     opened = Study(study, place)
     return Study(study, Workspace.existing(place.root, opened.config.storage))
-
-
-def _existing(workspace: str | Path | None) -> Workspace:
-    return Workspace.existing(None if workspace is None else Path(workspace))
 
 
 def _opened(

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from kt_ray._io.display import Displayed
 from kt_ray._io.files import write_whole
 from kt_ray.config import PairChoice, TranslatorConfig
 from kt_ray.config.base import Frozen
+from kt_ray.config.code import hashes
 from kt_ray.config.network import AnyNetwork
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks import Architecture, State, architecture_of
 from kt_ray.networks.checkpoint import read_written, write_state
-from kt_ray.study_code import require_code
+from kt_ray.study_code import code_of, require_code
 from kt_ray.translation.card import card
 from kt_ray.translation.translator import Translator, build_translator
 
@@ -38,7 +39,6 @@ class _Architecture(Frozen):
 
     def architecture(self) -> Architecture:
         """Return what is described. Raises ConfigError if it names what is not registered here."""
-        require_code(self.code)
         return architecture_of(self.pair, self.network, self.image_shape, self.classes)
 
 
@@ -115,6 +115,7 @@ def save_translator(
         "config": config.model_dump_json(),
         "architecture": json.dumps(architecture.describe()),
         "extra": json.dumps(extra),
+        "code": json.dumps(hashes([*architecture.code, *code_of(("family", config.family))])),
     }
     write_state(path, translator.state_dict(), metadata)
 
@@ -132,6 +133,7 @@ def load_translator(path: Path) -> LoadedTranslator:
             "give a file written by kt-ray"
         )
     try:
+        require_code(json.loads(metadata.get("code", "{}")))
         config = TranslatorConfig.model_validate_json(metadata["config"])
         architecture = _Architecture.model_validate_json(metadata["architecture"]).architecture()
         extra = json.loads(metadata["extra"])
@@ -141,8 +143,8 @@ def load_translator(path: Path) -> LoadedTranslator:
         translator = build_translator(config, architecture)
         translator.load_state_dict(tensors)
     except ConfigError as error:
-        raise CheckpointError(f"{path} is for a network or pair that is not known here: {error}") from None
-    except (ValidationError, ValueError, KeyError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path} is of what is not registered here: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} does not fit this version of kt_ray: {' '.join(str(error).split())[:300]}; train it again"
         ) from None

@@ -17,7 +17,7 @@ from kt_ray.config.network import AnyNetwork
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import Architecture, PaperArchitecture, described, stacked
 from kt_ray.registry import on_change
-from kt_ray.study_code import missing_code
+from kt_ray.study_code import asked_for, missing_code
 
 SCHEMA_VERSION = 2  # 1: of the paper's networks, which are still written so
 MENDS = "`kt-ray zoo build FILE` with the zoo's study file makes it anew"
@@ -32,6 +32,15 @@ class Damaged(ZooError):
         super().__init__(f"{what}; {remedy}" if remedy else what)
 
 
+class OtherCode(ZooError):
+    """A zoo is of code, SHA-256 by file, that has not run in this process."""
+
+    def __init__(self, path: str, code: dict[str, str]) -> None:
+        self.code = code
+        (name, sha256), *_ = missing_code(code).items()
+        super().__init__(f"the zoo at {path} needs {asked_for(name, sha256)}")
+
+
 class _Definition(Frozen):
     """The entries of `zoo.json`; `versions` is only for people."""
 
@@ -44,7 +53,7 @@ class _Definition(Frozen):
     dataset_fingerprint: str
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     classes: PositiveInt
-    code: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file that registered the network or the pair
+    code: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file that registered network, pair or dataset
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -56,7 +65,8 @@ def encode(definition: dict[str, Any]) -> bytes:
 def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:
     """Return the definition in `content`, read from `path`, and whether it carries a SHA-256.
 
-    Raises Damaged if it is not what was written or describes no zoo, ZooError if another version wrote it.
+    Raises Damaged if it is not what was written or describes no zoo, OtherCode if it is of code that has not run here,
+    ZooError if another version wrote it.
     """
     if checksum_holds(content) is False:
         raise Damaged(f"{path} is damaged: its SHA-256 is not the one that it carries", MENDS)
@@ -74,10 +84,12 @@ def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:
             "use the kt_ray version that built it, or build again under another name"
         )
     try:
-        named = _Definition.model_validate(definition).code
-        if not missing_code(named):
-            shapes_of(architecture_of(definition, path))
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # sizes may be too large for any tensor
+        named = definition.get("code", {})
+        if missing_code(named):
+            raise OtherCode(path, named)
+        _Definition.model_validate(definition)
+        shapes_of(architecture_of(definition, path))
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:  # sizes may be too large
         raise Damaged(f"{path} does not describe a zoo ({first_line(error)})", MENDS) from None
     return definition, carried
 

@@ -24,13 +24,15 @@ import torch
 from kt_ray import __version__
 from kt_ray._io.display import Displayed
 from kt_ray.config import PairChoice, Split, ZooConfig
+from kt_ray.config.code import hashes
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import State, architecture_of, stacked
+from kt_ray.study_code import code_of
 from kt_ray.zoo import definition as definitions
 from kt_ray.zoo import index as indices
 from kt_ray.zoo import shards
-from kt_ray.zoo.definition import Damaged, recipe_of, shapes_of
+from kt_ray.zoo.definition import Damaged, OtherCode, recipe_of, shapes_of
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.info import ZooInfo, describe
 from kt_ray.zoo.members import Member, Zoo, members_of
@@ -78,7 +80,7 @@ class ZooStore(Displayed):
             "dataset_fingerprint": dataset.fingerprint,
             "image_shape": list(dataset.image_shape),
             "classes": dataset.classes,
-            "code": described.get("code", {}),
+            "code": hashes([*architecture.code, *code_of(("dataset", dataset.config.name))]),
         }
         versions = {"kt_ray": __version__, "torch": str(torch.__version__), "pyarrow": pa.__version__}
         wanted_file = {key: value for key, value in wanted.items() if key != "code" or value} | {"versions": versions}
@@ -86,16 +88,22 @@ class ZooStore(Displayed):
             if not self.exists():
                 self._write_definition(wanted_file)
                 return []
-            faults = self._mend_definition(check_lock, otherwise=wanted_file)
-        present = self.definition()
+            try:
+                faults = self._mend_definition(check_lock, otherwise=wanted_file)
+                present = self.definition()
+            except OtherCode as error:
+                raise self._other("code", error.code, wanted["code"]) from None
         present["recipe"] = recipe_of(present).model_dump(mode="json")  # a zoo may be older than a field of the recipe
         for key, value in wanted.items():
             if not definitions.same_entry(key, present.get(key), value):
-                raise ZooError(
-                    f"the zoo at {self.uri} has {key}={_short(present.get(key), value)}, but "
-                    f"{_short(value, present.get(key))} was asked for; choose another zoo.name"
-                )
+                raise self._other(key, present.get(key), value)
         return faults
+
+    def _other(self, key: str, present: Any, wanted: Any) -> ZooError:
+        return ZooError(
+            f"the zoo at {self.uri} has {key}={_short(present, wanted)}, but {_short(wanted, present)} was asked for; "
+            "choose another zoo.name"
+        )
 
     def copy_definition(self, other: ZooStore) -> None:
         """Make this an empty zoo like `other`."""

@@ -12,7 +12,7 @@ import kt_ray as kt
 from kt_ray.config import PairChoice, TranslatorConfig, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, ZooError
-from kt_ray.networks import Architecture, architecture_of
+from kt_ray.networks import Architecture, PaperArchitecture, architecture_of
 from kt_ray.study_code import unload_code
 from kt_ray.translation.checkpoint import load_translator, save_translator
 from kt_ray.translation.translator import build_translator
@@ -80,9 +80,9 @@ def test_a_zoo_names_its_code_and_does_not_run_it(net: Path, dataset: Dataset) -
     (sha256,) = json.loads((net.parent / "zoo/zoo.json").read_text())["code"].values()
     mark = forgotten(net)
 
-    assert store.info().pair
-    with pytest.raises(ZooError, match=rf"net\.py with SHA-256 {sha256}; .* --code"):
-        store.read()
+    for read in (store.info, store.read):
+        with pytest.raises(ZooError, match=rf"net\.py with SHA-256 {sha256}; .* --code"):
+            read()
     with pytest.raises(ConfigError, match="no network is called 'mine'"):
         store.create(CONFIG, PAIR, dataset)
     assert not mark.exists()
@@ -106,6 +106,17 @@ def test_a_translator_names_its_code_and_does_not_run_it(net: Path) -> None:
     assert not mark.exists()
     kt.load_code(net)
     assert load_translator(path).architecture == described()
+
+
+def test_a_translator_of_a_persons_family_names_its_code(tmp_path: Path) -> None:
+    kt.load_code(Path(__file__).parents[2] / "examples/own_family.py")
+    config = TranslatorConfig(family="shared")
+    path, architecture = tmp_path / "translator.safetensors", PaperArchitecture("basic_to_simple")
+    save_translator(path, build_translator(config, architecture), config, architecture, {})
+    assert load_translator(path).config == config
+    unload_code("own_family.py")
+    with pytest.raises(CheckpointError, match=r"own_family\.py with SHA-256"):
+        load_translator(path)
 
 
 def test_what_was_made_of_other_code_is_forgotten(net: Path) -> None:

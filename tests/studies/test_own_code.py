@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from kt_ray.config import StudyConfig
+from kt_ray.config.code import hashes
 from kt_ray.errors import StudyError
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.search.study_identity import ATTRIBUTE, FILES, hashes
+from kt_ray.search.study_identity import ATTRIBUTE, FILES
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.runner import run_study, search_study
 from kt_ray.studies.workspace import Workspace
@@ -88,9 +89,11 @@ def test_other_code_is_refused_before_anything_is_stored(workspace: Path) -> Non
         for text in ("x = 1", "x = 2", "")
     )
     study = SearchStudy(before, open_storage(place.study_storage)).optuna
-    study.set_user_attr(ATTRIBUTE, {FILES: hashes(before)})
+    study.set_user_attr(ATTRIBUTE, {FILES: hashes(before.code)})
     for config in (now, none):
-        told = rf"net\.py: SHA-256 {hashes(before)['net.py']} before, {hashes(config).get('net.py', 'none')} now"
+        told = (
+            rf"net\.py: SHA-256 {hashes(before.code)['net.py']} before, {hashes(config.code).get('net.py', 'none')} now"
+        )
         for run in (run_study, search_study):
             with pytest.raises(StudyError, match=told):
                 run(config, place, StudyConsole(quiet=True))
