@@ -139,15 +139,20 @@ with connected(RayConfig(cpus=1)), handling(lambda *_: None, signal.SIGTERM, bef
 
 
 def test_a_signal_ends_a_command_whose_ray_is_gone_though_its_main_thread_is_in_a_call_to_it() -> None:
-    command = subprocess.Popen(
-        [sys.executable, "-c", BLOCKED],
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert command.stdout is not None
-    gcs = int(command.stdout.readline())
+    for _ in range(3):  # Ray's own start may take longer than it waits for on a busy machine
+        command = subprocess.Popen(
+            [sys.executable, "-c", BLOCKED],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert command.stdout is not None
+        first = command.stdout.readline().strip()
+        if first.isdigit():
+            break
+        command.communicate()
+    gcs = int(first)
     os.kill(gcs, signal.SIGSTOP)  # from now on each call waits, in C++
     time.sleep(1.0)
     os.killpg(command.pid, signal.SIGTERM)
