@@ -72,7 +72,7 @@ def refused(*arguments: str, **environment: str) -> str:
         ("search.trials=many", "search.trials: input should be a valid integer"),
         ("space={training.learning_rate: {float: [1, 0.1]}}", "`low` must not be above `high`, got low=1.0, high=0.1"),
         ("space={training.learning_rte: {float: [0.1, 1]}}", "training.learning_rte"),
-        ("trial.translator.family=perceptron", "got 'perceptron'"),
+        ("trial.translator.family=perceptron", "no family is called 'perceptron'"),
         ("trial.loss.weight_mse=0", "at least one loss weight must be above 0"),
         ("pair=basic_to_nothing", "no pair is called 'basic_to_nothing'"),
     ],

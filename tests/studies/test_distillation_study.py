@@ -105,7 +105,8 @@ def test_a_search_over_students(workspace: Path, ray_session: None) -> None:
 def test_faults_of_the_space_name_the_fields_of_a_distillation() -> None:
     wrong = config("wrong", space={"method.ft.betas": {"float": [1.0, 2.0]}})
     assert problems(wrong.space, wrong.trial) == [
-        "space.method.ft.betas: unknown path; method.ft has beta, layers, p, translator_learning_rate"
+        "space.method.ft.betas: unknown path; method.ft has beta, layers, p, translator_learning_rate; "
+        "`kt-ray spaces explain method.ft` describes them"
     ]
 
 

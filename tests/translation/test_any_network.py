@@ -6,6 +6,7 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import SiteArchitecture, architecture_of, stacked
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer, Layer
-from kt_ray.registry import register
+from kt_ray.registry import register, registering
 from kt_ray.translation import augmentations
 from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.checkpoint import load_translator, save_translator
@@ -71,7 +72,6 @@ class Shape(Frozen):
     blocks: int = 1
 
 
-@register.network("test_blocks", options=Shape)
 class Blocks:
     image_shape, classes, mean, deviation = SHAPE, 5, (0.4, 0.5), (0.3, 0.2)
 
@@ -92,7 +92,6 @@ class Blocks:
         return tuple(f"1.{number}" for number in range(self.options.blocks))
 
 
-@register.pair("test_narrowed", options=Shape)
 class Narrowed:
     """Two hidden units less, with biases."""
 
@@ -108,7 +107,6 @@ class Narrowed:
     target_layout = layout
 
 
-@register.pair("test_unknown", options=Shape)
 class Unknown(Narrowed):
     """The same, of which nothing is said."""
 
@@ -116,6 +114,18 @@ class Unknown(Narrowed):
         return None
 
     target_layout = layout
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    """The names of this file, and nothing of them after it."""
+    with registering("code of a test"):
+        register.network("test_blocks", options=Shape)(Blocks)
+        register.pair("test_narrowed", options=Shape)(Narrowed)
+        register.pair("test_unknown", options=Shape)(Unknown)
+    yield
+    for kind in register.kinds():
+        kind.remove("code of a test")
 
 
 def architecture(pair: str = "test_narrowed", site: str | None = None, **shape: object) -> SiteArchitecture:
@@ -272,7 +282,7 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program + "load(pathlib.Path(sys.argv[1]))", str(path)], capture_output=True, text=True
     )
-    assert "network or pair that is not known here: no pair is called 'test_narrowed'" in done.stderr
+    assert "no pair is called 'test_narrowed'" in done.stderr
 
 
 def test_the_api_translates_some_sites(tmp_path: Path) -> None:

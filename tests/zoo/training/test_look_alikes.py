@@ -11,7 +11,7 @@ from kt_ray.networks import architecture_of, stacked
 from kt_ray.networks.blocks import SimpleBlock
 from kt_ray.networks.contracts import make_pair
 from kt_ray.networks.layouts import BlockLayout
-from kt_ray.registry import register
+from kt_ray.registry import register, registering
 from kt_ray.translation.evaluation import transplant_accuracy
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.training import fused
@@ -26,7 +26,6 @@ class Tanh(SimpleBlock):
         return torch.tanh(self.conv2(torch.tanh(self.conv1(x))) + x[..., :: self.stride, :: self.stride])
 
 
-@register.pair("basic_to_tanh")
 class BasicToTanh:
     """A pair whose name and layouts are like those of the built-in one."""
 
@@ -43,7 +42,10 @@ class BasicToTanh:
         return self.ours.target_layout(target)
 
 
-def test_a_look_alike_gets_its_own_numbers(dataset: Dataset) -> None:
+def test_a_look_alike_gets_its_own_numbers(dataset: Dataset, request: pytest.FixtureRequest) -> None:
+    with registering("code of a test"):
+        register.pair("basic_to_tanh")(BasicToTanh)
+    request.addfinalizer(lambda: register.pair.remove("code of a test"))
     architecture = architecture_of("basic_to_tanh", NetworkConfig(), dataset.image_shape, dataset.classes)
     brief = {"epochs": 1, "steps": 4}
     recipe = RecipeConfig.model_validate({"source": brief, "target": brief})
