@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import shutil
 import signal
@@ -18,6 +17,12 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from kt_ray.data import Dataset
+from kt_ray.errors import ConfigError
+from kt_ray.search.summary import trial_rows
+from kt_ray.studies.permission import Permission
+from kt_ray.studies.study_file import read_study
+from kt_ray.studies.workspace import Workspace
+from kt_ray.study_code import unload_code
 from tests.studies.miniature import finished, kt_ray
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -54,12 +59,11 @@ def test_a_family_and_a_loss_of_ones_own(folder: Path) -> None:
         )
     )
     assert "trials 2 done" in said
-    trials = json.loads(finished(kt_ray("trials", "own-family", "--format", "json", workspace=workspace)))
+    trials = trial_rows(Workspace.existing(workspace).study_storage, "own-family")
     assert {"translator.options.width", "loss.terms.output_power.options.power"} <= trials[0].keys()
-    wrong = kt_ray("validate", str(study), "--set", "trial.translator.options.width=none", workspace=workspace)
-    output, _ = wrong.communicate(timeout=300)
-    assert wrong.returncode == 2
-    assert "width" in output
+    with pytest.raises(ConfigError, match=r"family shared: options.width"):
+        read_study(study, ["trial.translator.options.width=none"], Permission.at(workspace))
+    unload_code("own_family.py")
 
 
 def test_images_in_directories(folder: Path, dataset: Dataset) -> None:

@@ -33,13 +33,16 @@ ENTRY = {"do": "log", "run": "a", "metrics": {"loss": 0.5}, "step": 1, "time": 5
 UNIQUE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}")  # plotly's names of figures
 
 
+NO_LOGS = shutil.ignore_patterns("*-wal", "*-shm")  # of SQLite, which come and go with whoever reads
+
+
 @pytest.fixture(scope="module")
 def whole(
     finished_workspace: Path, tmp_path_factory: pytest.TempPathFactory, dataset: Dataset, random_zoo: Zoo
 ) -> Path:
     """The finished study, and beside it what a driver that was killed leaves: a trial's checkpoint, an outbox."""
     workspace = tmp_path_factory.mktemp("whole") / "workspace"
-    shutil.copytree(finished_workspace, workspace, ignore=shutil.ignore_patterns("*-wal", "*-shm"))
+    shutil.copytree(finished_workspace, workspace, ignore=NO_LOGS)
     write_state(
         workspace.parent / "large.safetensors", PaperArchitecture("basic_to_simple").source_network().state_dict()
     )
@@ -134,7 +137,7 @@ def test_damage_is_told_and_the_rest_kept(
     seed: int, whole: Path, expected: dict[str, list[object]], tmp_path: Path, dataset: Dataset, random_zoo: Zoo
 ) -> None:
     chance, kind = random.Random(seed), KINDS[seed % len(KINDS)]
-    workspace = Path(shutil.copytree(whole, tmp_path / "workspace"))
+    workspace = Path(shutil.copytree(whole, tmp_path / "workspace", ignore=NO_LOGS))
     shutil.copyfile(whole.parent / "large.safetensors", tmp_path / "large.safetensors")
     victim = sorted(workspace.glob(kind))[0]
     before = contents(workspace, victim)
