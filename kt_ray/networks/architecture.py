@@ -301,7 +301,7 @@ class _Replaced:
 
     def __init__(self, network: Network, pair: Pair, sites: tuple[str, ...]) -> None:
         self.image_shape, self.classes = network.image_shape, network.classes
-        self.mean, self.deviation = network.mean, network.deviation
+        self.mean, self.deviation = getattr(network, "mean", ()), getattr(network, "deviation", ())
         self._network, self._pair, self._sites = network, pair, sites
 
     def build(self) -> nn.Module:
