@@ -341,6 +341,25 @@ def _parts(architecture: SiteArchitecture) -> _Parts:
 on_change(_parts.cache_clear)
 
 
+@lru_cache(maxsize=32)
+def structure(architecture: Architecture) -> dict[str, nn.Module]:
+    """Return stem, source, target and head for `stacked.forward`, made once: their own values mean nothing.
+
+    Blocks give what the head reads, and the head takes it so.
+    """
+    stride = architecture.read_stride
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return {
+            "stem": architecture.stem(),
+            "source": architecture.source_block(stride),
+            "target": architecture.target_block(stride),
+            "head": architecture.head(stride=1),
+        }
+
+
+on_change(structure.cache_clear)
+
+
 def architecture_of(
     pair: str | PairChoice, network: NetworkConfig | NetworkChoice, image_shape: ImageShape, classes: int
 ) -> Architecture:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kt_ray.networks import READ_STRIDE, Architecture, PaperArchitecture, State, stacked
+from kt_ray.networks import READ_STRIDE, Architecture, PaperArchitecture, State, stacked, structure
 from kt_ray.networks.blocks import SimpleBlock
 from kt_ray.networks.layouts import Layer
 from kt_ray.translation.divergences import spread
@@ -27,7 +27,7 @@ def stem_activations(members: Mapping[str, Tensor], images: Tensor, architecture
     """Inputs of B members' blocks, [B, C, …, N], from images [N, image channels, H, W] in [0, 1]."""
     if not isinstance(architecture, PaperArchitecture):
         stems = stacked.part(members, "stem")
-        return stacked.forward(architecture.stem(), stems, images, shared=True).movedim(1, -1)
+        return stacked.forward(structure(architecture)["stem"], stems, images, shared=True).movedim(1, -1)
     kernel, bias = fold(members, "stem.conv", "stem.bn")
     patches = F.unfold(images, 3, padding=1).permute(1, 2, 0).flatten(1)  # [image channels·9, H·W·N]
     responses = torch.relu(torch.baddbmm(bias[..., None], kernel.flatten(2), patches.expand(len(kernel), -1, -1)))
@@ -110,8 +110,7 @@ class PaperSurroundings(Surroundings):
     """Members of the paper's network, whose stem, source block and head are written out here."""
 
     def __init__(self, members: Mapping[str, Tensor], activations: Tensor, architecture: PaperArchitecture) -> None:
-        with torch.device("meta"):
-            self.target = architecture.target_block(READ_STRIDE)
+        self.target = structure(architecture)["target"]
         self.activations = activations
         self.patches = unfold(activations, 1)
         self.skipped = activations[:, :, ::READ_STRIDE, ::READ_STRIDE].flatten(2)
@@ -170,13 +169,13 @@ class ModuleSurroundings(Surroundings):
 
     def __init__(self, members: Mapping[str, Tensor], activations: Tensor, architecture: Architecture) -> None:
         self.activations, self.members = activations, members
-        self.target, self.head = architecture.target_block(), architecture.head()
+        parts = structure(architecture)
+        self.source, self.target, self.head = parts["source"], parts["target"], parts["head"]
         self.of_head = stacked.part(members, "head")
         self.layouts, self.described = layouts(architecture), architecture.layouts()
         self.copied = self.described[1].copied_of({
             name: value for name, value in members.items() if not name.startswith(("stem.", "head."))
         })  # fmt: skip
-        self.source = architecture.source_block()
         block = {name: members[name] for name in self.source.state_dict() if name in members}
         output = stacked.forward(self.source, block, self.inputs)
         self.shape = tuple(output.shape[2:])

@@ -16,7 +16,7 @@ from kt_ray._io.display import Displayed
 from kt_ray.config import Split
 from kt_ray.data import Dataset, LabelledImages, as_float
 from kt_ray.errors import ZooError
-from kt_ray.networks import Architecture, PaperArchitecture, State, stacked
+from kt_ray.networks import Architecture, PaperArchitecture, State, stacked, structure
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
 from kt_ray.translation.probe_images import strokes
@@ -113,8 +113,8 @@ class Transplants:
 
     def __init__(self, zoo: Zoo, images: LabelledImages, device: str | torch.device = "cpu", keep: int = KEPT) -> None:
         self.zoo, self.images, self.device = zoo, images, device
-        with torch.device("meta"):  # only their structure is used
-            self.stem, self.head = zoo.architecture.stem(), zoo.architecture.head(stride=1)
+        parts = structure(zoo.architecture)
+        self.stem, self.head = parts["stem"], parts["head"]
         size = 4 * len(zoo) * len(images) * prod(zoo.architecture.activation_shape)
         with torch.no_grad():
             self.kept = list(self._activations()) if size <= keep else None
@@ -315,9 +315,8 @@ def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[i
 
 def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:
     """The structure whose parameters these are, the source's or the target's, for what heads read."""
-    with torch.device("meta"):
-        stride = zoo.architecture.read_stride
-        source, target = (make(stride) for make in (zoo.architecture.source_block, zoo.architecture.target_block))
+    parts = structure(zoo.architecture)
+    source, target = parts["source"], parts["target"]
     shapes = {name: value.shape[1:] for name, value in block.items()}
     parameters = {name: value.shape for name, value in source.state_dict().items() if name in shapes}
     return source if parameters == shapes and dict(source.named_parameters()).keys() <= shapes.keys() else target

@@ -24,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
+from kt_ray.networks.architecture import structure
+
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
 aten = torch.ops.aten
@@ -397,3 +399,4 @@ def pretended_cuda() -> Iterator[DeviceMode]:
                 yield mode
         finally:
             _CURRENT.pop()
+            structure.cache_clear()  # modules made in here are of pretended tensors

@@ -33,7 +33,7 @@ from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import SiteArchitecture, architecture_of, stacked
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer, Layer
 from kt_ray.registry import register, registering
-from kt_ray.translation import augmentations
+from kt_ray.translation import augmentations, baselines
 from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.checkpoint import load_translator, save_translator
 from kt_ray.translation.evaluation import readable
@@ -252,13 +252,14 @@ def test_every_site_of_a_checkpoint_is_written_as_by_hand(
     assert report.parameters_after < report.parameters_before
 
 
-def test_a_loss_of_any_network_is_least_at_the_source() -> None:
+def test_a_loss_of_any_network_prefers_the_projected_block() -> None:
     here = architecture(norm=False, bias=True, hidden=4)
-    zoo, images = untrained_zoo(here, COUNTS), torch.rand(4, *SHAPE)
+    zoo, images = untrained_zoo(here, COUNTS), torch.rand(16, *SHAPE, generator=torch.Generator().manual_seed(0))
     loss = TranslationLoss(LossConfig(weight_mse=0, head_input=1, kl=1), here)
-    target = zoo.part("target")
+    target, labels = zoo.part("target"), torch.zeros(16, dtype=torch.long)
     silent = {name: torch.zeros_like(value) for name, value in target.items()}
-    assert loss(silent, zoo.parameters, target, images, torch.zeros(4, dtype=torch.long)) > 0
+    projected = loss(baselines.projected(zoo, images), zoo.parameters, target, images, labels)
+    assert 0 < projected < loss(silent, zoo.parameters, target, images, labels)
 
 
 def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
