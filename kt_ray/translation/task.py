@@ -11,12 +11,12 @@ from kt_ray.config import Frozen, TrialConfig
 from kt_ray.data import Dataset
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.training import TranslatorTraining
-from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.members import AnyZoo
 
-TrainingFactory = Callable[[TrialConfig, Zoo, Dataset, str], Any]
+TrainingFactory = Callable[[TrialConfig, AnyZoo, Dataset, str], Any]
 
 
-def train_translator(config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str) -> Any:
+def train_translator(config: TrialConfig, zoo: AnyZoo, dataset: Dataset, device: str) -> Any:
     """The training that a trial runs unless a test or benchmark gives another."""
     return TranslatorTraining(config, zoo, dataset, device)
 
@@ -25,7 +25,7 @@ def train_translator(config: TrialConfig, zoo: Zoo, dataset: Dataset, device: st
 class TranslatorTask:
     """Translators trained over a zoo."""
 
-    zoo: Zoo
+    zoo: AnyZoo
     dataset: Dataset
     make: TrainingFactory = train_translator
 

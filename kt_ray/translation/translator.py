@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
-from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, State, stacked
+from kt_ray.errors import CheckpointError, ConfigError
+from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
 from kt_ray.registry import register
 from kt_ray.translation import units as tokens
 from kt_ray.translation.bases import BASES
@@ -59,10 +59,10 @@ class Translator(nn.Module):
                 part.draw_probes(images, generator)
 
     def for_architecture(self, architecture: Architecture) -> Translator:
-        """A translator of the same weights for blocks of `architecture`; this one where it is for them already.
+        """A translator for blocks of `architecture` with these very parameters; this one where it is for them already.
 
-        Raises CheckpointError where the pair is another, or where a parameter's shape depends on what differs: widths
-        in most families, the image shape with refinement.
+        Training either trains both. Raises CheckpointError where the pair is another, or where a parameter's shape
+        depends on what differs: widths in most families, the image shape with refinement.
         """
         ours = self.architecture
         if architecture == ours:
@@ -71,7 +71,7 @@ class Translator(nn.Module):
             raise CheckpointError(f"the translator is for {ours.pair}, not for {architecture.pair}; choose another")
         with torch.random.fork_rng(devices=[]):
             translator = build_translator(self.config, architecture)
-        weights = self.state_dict()
+        weights = self.state_dict(keep_vars=True)
         for name, value in translator.state_dict().items():
             if value.shape != weights[name].shape:
                 raise CheckpointError(
@@ -79,7 +79,7 @@ class Translator(nn.Module):
                     f"{architecture.network} on images {architecture.image_shape}: its {name} depends on them; train "
                     "one for these (the families axial_transformer and graph serve any width)"
                 )
-        translator.load_state_dict(weights)
+        translator.load_state_dict(weights, assign=True)
         return translator.train(self.training)
 
     def read(self, members: State) -> State:
@@ -161,11 +161,25 @@ def _beside_base(
     )
 
 
-def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:
+def build_translator(config: TranslatorConfig, architecture: AnyArchitecture) -> Translator:
     """A fresh translator for blocks of `architecture`; its values come from torch's global generator.
 
-    Raises ConfigError where `config` asks for what is not known of these blocks.
+    Of several sites, it is for the blocks at the first; `for_architecture` makes one for another. Raises ConfigError
+    where `config` asks for what is not known of these blocks, or one translator cannot serve all sites.
     """
-    tokens.check_seen(config, architecture)
-    body = register.family.make(config.family, config.of_family, config, architecture)
-    return Translator(body, config, architecture)
+    views = architecture.views()
+    problems = [problem for view in views for problem in tokens.problems_of(config, view)]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    body = register.family.make(config.family, config.of_family, config, views[0])
+    translator = Translator(body, config, views[0])
+    for view, site in zip(views[1:], architecture.sites[1:], strict=True):
+        try:
+            translator.for_architecture(view)
+        except CheckpointError:
+            raise ConfigError(
+                f"translator.family: {config.family} cannot write the blocks at {architecture.sites[0]} and {site} "
+                "with the same parameters, as their widths differ; choose axial_transformer or graph, or name one "
+                "block in pair.site"
+            ) from None
+    return translator

@@ -298,10 +298,10 @@ def tells_base(config: TranslatorConfig, architecture: Architecture) -> bool:
     return config.projects and target_layout(architecture).values > 1
 
 
-def check_seen(config: TranslatorConfig, architecture: Architecture) -> None:
-    """Raise ConfigError where `config` asks for more than is known of the blocks of `architecture`."""
+def problems_of(config: TranslatorConfig, architecture: Architecture) -> list[str]:
+    """Return what `config` asks for and is not known of the blocks of `architecture`, a line each."""
     source, target = layouts(architecture)
-    pair, problems = architecture.pair, []
+    pair, problems = architecture.pair, list[str]()
     if source.flat or target.flat:
         which = "source" if source.flat else "target"
         why = f"of pair {pair} the {which} block's layout is not one layer of hidden units with kernels of one size"
@@ -342,8 +342,7 @@ def check_seen(config: TranslatorConfig, architecture: Architecture) -> None:
         problems.append(
             f"translator.base: blocks of pair {pair} cannot be projected; choose pruned, merged, transported"
         )
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 def can_project(architecture: Architecture) -> bool:
