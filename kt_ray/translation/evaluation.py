@@ -20,7 +20,8 @@ from kt_ray.networks import Architecture, PaperArchitecture, State, stacked, str
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
 from kt_ray.translation.probe_images import strokes
-from kt_ray.translation.units import can_project, target_layout
+from kt_ray.translation.support import can_project
+from kt_ray.translation.units import target_layout
 from kt_ray.zoo.members import Zoo
 
 BATCH = 250  # images at once

@@ -9,11 +9,12 @@ from kt_ray.config import TranslatorConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, State, stacked
 from kt_ray.registry import register
-from kt_ray.translation import units as tokens
 from kt_ray.translation.bases import BASES
+from kt_ray.translation.importance import first, importance_order
 from kt_ray.translation.projector import Projected, Projector
 from kt_ray.translation.refinement import Refiner
-from kt_ray.translation.units import Units
+from kt_ray.translation.support import check_supported
+from kt_ray.translation.units import Units, balanced, features, read, take, target_layout, write
 
 SMALL = 0.03  # scale of a residual output before training
 
@@ -32,8 +33,8 @@ class Translator(nn.Module):
         self.body = body
         self.config = config
         self.architecture = architecture
-        self.layout = tokens.target_layout(architecture)
-        self.target_hidden = tokens.target_hidden(architecture)
+        self.layout = target_layout(architecture)
+        self.target_hidden = self.layout.hidden
         if config.output == "residual":
             self.scale = nn.Parameter(torch.full((self.layout.kernels + 2,), SMALL))
         self.refiner = Refiner(config, architecture) if config.refinement.steps else None
@@ -96,8 +97,8 @@ class Translator(nn.Module):
         """
         if self.needs_network and not any(name.startswith("stem.") for name in source):
             raise ValueError("this translator reads stem and head too: give stem.… and head.… beside the block")
-        plain = tokens.read(source, self.architecture, self.config.batch_norm)
-        unit, channel = tokens.features(source, self.config, self.architecture)
+        plain = read(source, self.architecture, self.config.batch_norm)
+        unit, channel = features(source, self.config, self.architecture)
         refined = self.refiner is not None and (self.config.refinement.trained or not self.training)
         starts = self.config.refinement.starts if refined else 1
         around, projected = None, []
@@ -106,17 +107,17 @@ class Translator(nn.Module):
             projected = self.projector(source, around, starts)
         several = self.refiner is not None and self.config.refinement.starts > 1
         if self.config.output == "residual" or self.config.canonical or several:
-            order = tokens.importance_order(source, self.architecture, self.config.batch_norm)
+            order = importance_order(source, self.architecture, self.config.batch_norm)
             if projected and projected[0].chosen is not None:
-                order = tokens.first(order, projected[0].chosen)
-            plain, unit = plain.take(order), tokens.take(unit, order)
+                order = first(order, projected[0].chosen)
+            plain, unit = plain.take(order), take(unit, order)
         if self.config.canonical:
-            plain = tokens.balanced(plain)
+            plain = balanced(plain)
         edges = plain.edges
         if projected and projected[0].chosen is not None:
             edges, unit, channel = _beside_base(edges, unit, channel, projected[0], order)
-        read = Units(edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
-        written: Units = self.body(read)
+        seen = Units(edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
+        written: Units = self.body(seen)
         if self.config.output == "residual":
             base = projected[0].units if projected else self._one_shot(plain)
             written = Units(
@@ -126,8 +127,8 @@ class Translator(nn.Module):
             )
         if self.refiner is not None and refined:
             further = [start.units for start in projected[1:]] if projected else self._further_starts(plain, starts)
-            written = self.refiner([written, *further], read, source, around)
-        return tokens.write(written, self.layout) | self.architecture.layouts()[1].copied_of(source)
+            written = self.refiner([written, *further], seen, source, around)
+        return write(written, self.layout) | self.architecture.layouts()[1].copied_of(source)
 
     def _one_shot(self, plain: Units) -> Units:
         return BASES[self.config.base](plain, self.layout, self.target_hidden)
@@ -153,7 +154,7 @@ def _beside_base(
     """
     missing = edges.shape[1] - base.units.edges.shape[1]
     kept = torch.nn.functional.pad(base.units.edges, (0, 0, 0, 0, 0, 0, 0, missing))
-    activity = tokens.take(base.activity, order)
+    activity = take(base.activity, order)
     return (
         torch.cat([edges, kept], dim=3),
         torch.cat([unit, activity], dim=-1),
@@ -166,6 +167,6 @@ def build_translator(config: TranslatorConfig, architecture: Architecture) -> Tr
 
     Raises ConfigError where `config` asks for what is not known of these blocks.
     """
-    tokens.check_seen(config, architecture)
+    check_supported(config, architecture)
     body = register.family.make(config.family, config.of_family, config, architecture)
     return Translator(body, config, architecture)
