@@ -42,12 +42,12 @@ class Translator(nn.Module):
 
     @property
     def needs_network(self) -> bool:
-        """Whether the stem and head around a block are needed to translate it."""
+        """True if translating a block needs the stem and head around it."""
         return self.config.context == "network" or self.runs_network
 
     @property
     def runs_network(self) -> bool:
-        """Whether translating a block runs the network on probes."""
+        """True if translating a block runs the network on probes."""
         return self.refiner is not None or self.projector is not None
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
@@ -60,9 +60,9 @@ class Translator(nn.Module):
                 part.draw_probes(images, generator)
 
     def for_architecture(self, architecture: Architecture) -> Translator:
-        """A translator of the same weights for blocks of `architecture`; this one where it is for them already.
+        """Return a translator of the same weights for blocks of `architecture`; this one if it is for them already.
 
-        Raises CheckpointError where the pair is another, or where a parameter's shape depends on what differs: widths
+        Raises CheckpointError if the pair is another, or a parameter's shape depends on what differs: widths
         in most families, the image shape with refinement.
         """
         ours = self.architecture
@@ -84,14 +84,14 @@ class Translator(nn.Module):
         return translator.train(self.training)
 
     def read(self, members: State) -> State:
-        """What `forward` reads of a stack of members (`stem.…`, `source.…`, `head.…`, as in `Zoo.parameters`)."""
+        """Return the part of a stack of members (`Zoo.parameters`) that `forward` reads."""
         source = stacked.part(members, "source")
         if not self.needs_network:
             return source
         return source | stacked.surroundings(members)
 
     def forward(self, source: State) -> State:
-        """A stack of source blocks [B, …], BN buffers included, to the stack of target blocks [B, …].
+        """Translate a stack of source blocks [B, …], BN buffers included, to target blocks [B, …].
 
         A translator that `needs_network` wants `stem.…` and `head.…` in `source` too; others ignore them.
         """
@@ -134,9 +134,9 @@ class Translator(nn.Module):
         return BASES[self.config.base](plain, self.layout, self.target_hidden)
 
     def _further_starts(self, plain: Units, starts: int) -> list[Units]:
-        """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on.
+        """Return one-shot blocks of other units than the most important ones: start k of S keeps those from k·H/S on.
 
-        None if a one-shot block is of all units, whichever come first: attention, and targets with as many units.
+        There are none if a one-shot block keeps all units.
         """
         hidden = plain.edges.shape[1]
         chooses = self.layout.projects_itself and self.target_hidden < hidden
@@ -163,9 +163,9 @@ def _beside_base(
 
 
 def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:
-    """A fresh translator for blocks of `architecture`; its values come from torch's global generator.
+    """Return a fresh translator for blocks of `architecture`; its values come from torch's global generator.
 
-    Raises ConfigError where `config` asks for what is not known of these blocks.
+    Raises ConfigError if these blocks do not support what `config` asks for.
     """
     check_supported(config, architecture)
     body = register.family.make(config.family, config.of_family, config, architecture)
