@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -17,7 +16,6 @@ from kt_ray.config import StudyConfig
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search.retries import lineages, select_champion
 from kt_ray.search.samplers import ORDINAL
-from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.study_identity import check_space, check_unchanged
 from tests.search.stand_in import study_config
