@@ -65,8 +65,10 @@ def newest_page(client: MlflowClient) -> str:
     experiment = next((found for found in experiments if found.experiment_id != "0"), None)
     if experiment is None:
         return ""
-    newest = {"order_by": ["attributes.start_time DESC"], "max_results": 1}
-    for run in client.search_runs([experiment.experiment_id], "tags.`kt_ray.kind` = 'study'", **newest):
+    studies = client.search_runs(
+        [experiment.experiment_id], "tags.`kt_ray.kind` = 'study'", max_results=1, order_by=["start_time DESC"]
+    )
+    for run in studies:
         study = run.data.tags["kt_ray.study"]
         if VIEW + study in experiment.tags:
             return view_page(experiment.experiment_id, study)
