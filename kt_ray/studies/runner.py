@@ -53,7 +53,7 @@ def run_study(
     present = read_conclusion(workspace, config.name)
     if present is not None and _complete(task, present):
         console.say(f"study {config.name} is finished: nothing to do")
-        print_conclusion(config, workspace, present, console)
+        print_conclusion(task, present, console)
         return present
     if present is not None and not task.demands:
         (workspace.study_directory(config.name) / CONCLUSION).unlink(missing_ok=True)  # it is of another student
@@ -63,7 +63,7 @@ def run_study(
         if best is None:
             return None
         conclusion = conclude(task, tracker, best, accept_weak=accept_weak)
-    print_conclusion(config, workspace, conclusion, console)
+    print_conclusion(task, conclusion, console)
     return conclusion
 
 
