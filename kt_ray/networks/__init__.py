@@ -6,8 +6,3 @@ from kt_ray.networks.chosen import AnyArchitecture, architecture_of, described
 from kt_ray.networks.pairs import PAIRS, READ_STRIDE, BlockPair
 from kt_ray.networks.sites import NetworkSites, SiteArchitecture, SitesArchitecture
 from kt_ray.networks.stacked import State
-
-__all__ = [
-    "PAIRS", "READ_STRIDE", "AnyArchitecture", "Architecture", "BlockPair", "NetworkSites", "PaperArchitecture",
-    "SiteArchitecture", "SitesArchitecture", "State", "architecture_of", "described", "stacked", "structure",
-]  # fmt: skip
