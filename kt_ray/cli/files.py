@@ -11,13 +11,9 @@ from kt_ray.cli.options import AllowCode, File, Format, Set
 from kt_ray.cli.output import say, show, show_json, show_table
 
 EXPLAINED = "`kt-ray spaces explain PATH` describes any of these paths"
+app = typer.Typer()
 spaces = typer.Typer(help="Study files that ship: list, show, copy; what their keys mean.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    app.add_typer(spaces, name="spaces")
-    app.command()(validate)
+app.add_typer(spaces, name="spaces")
 
 
 @spaces.command("list")
@@ -77,6 +73,7 @@ def copy_space(
     say(f"wrote {target}\nnext: kt-ray validate {target}")
 
 
+@app.command()
 def validate(
     file: File,
     overrides: Set = None,

@@ -9,11 +9,7 @@ import typer
 from kt_ray.cli.options import AllowCode, File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    for command in (run, distill, search, resume, status, trials, best):
-        app.command()(command)
+app = typer.Typer()
 
 
 AcceptChanges = Annotated[
@@ -36,6 +32,7 @@ From = Annotated[
 ]
 
 
+@app.command()
 def run(
     file: File,
     overrides: Set = None,
@@ -49,6 +46,7 @@ def run(
     _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, accept_weak=accept_weak)
 
 
+@app.command()
 def distill(
     file: File,
     overrides: Set = None,
@@ -61,6 +59,7 @@ def distill(
     _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, kind="distillation")
 
 
+@app.command()
 def search(
     file: File,
     overrides: Set = None,
@@ -90,6 +89,7 @@ GPUHours = Annotated[
 Hours = Annotated[float | None, typer.Option(min=0, help="Stop asking for trials after so many hours.")]
 
 
+@app.command()
 def resume(
     study: Study,
     trials: Trials = None,
@@ -119,6 +119,7 @@ def resume(
     )
 
 
+@app.command()
 def status(
     study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="One study; all of them if unset.")] = None,
     workspace: WorkspaceRoot = None,
@@ -138,6 +139,7 @@ def status(
     show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
 
 
+@app.command()
 def trials(
     study: Study,
     every: Annotated[bool, typer.Option("--all", help="Every column, also where they do not fit.")] = False,
@@ -164,6 +166,7 @@ def trials(
         say(f"`--all` shows {hidden} more columns")
 
 
+@app.command()
 def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show the best trial of a study and its parameters."""
     from kt_ray._io.text import number

@@ -9,13 +9,10 @@ import typer
 from kt_ray.cli.options import Format, WorkspaceRoot
 from kt_ray.cli.output import show
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    app.command()(ui)
-    app.command()(doctor)
+app = typer.Typer()
 
 
+@app.command()
 def ui(
     workspace: WorkspaceRoot = None,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
@@ -29,6 +26,7 @@ def ui(
     raise typer.Exit(serve(opened.tracking_uri, opened.artifact_root, host, port))
 
 
+@app.command()
 def doctor(
     workspace: WorkspaceRoot = None,
     address: Annotated[str | None, typer.Option(help="Ask every node of this Ray cluster too: host:port.")] = None,

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 from kt_ray.config import MemberCounts, StudyConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.errors import StudyError, ZooError
+from kt_ray.errors import ZooError
 from kt_ray.jobs.connection import connected
 from kt_ray.networks import architecture_of
 from kt_ray.networks.cost import parameter_count
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.doubts import doubts
-from kt_ray.studies.study_task import Best, Demand, Result
+from kt_ray.studies.study_task import Demand, Result, StudyTask
 from kt_ray.studies.workspace import Workspace, open_tracker
 from kt_ray.tracking.promotion import Measured
 from kt_ray.tracking.tracker import Input, Tracker
@@ -30,6 +30,7 @@ from kt_ray.zoo.untrained import untrained_zoo
 
 if TYPE_CHECKING:
     from kt_ray.distillation.distill import Distillation
+    from kt_ray.studies.conclusion import Conclusion
     from kt_ray.translation.checkpoint import LoadedTranslator
     from kt_ray.zoo.members import Zoo
     from kt_ray.zoo.progress import BuildProgress
@@ -39,13 +40,13 @@ PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
 
 
 @dataclass
-class TranslationStudy:
-    """A study whose trials train translators over a zoo; see `StudyTask`."""
+class TranslationStudy(StudyTask):
+    """A study whose trials train translators over a zoo."""
+
+    makes = "translator"
+    selected_on = "members and images"
 
     config: StudyConfig
-    workspace: Workspace
-    makes: ClassVar[Literal["translator", "student"]] = "translator"
-    dataset: Dataset = field(init=False)
     zoo: Zoo = field(init=False)
 
     @property
@@ -56,12 +57,8 @@ class TranslationStudy:
     @property
     def demands(self) -> Mapping[str, Demand]:
         """Trials and the actors that build the zoo."""
-        actors, search = self.config.zoo.actors, self.config.search
-        trial = search.resources
-        return {
-            "zoo actors": Demand(actors.demand, actors.label_selector, actors.count),
-            "trials": Demand(trial.demand, trial.label_selector, search.concurrency),
-        }
+        actors = self.config.zoo.actors
+        return {"zoo actors": Demand(actors.demand, actors.label_selector, actors.count), **super().demands}
 
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
         """Train one batch of the base trial on networks that no one trained."""
@@ -80,9 +77,11 @@ class TranslationStudy:
         except ZooError:  # damaged: building it mends it
             return False
 
+    def places(self, conclusion: Conclusion) -> Mapping[str, str]:
+        return {"zoo": self.workspace.zoo(self.config.zoo.name)}
+
     def begin(self, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> str:
-        """Take the images; nothing is read or built yet."""
-        self.dataset, self.tracker, self.console = dataset, tracker, console
+        super().begin(dataset, tracker, console)
         zoo, trials = self.config.zoo.name, self.config.search.trials
         return f"{self.config.pair} on {dataset.name}, zoo {zoo}, {trials} trials"
 
@@ -91,24 +90,19 @@ class TranslationStudy:
         if build:
             self.zoo = _build(self.config, self.workspace, self.dataset, self.tracker, self.console)
         else:
-            store, name = self.store, self.config.zoo.name
-            lacking = len(store.missing(self.config.zoo))
-            if lacking:
-                raise ZooError(f"zoo {name} lacks {lacking} members; `kt-ray zoo build` or `kt-ray run` trains them")
-            store.create(self.config.zoo, self.config.pair, self.dataset)
+            store, zoo = self.store, self.config.zoo
+            if missing := len(store.missing(zoo)):
+                raise ZooError(
+                    f"zoo {zoo.name} lacks {missing} members; `kt-ray zoo build` or `kt-ray run` trains them"
+                )
+            store.create(zoo, self.config.pair, self.dataset)
             self.zoo = store.read()
         return TranslatorTask(self.zoo, self.dataset)
-
-    def train_alone(self) -> Best:
-        """Raise StudyError: translators are trained by a search, even of one trial."""
-        raise StudyError("a translator is trained by a search; give `search.trials`")
 
     @property
     def fingerprint(self) -> str:
         """The zoo's."""
         return self.zoo.fingerprint
-
-    measured_on = fingerprint
 
     @property
     def shared(self) -> Input:
