@@ -47,5 +47,5 @@ class InputWriter(nn.Module):
         norms = values.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         coarse: Tensor = self.layers(values / norms)
         maps = F.interpolate(coarse.reshape(len(values), -1, *self.grid), self.size, mode="bilinear")
-        inputs = maps.unflatten(1, (values.shape[1], -1)).movedim(2, -1)
+        inputs: Tensor = maps.reshape(*values.shape[:2], -1, *self.size).movedim(2, -1)
         return torch.relu(SPREAD * inputs) * norms[..., None, None]
