@@ -44,7 +44,7 @@ class InputWriter(nn.Module):
     def forward(self, members: State) -> Tensor:
         kernels, biases = fold(members, "stem.conv", "stem.bn")
         values = torch.cat([kernels.flatten(2), biases[..., None]], dim=-1)
-        norms = values.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        norms: Tensor = values.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         coarse: Tensor = self.layers(values / norms)
         maps = F.interpolate(coarse.reshape(len(values), -1, *self.grid), self.size, mode="bilinear")
         inputs: Tensor = maps.reshape(*values.shape[:2], -1, *self.size).movedim(2, -1)
