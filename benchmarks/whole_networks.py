@@ -42,7 +42,7 @@ from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_b
 
 SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
-PROBES, RECONSTRUCTION = 2048, 512  # images that a translator carries; training images that reconstruction reads
+PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training images that reconstruction reads
 SEEDED = 2  # networks of each depth that translators of further seeds translate, too
 FULL = 3  # networks of each depth that are narrowed to ¾, too; the others also with `LONGER` steps
 LONGER = 300
@@ -77,9 +77,7 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], seed: int) 
         return ours
     training = as_float(dataset.train.images[:RECONSTRUCTION])
     return ours | {
-        PATIENT: lambda network, hidden: translated(
-            network, hidden, probes["mixture", 0], Fitting(network_steps=LONGER)
-        ),
+        PATIENT: lambda network, hidden: translated(network, hidden, probes["mixture", 0], Fitting(steps=LONGER)),
         "kt_ray: learned probes, least squares": lambda network, hidden: translated(
             network, hidden, probes["mixture", 0], LEAST_SQUARES
         ),
@@ -100,9 +98,9 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], seed: int) 
 
 
 @torch.no_grad()
-def predictions(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the classes that `network` gives to uint8 `images`."""
-    return torch.cat([network(as_float(part)).argmax(1) for part in images.split(500)])
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what `network` makes of uint8 `images`: [N, classes]."""
+    return torch.cat([network(as_float(part)) for part in images.split(500)])
 
 
 def measure(
@@ -110,7 +108,7 @@ def measure(
 ) -> list[Row]:
     """Narrow one network in every way; return a row for each."""
     test = dataset.test
-    original = predictions(network, test.images)
+    original = logits(network, test.images).argmax(1)
     accuracy = float((original == test.labels).double().mean())
     common = {
         "depth": depth,
@@ -135,7 +133,7 @@ def measure(
                 small = method(network, hidden)
                 row = common | {"width": share_name, "method": name, "seed": seed}
                 row |= {"seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
-                predicted = predictions(small, test.images)
+                predicted = logits(small, test.images).argmax(1)
                 row |= {"accuracy": float((predicted == test.labels).double().mean())}
                 row |= {
                     "ratio": row["accuracy"] / accuracy,

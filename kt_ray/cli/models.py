@@ -55,7 +55,7 @@ def translate(
     steps: Annotated[
         int,
         typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
-    ] = 100,
+    ] = 80,
     device: Device = "cpu",
     code: CodeFiles = None,
     workspace: WorkspaceRoot = None,
