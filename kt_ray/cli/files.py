@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,13 +96,13 @@ def validate(
 
     path, permission = locate(file), Permission.at(given=allow_code)
     validation = validate_file(path, overrides or (), here=address is None, permission=permission)
-    content: dict[str, Any] = validation.to_dict()
+    content: dict[str, Any] = asdict(validation)
     cluster = None
     if address is not None:
         from kt_ray.studies.cluster_check import check_cluster
 
         cluster = check_cluster(path, address, workspace=workspace, overrides=overrides or (), permission=permission)
-        content["cluster"] = cluster.to_dict()
+        content["cluster"] = asdict(cluster)
     if format_ == "json":
         show_json(content)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -58,7 +59,7 @@ def list_jobs(address: Address = None, format_: Format = "table") -> None:
     """List the jobs of kt-ray that the cluster remembers, the newest first."""
     from kt_ray.jobs.job import jobs as known
 
-    rows = [job.to_dict() for job in known(address)]
+    rows = [asdict(job) for job in known(address)]
     show(rows, rows, format_, "jobs")
 
 

@@ -150,7 +150,7 @@ def evaluate(
     if format_ == "json":
         show_json(evaluation.to_dict())
         return
-    StudyConsole().evaluation(evaluation.to_dict())
+    StudyConsole().result(evaluation)
     for path in written:
         say(f"wrote {path}")
 

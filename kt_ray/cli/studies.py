@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -136,7 +137,7 @@ def status(
     begun = sorted({path.parts[-3] for path in (place.root / "studies").glob("*/checkpoints/*")})
     if begun and not found:
         raise StudyError(f"{redacted(place.study_storage)} is missing or empty, but trials of {begun[0]} have run")
-    show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
+    show([asdict(entry) for entry in found], [entry.row() for entry in found], format_, "studies")
 
 
 @app.command()

@@ -11,8 +11,3 @@ from kt_ray.networks.architecture import (
 )
 from kt_ray.networks.pairs import PAIRS, READ_STRIDE, BlockPair
 from kt_ray.networks.stacked import State
-
-__all__ = [
-    "PAIRS", "READ_STRIDE", "Architecture", "BlockPair", "PaperArchitecture", "SiteArchitecture", "State",
-    "architecture_of", "described", "stacked", "structure",
-]  # fmt: skip

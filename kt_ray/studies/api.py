@@ -331,11 +331,9 @@ class TranslatedNetwork(Displayed):
         return Path(path)
 
     def display_title(self) -> str:
-        """Return pair and time."""
         return self.report.display_title()
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return parameters, multiply-adds and accuracy, before and after."""
         return self.report.rows()
 
 

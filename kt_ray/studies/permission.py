@@ -1,4 +1,4 @@
-"""Which code of studies may run: what a person allows with `--allow-code`, which a workspace remembers by SHA-256."""
+"""The code of studies that may run: a person allows it with `--allow-code`, a workspace remembers its SHA-256."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST = 1 << 20  # bytes of the list
 
 @dataclass(frozen=True)
 class Permission:
-    """Which code may run in the workspace at `root`: any if `given`, else what was allowed there before.
+    """The code that may run in the workspace at `root`: any if `given`, else what was allowed there before.
 
     The list of a workspace counts only for the user who wrote it and only where it was written: a copy of it, as in a
     workspace from someone else, allows nothing.

@@ -51,17 +51,14 @@ class TranslationStudy(StudyTask):
 
     @property
     def store(self) -> ZooStore:
-        """The zoo on disk."""
         return ZooStore(self.workspace.zoo(self.config.zoo.name))
 
     @property
     def demands(self) -> Mapping[str, Demand]:
-        """Trials and the actors that build the zoo."""
         actors = self.config.zoo.actors
         return {"zoo actors": Demand(actors.demand, actors.label_selector, actors.count), **super().demands}
 
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
-        """Train one batch of the base trial on networks that no one trained."""
         config = self.config
         architecture = architecture_of(config.pair, config.zoo.network, dataset.image_shape, dataset.classes)
         one_batch = config.trial.training.model_copy(update={"epochs": 1, "steps_per_epoch": 1})
@@ -71,7 +68,6 @@ class TranslationStudy(StudyTask):
         return parameter_count(training.translator), metrics["loss"]
 
     def unchanged(self) -> bool:
-        """Return whether the zoo has every member."""
         try:
             return not self.store.missing(self.config.zoo)
         except ZooError:  # damaged: building it mends it
@@ -86,7 +82,6 @@ class TranslationStudy(StudyTask):
         return f"{self.config.pair} on {dataset.name}, zoo {zoo}, {trials} trials"
 
     def prepare(self, build: bool) -> TranslatorTask:
-        """Train the zoo's missing members, or raise ZooError if that is not wanted."""
         if build:
             self.zoo = _build(self.config, self.workspace, self.dataset, self.tracker, self.console)
         else:
@@ -101,17 +96,14 @@ class TranslationStudy(StudyTask):
 
     @property
     def fingerprint(self) -> str:
-        """The zoo's."""
         return self.zoo.fingerprint
 
     @property
     def shared(self) -> Input:
-        """The zoo."""
         name = self.config.zoo.name
         return Input(name, self.zoo.fingerprint, self.workspace.zoo(name))
 
     def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
-        """Put the blocks that the translator at `file` writes into the test members."""
         loaded = load_translator(file)
         zoo, dataset, translator = self.zoo, self.dataset, loaded.translator
         found = previous if isinstance(previous, Evaluation) else evaluate(translator, zoo, dataset)

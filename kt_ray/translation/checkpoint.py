@@ -89,11 +89,9 @@ class LoadedTranslator(Displayed):
         return folder
 
     def display_title(self) -> str:
-        """Return pair and family."""
         return f"translator for {self.architecture.pair}, {self.config.family}"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return what it takes, how large it is, and what it reached."""
         accuracy = self.extra.get("metrics", {}).get("accuracy_mean")
         shown = {
             "images": "×".join(map(str, self.architecture.image_shape)),

@@ -20,7 +20,8 @@ from kt_ray.networks import Architecture, PaperArchitecture, State, stacked, str
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
 from kt_ray.translation.probe_images import strokes
-from kt_ray.translation.units import can_project, target_layout
+from kt_ray.translation.support import can_project
+from kt_ray.translation.units import target_layout
 from kt_ray.zoo.members import Zoo
 
 BATCH = 250  # images at once
@@ -62,16 +63,13 @@ class Evaluation(Displayed):
     confusion: tuple[tuple[int, ...], ...] = ()  # labels × predictions with translated blocks, over all members
 
     def row(self, name: str) -> Row:
-        """The row called `name`."""
         return next(row for row in self.rows if row.name == name)
 
     def display_title(self) -> str:
-        """Return which members and images the accuracies are of."""
         images = f"{self.image_count:,} {self.images} images of {self.dataset}"
         return f"{self.member_count} {self.members} members × {images}: accuracy by block"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return a row for each kind of block."""
         shown = ("mean", "min", "max", "agreement", "parameters", "multiply_adds")
         return [
             {"block": row.name}
@@ -81,14 +79,7 @@ class Evaluation(Displayed):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_dict`, also of what went through JSON."""
-        rows = tuple(Row(**row | {"accuracies": tuple(row["accuracies"])}) for row in values["rows"])
-        return cls(**{**values, "rows": rows, "confusion": tuple(tuple(row) for row in values["confusion"])})
 
     def to_markdown(self) -> str:
         """The table for people."""
@@ -188,11 +179,10 @@ def evaluate(
     pictures = dataset.images(images).to(device)
     labels = pictures.labels.cpu()
     predicted = Transplants(held_out, pictures, device, keep=0).predictions(blocks)
-    return Evaluation(
-        _rows(predicted, labels, zoo.architecture, seconds),
-        members, images, len(held_out), len(pictures), zoo=zoo.fingerprint, dataset=dataset.name,
-        confusion=_confusion(labels, predicted["translated"], dataset.classes),
-    )  # fmt: skip
+    rows = _rows(predicted, labels, zoo.architecture, seconds)
+    confusion = _confusion(labels, predicted["translated"], dataset.classes)
+    counts = len(held_out), len(pictures)
+    return Evaluation(rows, members, images, *counts, zoo=zoo.fingerprint, dataset=dataset.name, confusion=confusion)
 
 
 def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
@@ -214,7 +204,7 @@ def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> d
 
 
 def _members(zoo: Zoo, split: Split) -> Zoo:
-    """Those of `split` that have a target; all of them where none has one."""
+    """Return the members of `split` that have a target, all of them if none has one."""
     found = zoo.where(split)
     if not len(found):
         found = zoo.where(split, with_target=False)
@@ -230,7 +220,7 @@ def _members(zoo: Zoo, split: Split) -> Zoo:
 def _makers(
     translator: nn.Module, held_out: Zoo, train: Zoo, dataset: Dataset, fit_steps: int
 ) -> dict[str, Callable[[], State]]:
-    """What makes target blocks for the members of `held_out`, by name, in the order of the table."""
+    """Return functions that make target blocks for the members of `held_out`, by name, in the order of the table."""
     architecture, count, source = held_out.architecture, len(held_out), held_out.part("source")
     makers: dict[str, Callable[[], State]] = {
         "translated": lambda: translate(translator, held_out),
@@ -289,7 +279,7 @@ def _rows(
 
 
 def readable(zoo: Zoo) -> State:
-    """All that a translator may read of every member: the source block's names, `stem.…` and `head.…`."""
+    """Return what a translator may read of every member: the source block's names, `stem.…` and `head.…`."""
     return zoo.part("source") | stacked.surroundings(zoo.parameters)
 
 
@@ -308,7 +298,7 @@ def translate(translator: nn.Module, zoo: Zoo) -> State:
 
 
 def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
-    """How often each class was predicted for each label, over all members."""
+    """Return how often each class was predicted for each label, over all members."""
     counts = torch.bincount((labels * classes + predicted).flatten(), minlength=classes**2)
     return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
 

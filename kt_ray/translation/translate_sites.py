@@ -67,7 +67,6 @@ class SitesTranslation(TranslationReport):
     sites: list[SiteTranslation]
 
     def display_title(self) -> str:
-        """Return number of blocks and time."""
         return f"{self.pair}, {len(self.sites)} blocks, translated in {self.seconds:.2f} s"
 
     def site_rows(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`miniature.yaml` run as a person runs it, by the command in a process of its own."""
+"""`miniature.yaml` run as a person runs it, by the command: in a process of its own, or in this one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from typer.testing import CliRunner
+
+from kt_ray.cli import app
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
 
@@ -29,3 +33,10 @@ def finished(process: subprocess.Popen[str], seconds: float = 900) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
     return output
+
+
+def said(*arguments: str, workspace: Path) -> str:
+    """What the command prints in this process, with the Ray session that it has, once it ended well."""
+    result = CliRunner().invoke(app, arguments, env={"KT_RAY_WORKSPACE": str(workspace)}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
