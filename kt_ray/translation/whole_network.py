@@ -67,8 +67,8 @@ class Fitting:
 
     images: int = 192
     ridge: float = 1e-2  # of each feature's own power
-    steps: int = 80
-    divergence: float = 0.1
+    steps: int = 100
+    divergence: float = 0.2
     learning_rate: float = 0.011
     momentum: float = 0.85
     batch: int = 64
@@ -76,6 +76,11 @@ class Fitting:
 
 
 LEAST_SQUARES = Fitting(steps=0)
+
+
+def usual_steps(share: float) -> int:
+    """Return how many steps pay where blocks keep `share` of their hidden units."""
+    return round(2 * Fitting.steps * (1 - share))
 
 
 @dataclass(frozen=True)
@@ -288,16 +293,16 @@ def _descend(parameters: list[nn.Parameter], loss: Callable[[Tensor], Tensor], c
     """Take steps of Muon, their size falling as a cosine, on batches of `count` samples."""
     generator, device = torch.Generator().manual_seed(fitting.seed), parameters[0].device
     passes = [torch.randperm(count, generator=generator) for _ in range(fitting.steps * fitting.batch // count + 1)]
-    batches = torch.cat(passes).to(device)[: fitting.steps * fitting.batch].split(fitting.batch)
+    order = torch.cat(passes)[: fitting.steps * fitting.batch].reshape(fitting.steps, -1).to(device)
     rates = [fitting.learning_rate * one.square().mean().sqrt() for one in parameters]
     means = [torch.zeros_like(one) for one in parameters]
-    for step, rows in enumerate(batches):
+    for step, rows in enumerate(order):
         share = (1 + math.cos(math.pi * step / fitting.steps)) / 2
         with torch.enable_grad():
             gradients = torch.autograd.grad(loss(rows), parameters)
         for parameter, gradient, mean, rate in zip(parameters, gradients, means, rates, strict=True):
             mean.lerp_(gradient, 1 - fitting.momentum)
-            parameter -= share * rate * orthogonalised(gradient.lerp(mean, fitting.momentum))
+            parameter.sub_(share * rate * orthogonalised(gradient.lerp(mean, fitting.momentum)))
 
 
 def orthogonalised(update: Tensor) -> Tensor:
@@ -307,12 +312,12 @@ def orthogonalised(update: Tensor) -> Tensor:
     """
     rows = update.flatten(1) if update.dim() > 1 else update[None]
     tall = rows.shape[0] > rows.shape[1]
-    x = rows.T if tall else rows
+    x: Tensor = rows.T if tall else rows
     x = x / x.norm().clamp_min(1e-12)
     for _ in range(NEWTON_SCHULZ if len(x) > 1 else 0):
         gram = x @ x.T
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    x = x * (x.numel() ** 0.5 / x.norm().clamp_min(1e-12))
+    x = x * x.square().mean().clamp_min(1e-24).rsqrt()
     return (x.T if tall else x).reshape(update.shape)
 
 
