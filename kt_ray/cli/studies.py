@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set, Study, WorkspaceRoot
+from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
 
@@ -44,9 +44,11 @@ def run(
     accept_changes: AcceptChanges = False,
     accept_weak: AcceptWeak = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, accept_weak=accept_weak)
+    options = {"allow_code": allow_code, "allow_include": allow_include or (), "accept_weak": accept_weak}
+    _run(file, overrides, start_from, workspace, accept_changes, **options)
 
 
 def distill(
@@ -56,9 +58,11 @@ def distill(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, kind="distillation")
+    options = {"allow_code": allow_code, "allow_include": allow_include or (), "kind": "distillation"}
+    _run(file, overrides, start_from, workspace, accept_changes, **options)
 
 
 def search(
@@ -68,10 +72,12 @@ def search(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
-    options = {"kind": "translation", "search_only": True}
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, **options)
+    options = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    options |= {"kind": "translation", "search_only": True}
+    _run(file, overrides, start_from, workspace, accept_changes, **options)
 
 
 def _run(file: str, overrides: Set, start_from: From, workspace: WorkspaceRoot, changes: bool, **options: Any) -> None:
