@@ -38,7 +38,7 @@ from kt_ray.search.budget import SearchProgress
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.search.tensor_transport import pack, unpack
+from kt_ray.search.tensor_transport import tensors_as_arrays
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.translation.task import TranslatorTask
@@ -163,9 +163,8 @@ class Holder:
         from kt_ray.translation.training import TranslatorTraining
 
         trial = TrialConfig.model_validate({"translator": {"mixer": {"size": "tiny"}}})
-        shared = unpack(zoo)
-        self.training = TranslatorTraining(trial, shared, unpack(dataset))
-        for tensors in (shared.parameters, self.training.members):
+        self.training = TranslatorTraining(trial, zoo, dataset)
+        for tensors in (zoo.parameters, self.training.members):
             for value in tensors.values():
                 float(value.reshape(-1)[:: PAGE // 4].nan_to_num().sum())
         return own_mib()
@@ -182,9 +181,10 @@ def count_copies(at_once: int, members: int) -> dict[str, float]:
     megabytes = sum(value.numel() * value.element_size() for value in many.parameters.values()) / 2**20
     with connected(RayConfig(cpus=2)):
         few_images = DATASET.model_copy(update={"selection_images": 1})  # what runs on them would drown the zoo
-        images, private = ray.put(pack(load_dataset(few_images))), []
-        for zoo in (few, many):
-            reference = ray.put(pack(zoo))
+        with tensors_as_arrays():
+            images, zoos = ray.put(load_dataset(few_images)), [ray.put(zoo) for zoo in (few, many)]
+        private = []
+        for reference in zoos:
             holders = [Holder.remote() for _ in range(at_once)]
             private.append(sum(ray.get([holder.hold.remote(reference, images) for holder in holders])))
             for holder in holders:

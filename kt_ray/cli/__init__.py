@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (studies, reports, zoos, models, files, jobs, system):
-    module.register(app)
+    app.add_typer(module.app)
 
 
 @app.callback()

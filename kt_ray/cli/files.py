@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +12,9 @@ from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set
 from kt_ray.cli.output import say, show, show_json, show_table
 
 EXPLAINED = "`kt-ray spaces explain PATH` describes any of these paths"
+app = typer.Typer()
 spaces = typer.Typer(help="Study files that ship: list, show, copy; what their keys mean.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    app.add_typer(spaces, name="spaces")
-    app.command()(validate)
+app.add_typer(spaces, name="spaces")
 
 
 @spaces.command("list")
@@ -79,6 +76,7 @@ def copy_space(
     say(f"wrote {target}\nnext: kt-ray validate {target}")
 
 
+@app.command()
 def validate(
     file: File,
     overrides: Set = None,
@@ -101,13 +99,13 @@ def validate(
 
     path, permission = locate(file), Permission.at(given=allow_code, includes=allow_include)
     validation = validate_file(path, overrides or (), here=address is None, permission=permission)
-    content: dict[str, Any] = validation.to_dict()
+    content: dict[str, Any] = asdict(validation)
     cluster = None
     if address is not None:
         from kt_ray.studies.cluster_check import check_cluster
 
         cluster = check_cluster(path, address, workspace=workspace, overrides=overrides or (), permission=permission)
-        content["cluster"] = cluster.to_dict()
+        content["cluster"] = asdict(cluster)
     if format_ == "json":
         show_json(content)
     else:

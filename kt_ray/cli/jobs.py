@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -10,7 +11,9 @@ import typer
 from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set
 from kt_ray.cli.output import say, show
 
+app = typer.Typer()
 jobs = typer.Typer(help="Jobs of kt-ray on a Ray cluster: list, logs, stop, resume.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
 Address = Annotated[
     str | None,
     typer.Option(metavar="URL", help="The cluster's job server, such as http://HEAD:8265; RAY_ADDRESS if unset."),
@@ -19,12 +22,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `kt-ray jobs list`
 Detach = Annotated[bool, typer.Option("--detach", help="Do not follow the log.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    app.command()(submit)
-    app.add_typer(jobs, name="jobs")
-
-
+@app.command()
 def submit(
     file: File,
     address: Address = None,
@@ -62,7 +60,7 @@ def list_jobs(address: Address = None, format_: Format = "table") -> None:
     """List the jobs of kt-ray that the cluster remembers, the newest first."""
     from kt_ray.jobs.job import jobs as known
 
-    rows = [job.to_dict() for job in known(address)]
+    rows = [asdict(job) for job in known(address)]
     show(rows, rows, format_, "jobs")
 
 

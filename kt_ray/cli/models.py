@@ -10,6 +10,7 @@ import typer
 from kt_ray.cli.options import CodeFiles, Device, Format, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show, show_json, show_table
 
+app = typer.Typer()
 Model = Annotated[
     str,
     typer.Argument(
@@ -20,14 +21,7 @@ Model = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    app.command()(translate)
-    app.command()(evaluate)
-    app.command()(champions)
-    app.command()(promote)
-
-
+@app.command()
 def translate(
     model: Model,
     checkpoint: Annotated[Path, typer.Argument(help="Network: safetensors, or a state_dict saved by torch.")],
@@ -59,9 +53,9 @@ def translate(
         bool, typer.Option("--imagenet", help="With --network: images are normalised as torchvision's weights expect.")
     ] = False,
     steps: Annotated[
-        int,
-        typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
-    ] = 100,
+        int | None,
+        typer.Option(min=0, help="With --network: optimiser steps after least squares; 200 · (1 - hidden) unless set."),
+    ] = None,
     device: Device = "cpu",
     code: CodeFiles = None,
     workspace: WorkspaceRoot = None,
@@ -124,6 +118,7 @@ def translate(
         say(f"wrote {output}" + (f", and {builder}, which builds the network that loads it" if builder else ""))
 
 
+@app.command()
 def evaluate(
     model: Model,
     zoo: Zoo,
@@ -155,7 +150,7 @@ def evaluate(
     if format_ == "json":
         show_json(evaluation.to_dict())
         return
-    StudyConsole().evaluation(evaluation.to_dict())
+    StudyConsole().result(evaluation)
     for path in written:
         say(f"wrote {path}")
 
@@ -163,6 +158,7 @@ def evaluate(
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")]
 
 
+@app.command()
 def champions(
     name: Name = "kt-translator",
     workspace: WorkspaceRoot = None,
@@ -177,6 +173,7 @@ def champions(
     show(rows, [{key.replace("_", " "): row[key] for key in brief} for row in rows], format_, name)
 
 
+@app.command()
 def promote(
     name: Name,
     version: Annotated[int, typer.Argument(help="As `kt-ray champions` lists it.")],

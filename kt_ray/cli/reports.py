@@ -10,13 +10,10 @@ import typer
 from kt_ray.cli.options import Format, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    for command in (pareto, importance, export, report):
-        app.command()(command)
+app = typer.Typer()
 
 
+@app.command()
 def pareto(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """List the trials that no other beats in every objective."""
     from kt_ray.search.summary import pareto_rows
@@ -26,6 +23,7 @@ def pareto(study: Study, workspace: WorkspaceRoot = None, format_: Format = "tab
     show(rows, rows, format_, f"Pareto front of {study}")
 
 
+@app.command()
 def importance(
     study: Study,
     objective: Annotated[int, typer.Option(min=0, help="Which objective, counted from 0.")] = 0,
@@ -40,6 +38,7 @@ def importance(
     show(rows, rows, format_, f"importance in {study}")
 
 
+@app.command()
 def export(
     study: Study,
     output: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .csv, .parquet or .json.")],
@@ -53,6 +52,7 @@ def export(
     say(f"wrote {count} trials to {output}")
 
 
+@app.command()
 def report(
     study: Study,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="In the study's directory if unset.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -9,11 +10,7 @@ import typer
 from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    for command in (run, distill, search, resume, status, trials, best):
-        app.command()(command)
+app = typer.Typer()
 
 
 AcceptChanges = Annotated[
@@ -36,6 +33,7 @@ From = Annotated[
 ]
 
 
+@app.command()
 def run(
     file: File,
     overrides: Set = None,
@@ -51,6 +49,7 @@ def run(
     _run(file, overrides, start_from, workspace, accept_changes, **options)
 
 
+@app.command()
 def distill(
     file: File,
     overrides: Set = None,
@@ -65,6 +64,7 @@ def distill(
     _run(file, overrides, start_from, workspace, accept_changes, **options)
 
 
+@app.command()
 def search(
     file: File,
     overrides: Set = None,
@@ -96,6 +96,7 @@ GPUHours = Annotated[
 Hours = Annotated[float | None, typer.Option(min=0, help="Stop asking for trials after so many hours.")]
 
 
+@app.command()
 def resume(
     study: Study,
     trials: Trials = None,
@@ -125,6 +126,7 @@ def resume(
     )
 
 
+@app.command()
 def status(
     study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="One study; all of them if unset.")] = None,
     workspace: WorkspaceRoot = None,
@@ -141,9 +143,10 @@ def status(
     begun = sorted({path.parts[-3] for path in (place.root / "studies").glob("*/checkpoints/*")})
     if begun and not found:
         raise StudyError(f"{redacted(place.study_storage)} is missing or empty, but trials of {begun[0]} have run")
-    show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
+    show([asdict(entry) for entry in found], [entry.row() for entry in found], format_, "studies")
 
 
+@app.command()
 def trials(
     study: Study,
     every: Annotated[bool, typer.Option("--all", help="Every column, also where they do not fit.")] = False,
@@ -170,6 +173,7 @@ def trials(
         say(f"`--all` shows {hidden} more columns")
 
 
+@app.command()
 def best(study: Study, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show the best trial of a study and its parameters."""
     from kt_ray._io.text import number

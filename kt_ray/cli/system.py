@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -9,13 +10,10 @@ import typer
 from kt_ray.cli.options import Format, WorkspaceRoot
 from kt_ray.cli.output import show
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    app.command()(ui)
-    app.command()(doctor)
+app = typer.Typer()
 
 
+@app.command()
 def ui(
     workspace: WorkspaceRoot = None,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 5000,
@@ -29,6 +27,7 @@ def ui(
     raise typer.Exit(serve(opened.tracking_uri, opened.artifact_root, host, port))
 
 
+@app.command()
 def doctor(
     workspace: WorkspaceRoot = None,
     address: Annotated[str | None, typer.Option(help="Ask every node of this Ray cluster too: host:port.")] = None,
@@ -38,7 +37,7 @@ def doctor(
     from kt_ray.studies.doctor import examine
     from kt_ray.studies.workspace import Workspace
 
-    checks = [check.to_dict() for check in examine(Workspace.at(workspace), address)]
+    checks = [asdict(check) for check in examine(Workspace.at(workspace), address)]
     show(checks, checks, format_)
     if any(check["verdict"] == "broken" for check in checks):
         raise typer.Exit(1)

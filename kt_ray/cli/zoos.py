@@ -11,12 +11,9 @@ import typer
 from kt_ray.cli.options import AllowCode, AllowInclude, CodeFiles, File, Format, Set, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show
 
+app = typer.Typer()
 zoo = typer.Typer(help="Build, look at and check zoos of trained networks.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to `app`."""
-    app.add_typer(zoo, name="zoo")
+app.add_typer(zoo, name="zoo")
 
 
 @zoo.command()

@@ -107,7 +107,7 @@ class PrunerConfig(Frozen):
 
 
 class TrialResources(Resources):
-    """What one trial takes of a node."""
+    """The share of a node that a trial takes."""
 
     @property
     def devices(self) -> float:
@@ -147,7 +147,7 @@ class Constraint(Frozen):
 
 
 class SearchConfig(Frozen):
-    """How the space is searched and when the search ends."""
+    """Options of the search, and when it ends."""
 
     trials: PositiveInt = Field(20, description="trials to finish (complete or pruned)")
     hours: Hours | None = Field(
@@ -191,7 +191,7 @@ CONSTRAINED = ("tpe", "gp", "nsga2", "nsga3", "random", "grid")  # the last two 
 
 
 class RayConfig(Frozen):
-    """Which Ray cluster: one started here for the command, unless `address` names another."""
+    """The Ray cluster: one started here for the command, unless `address` names another."""
 
     address: str | None = Field(None, description='"auto" or host:port; unset: start one here')
     cpus: PositiveInt | None = Field(None, description="CPUs of the one started here; the machine's if unset")
@@ -199,7 +199,7 @@ class RayConfig(Frozen):
 
 
 class StorageConfig(Frozen):
-    """Where things are kept; unset ones lie in the workspace. The environment overrides: `KT_RAY_STORAGE_STUDY=…`."""
+    """The places of zoos, studies and MLflow; the workspace if unset. `KT_RAY_STORAGE_STUDY=…` overrides `study`."""
 
     zoos: str | None = Field(None, description="directory or pyarrow.fs URI")
     checkpoints: str | None = Field(None, description="directory that every node can write")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from kt_ray.config import DistillTrialConfig
 from kt_ray.data import Dataset
-from kt_ray.distillation.cache import Cache, Made, fingerprint
+from kt_ray.distillation.cache import Made, fingerprint
 from kt_ray.distillation.fitting import load_part, read_checkpoint, save_checkpoint
 from kt_ray.distillation.networks import build_network
-from kt_ray.distillation.stages import Report, Stages, run_resumed
+from kt_ray.distillation.stages import Stages, run_resumed
 from kt_ray.distillation.training import accuracy
 from kt_ray.errors import CheckpointError
 from kt_ray.networks.cost import multiply_adds, parameter_count
@@ -46,11 +46,9 @@ class Distillation:
     selection_accuracy: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
         return asdict(self) | {"student": str(self.student)}
 
     def to_markdown(self) -> str:
-        """The rows as a table."""
         lines = [
             "| network | test accuracy | parameters | multiply-adds | training images seen | seconds |",
             "|---|---|---|---|---|---|",
@@ -74,24 +72,16 @@ class LoadedStudent:
     facts: dict[str, Any]
 
 
-def distill(
-    config: DistillTrialConfig,
-    cache: Path,
-    output: Path,
-    dataset: Dataset,
-    report: Report | None = None,
-    device: str = "cpu",
-) -> Distillation:
-    """Train what `config` names, or take it from `cache`, and write the student to `output`. Run again, it goes on.
+def distill(config: DistillTrialConfig, stages: Stages, output: Path) -> Distillation:
+    """Train what `config` names, or take it from the cache, and write the student to `output`. Run again, it goes on.
 
     The test images are looked at here, once, after all training. Raises ConfigError or CheckpointError before anything
     is trained where layers, rate or the teacher's checkpoint do not fit.
     """
-    stages = Stages(Cache(cache), dataset, device, report)
     stages.check(config)
     student, facts = trained_student(stages, config)
     path = output / STUDENT_FILE
-    save_student(path, student, config, dataset, facts)
+    save_student(path, student, config, stages.dataset, facts)
     return conclude(stages, config, student, facts, path)
 
 

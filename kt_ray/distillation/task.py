@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from kt_ray.config import DistillConfig, DistillTrialConfig, set_path
+from kt_ray.config import DistillConfig, DistillTrialConfig, Frozen, set_path
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache, Made, fingerprint
 from kt_ray.distillation.distill import STUDENT_FILE, save_student
@@ -83,47 +83,33 @@ def choices(config: DistillConfig) -> list[DistillTrialConfig]:
 
 @dataclass(frozen=True)
 class StudentTask:
-    """Students as a search's workers train them; everything in it travels as plain tensors."""
+    """Students as a search's workers train them; see `kt_ray.search.task.Task`."""
 
     shared: Shared
     dataset: Dataset
 
-    @property
-    def config(self) -> type[DistillTrialConfig]:
-        """The model of one trial's configuration."""
-        return DistillTrialConfig
+    config: ClassVar[type[Frozen]] = DistillTrialConfig
+    shares: ClassVar[str] = "teachers"
+    code: ClassVar[tuple[str, ...]] = ("data", "distillation", "networks")
 
     @property
     def dataset_fingerprint(self) -> str:
-        """The hash of the images."""
         return self.dataset.fingerprint
 
     @property
-    def shares(self) -> str:
-        """They share teacher and paraphrasers."""
-        return "teachers"
-
-    @property
-    def code(self) -> tuple[str, ...]:
-        """The files and folders of the package that decide a student's numbers."""
-        return ("data", "distillation", "networks")
-
-    @property
     def fingerprint(self) -> str:
-        """Of the dataset and of what was made before the search."""
+        """The hash of dataset, teacher and paraphrasers."""
         return fingerprint("students", self.dataset.fingerprint, sorted(self.shared.facts))
 
     def params(self) -> Mapping[str, Any]:
-        """Return the parameters of the study's MLflow run."""
         return {"shared": len(self.shared.facts)}
 
     def training(self, trial: DistillTrialConfig, device: str) -> StudentTraining:
-        """A fresh training of the student of `trial`."""
         return Stages(self.shared.cache(), self.dataset, device).student(trial)
 
     def export(
         self, training: StudentTraining, trial: DistillTrialConfig, directory: Path, metrics: Mapping[str, float]
     ) -> None:
-        """The finished student as `student.safetensors`."""
+        """Write the student as `student.safetensors`."""
         facts = {"seconds": training.seconds, "images_seen": training.images_seen, **metrics}
         save_student(directory / STUDENT_FILE, training.student, trial, self.dataset, facts)

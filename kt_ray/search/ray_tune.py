@@ -28,7 +28,7 @@ from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
 from kt_ray.search.driver import SearchDriver
 from kt_ray.search.lease import Lease
 from kt_ray.search.task import Task
-from kt_ray.search.tensor_transport import pack, unpack
+from kt_ray.search.tensor_transport import tensors_as_arrays
 from kt_ray.search.worker import Report, TrialSession, describe_failure
 from kt_ray.study_code import load_code
 
@@ -55,11 +55,11 @@ class TaskTrainable(tune.Trainable):
     """
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], task: Any, gpus: float, threads: int, code: Sequence[CodeFile]
+        self, config: dict[str, Any], task: Task, gpus: float, threads: int, code: Sequence[CodeFile]
     ) -> None:
         """Prepare the worker. Nothing of the trial yet: its errors are to be reported, not to end the worker."""
         torch.set_num_threads(threads)
-        self._task: Task = unpack(task)
+        self._task = task
         self._code = code
         self._device = open_device(gpus)
         self._trial: Any = None
@@ -114,10 +114,10 @@ class StudySearcher(Searcher):
         self._driver.on_trial_end(trial_id, lost=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the study holds everything."""
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the study holds everything."""
+        pass
 
 
 class StudyScheduler(FIFOScheduler):
@@ -175,16 +175,12 @@ def run_trials(
     Raises whatever error of the study or of MLflow ended the search.
     """
     labels = resources.label_selector
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            TaskTrainable,
-            task=pack(task),
-            gpus=resources.gpus,
-            threads=max(1, int(resources.cpus)),
-            code=tuple(code),
-        ),
-        tune.PlacementGroupFactory([resources.demand], bundle_label_selector=[labels] if labels else None),
-    )
+    options = {"gpus": resources.gpus, "threads": max(1, int(resources.cpus)), "code": tuple(code)}
+    with tensors_as_arrays():
+        trainable = tune.with_resources(
+            tune.with_parameters(TaskTrainable, task=task, **options),
+            tune.PlacementGroupFactory([resources.demand], bundle_label_selector=[labels] if labels else None),
+        )
     directory = make_scratch(".tune-", scratch)
     try:
         with _quiet_tune(driver.concurrency):

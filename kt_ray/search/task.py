@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from kt_ray.config import Frozen
 from kt_ray.search.worker import Training
@@ -13,33 +13,29 @@ RESULT_FILES = "*.safetensors"  # what a complete trial leaves beside its checkp
 
 
 class Task(Protocol):
-    """Trained by workers: a frozen dataclass, whose tensors travel through the object store without a copy a worker."""
+    """Trained by workers: a frozen dataclass, which travels through the object store.
+
+    `config` is the model of one trial's configuration, `shares` a word for the data that all trials share besides the
+    dataset, `code` the files and folders of the package that decide a trial's numbers.
+    """
+
+    config: ClassVar[type[Frozen]]
+    shares: ClassVar[str]
+    code: ClassVar[tuple[str, ...]]
 
     @property
     def dataset_fingerprint(self) -> str:
         """The hash of the images."""
 
     @property
-    def config(self) -> type[Frozen]:
-        """The model of one trial's configuration."""
-
-    @property
-    def shares(self) -> str:
-        """One word for the data that all trials share besides the dataset."""
-
-    @property
     def fingerprint(self) -> str:
         """The hash of what they share: another one is another study."""
-
-    @property
-    def code(self) -> tuple[str, ...]:
-        """The files and folders of the package that decide a trial's numbers."""
 
     def params(self) -> Mapping[str, Any]:
         """Return the task's parameters in the study's MLflow run."""
 
     def training(self, trial: Any, device: str) -> Training:
-        """A fresh training of `trial`."""
+        """Return a fresh training of `trial`."""
 
     def export(self, training: Any, trial: Any, directory: Path, metrics: Mapping[str, float]) -> None:
         """Leave what a finished training made as one safetensors file in `directory`."""

@@ -21,7 +21,7 @@ from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.doubts import doubts
 from kt_ray.studies.extension import resume_command
 from kt_ray.studies.report import study_report
-from kt_ray.studies.study_file import Config, Kind
+from kt_ray.studies.study_file import Kind
 from kt_ray.studies.study_task import Best, Result, StudyTask
 from kt_ray.studies.workspace import Workspace, read_json
 from kt_ray.tracking.promotion import Candidate, register_champion
@@ -61,11 +61,9 @@ class Conclusion(Displayed, Frozen):
     doubts: tuple[str, ...] = ()
 
     def display_title(self) -> str:
-        """Return which study ended how."""
         return f"study {self.study}: best trial {self.trial}, {number(self.value)} on selection"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return what each block or network gives on test images, then where the model is."""
         rows = [{"": row.name, "value": f"{_accuracy(row):.4f} on test images"} for row in self.evaluation.rows]
         facts = {**self.params, "model": self.model_uri or self.file, "registry": self.comparison}
         doubts = [{"": "doubt", "value": doubt} for doubt in self.doubts]
@@ -199,35 +197,31 @@ def _log(task: StudyTask, tracker: Tracker, best: Best, result: Result) -> None:
     tracker.finish(best.study_run, "FINISHED")
 
 
-def print_conclusion(config: Config, workspace: Workspace, conclusion: Conclusion, console: StudyConsole) -> None:
+def print_conclusion(task: StudyTask, conclusion: Conclusion, console: StudyConsole) -> None:
     """Print the end of a run: table, where everything is stored, what to type next."""
+    config, workspace = task.config, task.workspace
     console.say()
     console.result(conclusion.evaluation)
-    searched = bool(config.space) or config.kind == "translation"
-    metric, on = config.search.objectives[0].metric, "members and images" if config.kind == "translation" else "images"
-    console.say(
-        f"best: trial {conclusion.trial}, {metric} "
-        f"{'-' if conclusion.value is None else f'{conclusion.value:.4f}'} on selection {on}"
-    )
+    value = "-" if conclusion.value is None else f"{conclusion.value:.4f}"
+    metric = config.search.objectives[0].metric
+    console.say(f"best: trial {conclusion.trial}, {metric} {value} on selection {task.selected_on}")
     console.say(f"registry: {conclusion.comparison}")
     for doubt in conclusion.doubts:
         console.say(f"look:     {doubt}")
     places = {
-        "zoo": workspace.zoo(config.zoo.name) if config.kind == "translation" else None,
-        "student": conclusion.file if config.kind == "distillation" else None,
-        "study": f"{workspace.study_storage} ({config.name})" if searched else None,
+        **task.places(conclusion),
+        **({"study": f"{workspace.study_storage} ({config.name})"} if task.demands else {}),
         "report": str(workspace.study_directory(config.name)),
         "MLflow": workspace.tracking_uri,
         "page": conclusion.study_page,
     }
-    for label, value in places.items():
-        if value is not None:
-            console.say(f"{label + ':':<8} {value}")
-    model = shlex.quote(conclusion.model_uri or f"models:/{conclusion.model}@champion")
+    for label, place in places.items():
+        console.say(f"{label + ':':<8} {place}")
     console.say(f"browse:    kt-ray ui{workspace.option}")
-    if config.kind == "translation":
+    if task.makes == "translator":
+        model = shlex.quote(conclusion.model_uri or f"models:/{conclusion.model}@champion")
         console.say(f"translate: kt-ray translate {model} CHECKPOINT -o OUT.safetensors{workspace.option}")
-    if searched:
+    if task.demands:
         console.say(f"extend:    {resume_command(config, workspace, more=True)}")
 
 

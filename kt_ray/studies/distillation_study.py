@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,34 +23,30 @@ from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.study_file import stored_config
-from kt_ray.studies.study_task import Best, Demand, Result
-from kt_ray.studies.workspace import Workspace
+from kt_ray.studies.study_task import Best, Demand, Result, StudyTask
 from kt_ray.tracking.promotion import Measured
 from kt_ray.tracking.runs import STUDY_ID
 from kt_ray.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
+    from kt_ray.studies.conclusion import Conclusion
     from kt_ray.translation.evaluation import Evaluation
 
 
 @dataclass
-class DistillationStudy:
-    """A study that trains a student, or searches the space of students; see `StudyTask`."""
+class DistillationStudy(StudyTask):
+    """A study that trains a student, or searches the space of students."""
+
+    makes = "student"
+    selected_on = "images"
 
     config: DistillConfig
-    workspace: Workspace
-    makes: ClassVar[Literal["translator", "student"]] = "student"
-    dataset: Dataset = field(init=False)
     _made: Distillation | None = None
     _shared: str = ""
 
     @property
     def demands(self) -> Mapping[str, Demand]:
-        """Trials, if there is a space."""
-        search = self.config.search
-        trial = search.resources
-        demand = Demand(trial.demand, trial.label_selector, search.concurrency)
-        return {"trials": demand} if self.config.space else {}
+        return super().demands if self.config.space else {}
 
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
         """Check every listed choice, then train one batch with a teacher that nobody trained."""
@@ -61,17 +57,17 @@ class DistillationStudy:
         return int(metrics["parameters"]), metrics["loss"]
 
     def unchanged(self) -> bool:
-        """Whether the last run trained this base trial on these images: without a search, nobody else compares them."""
-        last = stored_config(self.config.name, self.workspace)
-        same = isinstance(last, DistillConfig) and (last.trial, last.dataset) == (
-            self.config.trial,
-            self.config.dataset,
-        )
-        return same or bool(self.config.space)
+        """Return whether the last run trained this base trial on these images: only a search compares them itself."""
+        config, last = self.config, stored_config(self.config.name, self.workspace)
+        same = isinstance(last, DistillConfig) and (last.trial, last.dataset) == (config.trial, config.dataset)
+        return same or bool(config.space)
+
+    def places(self, conclusion: Conclusion) -> Mapping[str, str]:
+        return {"student": conclusion.file}
 
     def begin(self, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> str:
         """Open the study's MLflow run, which has the losses of teacher and paraphrasers too."""
-        self.dataset, self.tracker, self.console = dataset, tracker, console
+        super().begin(dataset, tracker, console)
         config = self.config
         identity = {}
         if config.space:
@@ -106,35 +102,21 @@ class DistillationStudy:
         return task
 
     def train_alone(self) -> Best:
-        """Train the one student here."""
         directory = self.workspace.study_directory(self.config.name)
         with self.tracker.ending(self.run):
-            made = distill(
-                self.config.trial,
-                self.stages.cache.directory,
-                directory,
-                self.dataset,
-                self.stages.report,
-                self.stages.device,
-            )
+            made = distill(self.config.trial, self.stages, directory)
         self.console.settle()
         self._made = made
         return Best(0, made.selection_accuracy, {}, made.student, self.run, self.run, 1)
 
     @property
     def fingerprint(self) -> str:
-        """Of images, teacher and paraphrasers; the images' if one student was trained alone."""
+        """The hash of images, teacher and paraphrasers; of the images if one student was trained alone."""
         return self._shared or self.dataset.fingerprint
 
     @property
     def measured_on(self) -> str:
-        """The fingerprint of the images."""
         return self.dataset.fingerprint
-
-    @property
-    def shared(self) -> None:
-        """Nothing that MLflow knows as an input."""
-        return None
 
     def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
         """Classify the test images with teacher and student."""
@@ -173,6 +155,5 @@ class Classifier(nn.Module):
         self.student = student
 
     def forward(self, state: State) -> State:
-        """Return the logits."""
         logits: Tensor = self.student(state["images"])
         return {"logits": logits}

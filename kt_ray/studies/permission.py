@@ -1,7 +1,4 @@
-"""What a person allows a study file: to run code (`--allow-code`), to include files elsewhere (`--allow-include`).
-
-A workspace remembers code that was allowed by its SHA-256.
-"""
+"""What a person allows a study: code (`--allow-code`, which a workspace remembers by its SHA-256), files elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ LARGEST = 1 << 20  # bytes of the list
 
 @dataclass(frozen=True)
 class Permission:
-    """Which code may run in the workspace at `root`: any if `given`, else what was allowed there before.
+    """The code that may run in the workspace at `root`: any if `given`, else what was allowed there before.
 
     Files of the folders `includes` may be included beside those of the study file's own.
     The list of a workspace counts only for the user who wrote it and only where it was written: a copy of it, as in a

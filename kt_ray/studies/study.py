@@ -66,12 +66,10 @@ class Study(Displayed):
         return study_report(self.workspace, self.name, evaluation, None if path is None else Path(path))
 
     def display_title(self) -> str:
-        """Return name, kind and whether the study is finished."""
         state = "finished" if self.conclusion else "not finished"
         return f"study {self.name} ({self.config.kind}), {state}"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return counts of trials, the best one and what the study came to."""
         summary, conclusion = self.summary, self.conclusion
         facts: dict[str, Any] = {"workspace": str(self.workspace.root)}
         if summary is not None:

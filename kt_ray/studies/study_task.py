@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -23,6 +24,8 @@ from kt_ray.translation.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from kt_ray.studies.conclusion import Conclusion
 
 
 @dataclass(frozen=True)
@@ -66,55 +69,70 @@ class Result:
     trained: Mapping[str, float] = field(default_factory=dict)  # mean accuracy of what should be well above chance
 
 
-class StudyTask(Protocol):
-    """A study of one kind in a workspace. `begin` comes before all below it but `demands` and `try_batch`."""
+@dataclass
+class StudyTask(ABC):
+    """A study of one kind in a workspace: what it trains, over what, and how its best model is measured.
 
-    @property
-    def config(self) -> Config:
-        """The study file."""
+    `begin` comes before all below it.
+    """
 
-    @property
-    def workspace(self) -> Workspace:
-        """The workspace of the study."""
+    makes: ClassVar[Literal["translator", "student"]]
+    selected_on: ClassVar[str]
 
-    @property
-    def dataset(self) -> Dataset:
-        """The images."""
-
-    @property
-    def makes(self) -> Literal["translator", "student"]:
-        """The kind of model that a trial trains."""
+    config: Config
+    workspace: Workspace
+    dataset: Dataset = field(init=False)
+    tracker: Tracker = field(init=False)
+    console: StudyConsole = field(init=False)
 
     @property
     def demands(self) -> Mapping[str, Demand]:
         """The work that runs on the cluster: `trials`, and others by their names. Empty if there is none."""
+        search = self.config.search
+        trial = search.resources
+        return {"trials": Demand(trial.demand, trial.label_selector, search.concurrency)}
 
+    @abstractmethod
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
         """Train one batch of the base trial, keeping nothing; return parameters and loss."""
 
+    @abstractmethod
     def unchanged(self) -> bool:
         """Return whether the data that the trials of the last run shared is whole and still what the file asks for."""
 
+    @abstractmethod
+    def places(self, conclusion: Conclusion) -> Mapping[str, str]:
+        """Return where things of this kind of study are stored, by name."""
+
+    @abstractmethod
     def begin(self, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> str:
         """Take the images; return what the study is about, in a line."""
+        self.dataset, self.tracker, self.console = dataset, tracker, console
+        return ""
 
+    @abstractmethod
     def prepare(self, build: bool) -> Task:
         """Make what the trials share; if not `build`, raise ZooError if anything is missing."""
 
     def train_alone(self) -> Best:
-        """Train the base trial in this process: for a study without a space that needs no cluster."""
+        """Train the base trial in this process: for a study without demands."""
+        raise NotImplementedError
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """The hash of what the trials shared."""
 
     @property
     def measured_on(self) -> str:
         """The fingerprint by which the registry tells which champions can be compared."""
+        return self.fingerprint
 
     @property
     def shared(self) -> Input | None:
         """The data that the trials shared besides the images, for MLflow."""
+        return None
 
+    @abstractmethod
     def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
         """Look at the test images, unless `previous` is what the same model gave there."""

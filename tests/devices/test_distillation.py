@@ -49,9 +49,9 @@ def small() -> Dataset:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_is_that_of_the_cpu(method: str, small: Dataset, tmp_path: Path) -> None:
-    expected = distill(trial(method), tmp_path / "cache", tmp_path / "cpu", small)
+    expected = distill(trial(method), Stages(Cache(tmp_path / "cache"), small), tmp_path / "cpu")
     with pretended_cuda():
-        found = distill(trial(method), tmp_path / "other cache", tmp_path / "cuda", small, device="cuda")
+        found = distill(trial(method), Stages(Cache(tmp_path / "other cache"), small, "cuda"), tmp_path / "cuda")
     torch.testing.assert_close(read_checkpoint(found.student)[0], read_checkpoint(expected.student)[0])
     assert [(row.name, row.multiply_adds) for row in found.rows] == [
         (row.name, row.multiply_adds) for row in expected.rows

@@ -22,7 +22,7 @@ from kt_ray.errors import CheckpointError, ConfigError
 def test_a_student_by_factor_transfer(
     trial: DistillTrialConfig, dataset: Dataset, reports: list[Progress], tmp_path: Path
 ) -> None:
-    made = distill(trial, tmp_path / "cache", tmp_path / "out", dataset, reports.append)
+    made = distill(trial, Stages(Cache(tmp_path / "cache"), dataset, report=reports.append), tmp_path / "out")
     assert [row.name for row in made.rows] == ["teacher", "student"]
     teacher, student = made.rows
     assert (student.parameters, student.images_seen) == (4934, 1024)
@@ -37,7 +37,7 @@ def test_a_student_by_factor_transfer(
     assert accuracy(loaded.network, dataset.selection) == made.selection_accuracy
 
     reports.clear()
-    assert distill(trial, tmp_path / "cache", tmp_path / "out", dataset, reports.append) == made
+    assert distill(trial, Stages(Cache(tmp_path / "cache"), dataset, report=reports.append), tmp_path / "out") == made
     assert reports == []
     assert json.loads(json.dumps(made.to_dict()))["rows"][1]["accuracy"] == student.accuracy
     assert f"| student | {student.accuracy:.4f} | 4,934 |" in made.to_markdown()
@@ -48,7 +48,7 @@ def test_the_selection_accuracy_is_on_the_images_at_hand(
 ) -> None:
     """A search may go on with other images than a student was trained with."""
     config = trial.model_copy(update={"method": MethodConfig(name="none")})
-    made = distill(config, tmp_path / "cache", tmp_path, dataset)
+    made = distill(config, Stages(Cache(tmp_path / "cache"), dataset), tmp_path)
     student = load_student(made.student)
     few, none = (replace(dataset, selection=dataset.selection.take(slice(count))) for count in (50, 0))
     expected = accuracy(student.network, few.selection)
@@ -61,12 +61,12 @@ def test_the_selection_accuracy_is_on_the_images_at_hand(
 def test_without_a_teacher_there_is_one_row(trial: DistillTrialConfig, dataset: Dataset, tmp_path: Path) -> None:
     config = trial.model_copy(update={"method": MethodConfig(name="none")})
     reports: list[Progress] = []
-    made = distill(config, tmp_path, tmp_path / "out", dataset, reports.append)
+    made = distill(config, Stages(Cache(tmp_path), dataset, report=reports.append), tmp_path / "out")
     assert [row.name for row in made.rows] == ["student"]
     assert [entry.stage for entry in reports] == ["student", "student"]
     # What the method does not read decides nothing.
     other = config.model_copy(update={"teacher": TeacherConfig(seed=5)})
-    distill(other, tmp_path, tmp_path / "out", dataset, reports.append)
+    distill(other, Stages(Cache(tmp_path), dataset, report=reports.append), tmp_path / "out")
     assert len(reports) == 2
 
 
@@ -78,7 +78,7 @@ def test_this_projects_pair_by_factor_transfer(trial: DistillTrialConfig, datase
             "method": MethodConfig(ft=FTOptions(layers=("block",))),
         }
     )
-    made = distill(config, tmp_path, tmp_path / "out", dataset)
+    made = distill(config, Stages(Cache(tmp_path), dataset), tmp_path / "out")
     assert [row.parameters for row in made.rows] == [6724, 6376]
     assert set(load_student(made.student).network.state_dict()) >= {"block.conv1.weight", "block.conv2.weight"}
 
@@ -86,7 +86,7 @@ def test_this_projects_pair_by_factor_transfer(trial: DistillTrialConfig, datase
 def test_faults_come_before_training(trial: DistillTrialConfig, dataset: Dataset, tmp_path: Path) -> None:
     config = trial.model_copy(update={"method": MethodConfig(ft=FTOptions(layers=("stage4",)))})
     with pytest.raises(ConfigError, match="the student has no layer 'stage4'"):
-        distill(config, tmp_path / "cache", tmp_path / "out", dataset)
+        distill(config, Stages(Cache(tmp_path / "cache"), dataset), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""`miniature.yaml` run as a person runs it, by the command in a process of its own, and what it must have made."""
+"""`miniature.yaml` run as a person runs it, in a process of its own or in this one, and what it must have made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import mlflow
 import optuna
 from mlflow.entities import Run
 from optuna.trial import TrialState
+from typer.testing import CliRunner
 
+from kt_ray.cli import app
 from kt_ray.search.samplers import ORDINAL
 
 MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
@@ -38,6 +40,13 @@ def finished(process: subprocess.Popen[str], seconds: float = 900) -> str:
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
     return output
+
+
+def said(*arguments: str, workspace: Path) -> str:
+    """What the command prints in this process, with the Ray session that it has, once it ended well."""
+    result = CliRunner().invoke(app, arguments, env={"KT_RAY_WORKSPACE": str(workspace)}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def study_of(workspace: Path) -> optuna.Study:

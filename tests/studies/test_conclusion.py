@@ -14,7 +14,7 @@ from kt_ray.data import load_dataset
 from kt_ray.errors import StudyError
 from kt_ray.studies.conclusion import CONCLUSION, Conclusion, print_conclusion, read_conclusion
 from kt_ray.studies.console import StudyConsole
-from kt_ray.studies.translation_study import model_card, selection_accuracy
+from kt_ray.studies.translation_study import TranslationStudy, model_card, selection_accuracy
 from kt_ray.studies.workspace import Workspace
 from kt_ray.studies.zoos import open_zoo
 from kt_ray.translation.checkpoint import load_translator
@@ -76,7 +76,7 @@ def test_a_conclusion_is_read_back(tmp_path: Path) -> None:
 def test_the_end_says_where_everything_lies_and_what_to_type(tmp_path: Path) -> None:
     written = io.StringIO()
     with StudyConsole(Console(file=written, width=1000)) as console:
-        print_conclusion(CONFIG, Workspace(tmp_path), CAME_TO, console)
+        print_conclusion(TranslationStudy(CONFIG, Workspace(tmp_path)), CAME_TO, console)
     told = written.getvalue()
     for words in (
         "2 test members × 9 test images of mnist",

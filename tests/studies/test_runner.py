@@ -20,6 +20,7 @@ from kt_ray.errors import KTError
 from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.checkpoint import read_network, write_state
 from kt_ray.studies.conclusion import CONCLUSION
+from kt_ray.tracking.view import newest_page
 from kt_ray.zoo.store import ZooStore
 from tests.studies.miniature import (
     ENDS,
@@ -29,6 +30,7 @@ from tests.studies.miniature import (
     finished,
     kt_ray,
     runs_of,
+    said,
     study_of,
 )
 
@@ -53,12 +55,12 @@ def test_the_whole_path(finished_workspace: Path) -> None:
     assert figures == {f"figures/{name}.png" for name in ("accuracy", "members", "confusion")}
     inputs = {entry.dataset.name for entry in study.inputs.dataset_inputs}
     assert inputs == {"mnist5k", "miniature"}
+    assert newest_page(client).endswith("viewStateShareKey=miniature")
 
 
 def test_run_again_does_nothing(finished_workspace: Path) -> None:
     before = len(study_of(finished_workspace).trials), len(runs_of(finished_workspace))
-    output = finished(kt_ray("run", str(MINIATURE), workspace=finished_workspace))
-    assert "is finished: nothing to do" in output
+    assert "is finished: nothing to do" in said("run", str(MINIATURE), workspace=finished_workspace)
     assert (len(study_of(finished_workspace).trials), len(runs_of(finished_workspace))) == before
 
 
@@ -139,12 +141,10 @@ def test_a_champion_is_chosen_by_what_its_weights_reach_on_selection(finished_wo
     assert all(column in table for column in ("selection accuracy", "test accuracy"))
 
 
-def test_a_study_starts_from_another_and_from_the_champion(finished_workspace: Path) -> None:
+def test_a_study_starts_from_another_and_from_the_champion(finished_workspace: Path, ray_session: None) -> None:
     other = ["search", str(MINIATURE), "--set", "name=other", "--set", "search.trials=3"]
     other += ["--set", "space={training.learning_rate: {float: [0.00001, 0.1]}, loss.kl: {categorical: [0.5]}}"]
-    finished(
-        kt_ray(*other, "--from", "miniature", "--from", "models:/kt-translator@champion", workspace=finished_workspace)
-    )
+    said(*other, "--from", "miniature", "--from", "models:/kt-translator@champion", workspace=finished_workspace)
     trials = optuna.load_study(study_name="other", storage=f"sqlite:///{finished_workspace / 'optuna.db'}").trials
     before = [trial for trial in study_of(finished_workspace).trials if trial.state is TrialState.COMPLETE]
     found = [trial.params["training.learning_rate"] for trial in sorted(before, key=lambda trial: -trial.values[0])]
@@ -189,7 +189,8 @@ def wait_until_searching(process: subprocess.Popen[str], workspace: Path, second
     raise AssertionError("the search did not begin")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/search: a driver dies after each of its writes, and ends on signals, in seconds
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
     longer = ["--set", "trial.training.epochs=6", "--set", "search.pruner={name: none}"]
     process = kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path)
