@@ -45,8 +45,8 @@ def run(
     allow_include: AllowInclude = None,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    options = {"allow_code": allow_code, "allow_include": allow_include or (), "accept_weak": accept_weak}
-    _run(file, overrides, start_from, workspace, accept_changes, **options)
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, accept_weak=accept_weak, **allowed)
 
 
 @app.command()
@@ -60,8 +60,8 @@ def distill(
     allow_include: AllowInclude = None,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    options = {"allow_code": allow_code, "allow_include": allow_include or (), "kind": "distillation"}
-    _run(file, overrides, start_from, workspace, accept_changes, **options)
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, kind="distillation", **allowed)
 
 
 @app.command()
@@ -75,9 +75,8 @@ def search(
     allow_include: AllowInclude = None,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
-    options = {"allow_code": allow_code, "allow_include": allow_include or ()}
-    options |= {"kind": "translation", "search_only": True}
-    _run(file, overrides, start_from, workspace, accept_changes, **options)
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, kind="translation", search_only=True, **allowed)
 
 
 def _run(file: str, overrides: Set, start_from: From, workspace: WorkspaceRoot, changes: bool, **options: Any) -> None:
