@@ -1,4 +1,4 @@
-"""What people may add: networks, block pairs, datasets, translator families, losses, augmentations, samplers.
+"""The registry of networks, block pairs, datasets, translator families, losses, augmentations and samplers.
 
 What kt_ray has itself is registered through the same decorators, and so is what installed packages add through the
 entry-point group `kt_ray.plugins` (each entry point names a module whose import registers). Light to import.
@@ -177,9 +177,7 @@ class Register:
 
     def kinds(self) -> tuple[Kind, ...]:
         """Return all kinds."""
-        return (
-            self.network, self.pair, self.dataset, self.family, self.loss, self.augmentation, self.sampler,
-        )  # fmt: skip
+        return tuple(vars(self).values())
 
 
 register = Register()
@@ -209,7 +207,7 @@ def registering(origin: str) -> Iterator[None]:
 
 
 def _is_code(origin: str) -> bool:
-    """Whether an origin is code that a person loads again and again: of a study, or of a notebook."""
+    """Return whether an origin is code that a person may load again: of a study, or of a notebook."""
     return origin == "this process" or origin.startswith("code ")
 
 

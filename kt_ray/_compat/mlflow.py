@@ -39,30 +39,6 @@ def schema_versions() -> list[str]:
     return [revision.revision for revision in script.walk_revisions()]
 
 
-def model_name_fault(name: str) -> str | None:
-    """Return why MLflow refuses `name` as the name of a registered model, None if it does not."""
-    from mlflow.utils.validation import _validate_model_name
-
-    return _fault(_validate_model_name, name)
-
-
-def experiment_name_fault(name: str) -> str | None:
-    """Return why MLflow refuses `name` as the name of an experiment, None if it does not."""
-    from mlflow.utils.validation import _validate_experiment_name
-
-    return _fault(_validate_experiment_name, name)
-
-
-def _fault(validate: Any, name: str) -> str | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        validate(name)
-    except MlflowException as error:
-        return str(error.message)
-    return None
-
-
 def artifact_repository(root: str, tracking_uri: str) -> Any:
     """Return MLflow's access to the artifact root `root`: `log_artifact`, `download_artifacts`, `delete_artifacts`.
 

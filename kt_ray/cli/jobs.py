@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set
+from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set
 from kt_ray.cli.output import say, show
 
 app = typer.Typer()
@@ -35,6 +36,7 @@ def submit(
     python: Annotated[str, typer.Option(help="The cluster's Python.")] = "python",
     detach: Detach = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Run a study as a job of a Ray cluster and follow it; exit status is the job's. Ctrl-C only stops following."""
     from kt_ray.studies.permission import Permission
@@ -48,7 +50,7 @@ def submit(
         overrides=overrides or (),
         code=not installed,
         python=python,
-        permission=Permission.at(given=allow_code),
+        permission=Permission.at(given=allow_code, includes=allow_include),
     )
     _attend(job, address, detach)
 
@@ -58,7 +60,7 @@ def list_jobs(address: Address = None, format_: Format = "table") -> None:
     """List the jobs of kt-ray that the cluster remembers, the newest first."""
     from kt_ray.jobs.job import jobs as known
 
-    rows = [job.to_dict() for job in known(address)]
+    rows = [asdict(job) for job in known(address)]
     show(rows, rows, format_, "jobs")
 
 

@@ -15,8 +15,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="models:/NAME@champion, models:/NAME/3, a translator file, or pretrained:basic_to_simple, which is "
-        "bundled. `translate --network` takes probes: shapes, strokes, or mixture:DATASET.",
+        help="models:/NAME@champion, models:/NAME/3, a translator file, or a bundled one: pretrained:fast, "
+        "pretrained:exact, pretrained:basic_to_simple. `translate --network` takes probes: shapes, strokes, or "
+        "mixture:DATASET.",
     ),
 ]
 
@@ -53,9 +54,9 @@ def translate(
         bool, typer.Option("--imagenet", help="With --network: images are normalised as torchvision's weights expect.")
     ] = False,
     steps: Annotated[
-        int,
-        typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
-    ] = 100,
+        int | None,
+        typer.Option(min=0, help="With --network: optimiser steps after least squares; 200 · (1 - hidden) unless set."),
+    ] = None,
     device: Device = "cpu",
     code: CodeFiles = None,
     workspace: WorkspaceRoot = None,
@@ -150,7 +151,7 @@ def evaluate(
     if format_ == "json":
         show_json(evaluation.to_dict())
         return
-    StudyConsole().evaluation(evaluation.to_dict())
+    StudyConsole().result(evaluation)
     for path in written:
         say(f"wrote {path}")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set, Study, WorkspaceRoot
+from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
 app = typer.Typer()
@@ -41,9 +42,11 @@ def run(
     accept_changes: AcceptChanges = False,
     accept_weak: AcceptWeak = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, accept_weak=accept_weak)
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, accept_weak=accept_weak, **allowed)
 
 
 @app.command()
@@ -54,9 +57,11 @@ def distill(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, kind="distillation")
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, kind="distillation", **allowed)
 
 
 @app.command()
@@ -67,10 +72,11 @@ def search(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
-    options = {"kind": "translation", "search_only": True}
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, **options)
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, kind="translation", search_only=True, **allowed)
 
 
 def _run(file: str, overrides: Set, start_from: From, workspace: WorkspaceRoot, changes: bool, **options: Any) -> None:
@@ -136,7 +142,7 @@ def status(
     begun = sorted({path.parts[-3] for path in (place.root / "studies").glob("*/checkpoints/*")})
     if begun and not found:
         raise StudyError(f"{redacted(place.study_storage)} is missing or empty, but trials of {begun[0]} have run")
-    show([entry.to_dict() for entry in found], [entry.row() for entry in found], format_, "studies")
+    show([asdict(entry) for entry in found], [entry.row() for entry in found], format_, "studies")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -36,7 +37,7 @@ def doctor(
     from kt_ray.studies.doctor import examine
     from kt_ray.studies.workspace import Workspace
 
-    checks = [check.to_dict() for check in examine(Workspace.at(workspace), address)]
+    checks = [asdict(check) for check in examine(Workspace.at(workspace), address)]
     show(checks, checks, format_)
     if any(check["verdict"] == "broken" for check in checks):
         raise typer.Exit(1)

@@ -12,8 +12,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from kt_ray._io.urls import has_password, in_memory
 from kt_ray.config.base import Frozen, Resources, check_registered
 from kt_ray.config.code import CodeFile
+from kt_ray.config.durations import Hours
 from kt_ray.config.network import PairChoice
-from kt_ray.config.trial import TrialConfig
+from kt_ray.config.trial import METRICS, TrialConfig
 from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, ZooConfig
 
 LARGEST = 2.0**53  # of a bound: whole numbers above it are not told apart by a float
@@ -106,7 +107,7 @@ class PrunerConfig(Frozen):
 
 
 class TrialResources(Resources):
-    """What one trial takes of a node."""
+    """The share of a node that a trial takes."""
 
     @property
     def devices(self) -> float:
@@ -146,11 +147,13 @@ class Constraint(Frozen):
 
 
 class SearchConfig(Frozen):
-    """How the space is searched and when the search ends."""
+    """Options of the search, and when it ends."""
 
     trials: PositiveInt = Field(20, description="trials to finish (complete or pruned)")
-    hours: PositiveFloat | None = Field(None, description="stop asking for trials after so many hours of one run")
-    device_hours: PositiveFloat | None = Field(
+    hours: Hours | None = Field(
+        None, description="stop asking for trials after so many hours of one run; or `90 min`, `1:30 h`"
+    )
+    device_hours: Hours | None = Field(
         None, description="stop asking for trials once the study's have used so many GPU-hours (CPU-hours without GPU)"
     )
     seed: int = Field(0, ge=0)
@@ -188,7 +191,7 @@ CONSTRAINED = ("tpe", "gp", "nsga2", "nsga3", "random", "grid")  # the last two 
 
 
 class RayConfig(Frozen):
-    """Which Ray cluster: one started here for the command, unless `address` names another."""
+    """The Ray cluster: one started here for the command, unless `address` names another."""
 
     address: str | None = Field(None, description='"auto" or host:port; unset: start one here')
     cpus: PositiveInt | None = Field(None, description="CPUs of the one started here; the machine's if unset")
@@ -196,7 +199,7 @@ class RayConfig(Frozen):
 
 
 class StorageConfig(Frozen):
-    """Where things are kept; unset ones lie in the workspace. The environment overrides: `KT_RAY_STORAGE_STUDY=…`."""
+    """The places of zoos, studies and MLflow; the workspace if unset. `KT_RAY_STORAGE_STUDY=…` overrides `study`."""
 
     zoos: str | None = Field(None, description="directory or pyarrow.fs URI")
     checkpoints: str | None = Field(None, description="directory that every node can write")
@@ -245,6 +248,11 @@ class StudyConfig(Frozen):
     search: SearchConfig = SearchConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What every trial reports."""
+        return METRICS
 
     @model_validator(mode="before")
     @classmethod

@@ -8,12 +8,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from kt_ray.config.base import Frozen, check_registered
 
-# What a trial reports; `translation_cost` is the time of a translation over that of running the source network on
-# images, `BASELINE_IMAGES` of them. The last two are what the trial has cost so far.
+# What a trial reports; `network_accuracy`, of networks with all blocks translated, only where these are several;
+# `translation_cost` is the time of translating a network over that of running the source network on `BASELINE_IMAGES`
+# images. The last two are what the trial has cost so far.
 METRICS = (
     "accuracy_mean",
     "accuracy_min",
     "accuracy_max",
+    "network_accuracy",
     "loss",
     "translation_cost",
     "seconds",
@@ -118,10 +120,18 @@ class ProjectionOptions(Frozen):
     """Least squares of `base: projected`: it runs the network on images, the probes, that the translator carries."""
 
     probes: PositiveInt = Field(64, description="images")
-    images: Literal["strokes", "mixture"] = Field(
-        "mixture", description="how probes begin: drawn from no data, or from a mixture fitted to the training images"
+    images: Literal["strokes", "mixture", "written"] = Field(
+        "mixture",
+        description="how probes begin: drawn from no data, or from a mixture fitted to the training images; written: "
+        "none are carried, a learned network writes the block's inputs from the stem's parameters",
     )
     learned: bool = Field(False, description="true: the probes are trained with the family, through the least squares")
+
+    @model_validator(mode="after")
+    def _written_inputs_are_learned(self) -> ProjectionOptions:
+        if self.images == "written" and not self.learned:
+            raise ValueError("images written comes from a learned network, got learned=false; set learned: true")
+        return self
 
 
 class TranslatorConfig(Frozen):

@@ -2,5 +2,3 @@
 
 from kt_ray.data.datasets import Dataset, load_dataset
 from kt_ray.data.images import LabelledImages, as_float
-
-__all__ = ["Dataset", "LabelledImages", "as_float", "load_dataset"]

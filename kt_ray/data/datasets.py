@@ -28,17 +28,14 @@ class Dataset(Displayed):
     fingerprint: str
 
     def display_title(self) -> str:
-        """Return name, shape of the images and classes."""
         shape = "×".join(map(str, self.image_shape))
         return f"{self.name}: images {shape}, {self.classes} classes, fingerprint {self.fingerprint}"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return the number of images by split."""
         return [{"split": split, "images": len(self.images(split))} for split in SPLITS]
 
     @property
     def name(self) -> str:
-        """Return its name in configuration."""
         return self.config.name
 
     @property
@@ -53,7 +50,6 @@ class Dataset(Displayed):
         return int(torch.cat([self.train.labels, self.selection.labels, self.test.labels]).max()) + 1
 
     def images(self, split: Split) -> LabelledImages:
-        """Return the images of `split`."""
         return {"train": self.train, "selection": self.selection, "test": self.test}[split]
 
 

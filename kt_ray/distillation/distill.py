@@ -46,11 +46,9 @@ class Distillation:
     selection_accuracy: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
         return asdict(self) | {"student": str(self.student)}
 
     def to_markdown(self) -> str:
-        """The rows as a table."""
         lines = [
             "| network | test accuracy | parameters | multiply-adds | training images seen | seconds |",
             "|---|---|---|---|---|---|",

@@ -51,7 +51,6 @@ class Paraphraser(nn.Module):
         return encoded
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps reconstructed, [N, C, H, W]."""
         reconstructed: Tensor = self.decoder(self.encode(maps))
         return reconstructed
 

@@ -57,7 +57,7 @@ class KnowledgeDistillation(Term):
 def matched(
     options: LayerOptions, teacher: Mapping[str, Shape], student: Mapping[str, Shape]
 ) -> list[tuple[str, str, tuple[int, int]]]:
-    """Of each pair of layers, the teacher's, the student's, and the height and width at which they are compared."""
+    """Return teacher's and student's layer of each pair, and the height and width at which they are compared."""
     return [
         (ours, theirs, common_size(teacher[ours], student[theirs]))
         for ours, theirs in zip(options.teacher_layers, options.student_layers, strict=True)
@@ -137,7 +137,6 @@ class Method(nn.Module):
         self.teacher_layers, self.student_layers = teacher_layers, student_layers
 
     def items(self) -> list[tuple[str, Term]]:
-        """Names and terms, in order."""
         return [(name, term) for name, term in self.terms.items() if isinstance(term, Term)]
 
     def targets(self, teacher: Outputs) -> dict[str, Targets]:

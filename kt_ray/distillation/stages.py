@@ -74,7 +74,6 @@ class Stages:
     report: Report | None = field(default=None, compare=False)
 
     def network(self, config: ClassifierConfig, seed: int) -> nn.Module:
-        """A fresh network for the images and classes of the dataset."""
         return build_network(config, self.dataset.image_shape, self.dataset.classes, seed)
 
     def teacher(self, config: TeacherConfig) -> Trained:
@@ -133,7 +132,7 @@ class Stages:
         return self._frozen(Paraphraser(channels, config.rate), key, self.cache.get(key, train))
 
     def paraphrasers(self, teacher: Trained, config: DistillTrialConfig) -> dict[str, Trained]:
-        """Those that the method needs, by the teacher's layer."""
+        """Return the paraphrasers that the method needs, by the teacher's layer."""
         layers = paraphrased_layers(config.method)
         return {layer: self.paraphraser(teacher, layer, config.paraphraser) for layer in layers}
 

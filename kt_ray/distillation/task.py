@@ -98,7 +98,7 @@ class StudentTask:
 
     @property
     def fingerprint(self) -> str:
-        """Of the dataset and of what was made before the search."""
+        """The hash of dataset, teacher and paraphrasers."""
         return fingerprint("students", self.dataset.fingerprint, sorted(self.shared.facts))
 
     def params(self) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ray.job_submission import JobDetails, JobStatus
 
@@ -48,10 +48,6 @@ class Job:
     def running(self) -> bool:
         """True if it has not ended."""
         return not JobStatus(self.status).is_terminal()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

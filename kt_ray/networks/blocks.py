@@ -41,7 +41,7 @@ class SimpleBlock(nn.Module):
         return torch.relu(self.conv2(torch.relu(self.conv1(x))) + x[..., :: self.stride, :: self.stride])
 
     def last_inputs(self, x: Tensor) -> Tensor:
-        """What the last layer reads at each of L positions, [N, features, L]."""
+        """Return the inputs of the last layer at each of L positions, [N, features, L]."""
         return F.unfold(torch.relu(self.conv1(x)), 3, padding=1, stride=self.stride)
 
 
@@ -60,7 +60,7 @@ class MLPBlock(nn.Module):
         return torch.relu(mixed.movedim(-1, -3) + x)
 
     def last_inputs(self, x: Tensor) -> Tensor:
-        """What the last layer reads at each of L positions, [N, features, L]."""
+        """Return the inputs of the last layer at each of L positions, [N, features, L]."""
         return self._hidden(x[..., :: self.stride, :: self.stride]).movedim(-1, -3).flatten(-2)
 
     def _hidden(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class AttentionBlock(nn.Module):
         return (self.projection.weight.flatten(1) @ self.last_inputs(x)).reshape(read.shape) + read
 
     def last_inputs(self, x: Tensor) -> Tensor:
-        """What the last layer reads at each of L positions, [N, features, L]."""
+        """Return the inputs of the last layer at each of L positions, [N, features, L]."""
         read = x[..., :: self.stride, :: self.stride]
         query, key, value = _project(self.query, read), _project(self.key, x), _project(self.value, x)
         # Written out because the fused kernel has no vmap rule, and every block is evaluated many members at once.

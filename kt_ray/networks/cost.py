@@ -1,4 +1,4 @@
-"""What a network costs to keep and to run."""
+"""The cost of a network: parameters and multiply-adds."""
 
 from __future__ import annotations
 

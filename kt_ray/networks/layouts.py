@@ -1,4 +1,4 @@
-"""Where a block keeps its hidden units: which tensors lead in and out, which are folded, which are copied."""
+"""Layouts of blocks: the tensors into and out of hidden units, and those that are folded or copied."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class HiddenLayer:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Where a block keeps its parameters.
+    """The layers of a block.
 
     `hidden` are its layers of hidden units in forward order: one for a basic block, two for a bottleneck, whose middle
     convolution leads out of the first and into the second. `copied` are paths of modules or names of tensors that the
@@ -120,7 +120,7 @@ class BlockLayout:
 
     @property
     def is_flat(self) -> bool:
-        """Whether nothing is known of the block but its tensors."""
+        """True if nothing but its tensors is known of the block."""
         return not self.hidden
 
     def layers(self) -> tuple[Layer, ...]:
@@ -133,7 +133,7 @@ class BlockLayout:
         return self.flat if self.is_flat else tuple(name for layer in self.layers() for name in layer.names())
 
     def is_copied(self, name: str) -> bool:
-        """Whether the tensor `name` is copied from source to target."""
+        """Return whether the tensor `name` is copied from source to target."""
         return any(name == copied or name.startswith(f"{copied}.") for copied in self.copied)
 
     def copied_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

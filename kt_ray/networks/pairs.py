@@ -17,7 +17,7 @@ READ_STRIDE = 2  # of the head's first layer: it reads every second row and colu
 
 @dataclass(frozen=True)
 class BlockPair:
-    """Which block is translated into which."""
+    """A source block and the block that it is translated into."""
 
     name: PairName
     source: BlockFactory

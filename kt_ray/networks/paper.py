@@ -32,11 +32,9 @@ class PaperNetwork:
         self._widths = NetworkConfig(**{name: getattr(options, name) for name in NetworkConfig.model_fields})
 
     def build(self) -> nn.Module:
-        """Return a fresh source network."""
         return PaperArchitecture("basic_to_simple", self._widths, self.image_shape, self.classes).source_network()
 
     def sites(self) -> tuple[str, ...]:
-        """Return the block's path."""
         return ("block",)
 
 
@@ -53,7 +51,6 @@ class _PaperPair:
         self.options = options
 
     def layout(self, source: nn.Module) -> BlockLayout:
-        """Return the source's layout."""
         hidden = HiddenLayer((Layer.of(source, "conv1", "bn1"),), (Layer.of(source, "conv2", "bn2"),))
         return BlockLayout((hidden,))
 
@@ -70,7 +67,6 @@ class _PaperPair:
         raise NotImplementedError
 
     def target_layout(self, target: nn.Module) -> BlockLayout:
-        """Return the target's layout."""
         hidden = HiddenLayer((Layer.of(target, "conv1"),), (Layer.of(target, "conv2"),))
         return BlockLayout((hidden,))
 
@@ -99,7 +95,6 @@ class BasicToMLP(_PaperPair):
         return MLPBlock(channels, self.options.hidden or 2 * channels)
 
     def target_layout(self, target: nn.Module) -> BlockLayout:
-        """Return the target's layout."""
         return BlockLayout((HiddenLayer((Layer.of(target, "linear1"),), (Layer.of(target, "linear2"),)),))
 
 
@@ -111,6 +106,5 @@ class BasicToAttention(_PaperPair):
         return AttentionBlock(channels)
 
     def target_layout(self, target: nn.Module) -> BlockLayout:
-        """Return the target's layout."""
         incoming = tuple(Layer.of(target, name) for name in ("query", "key", "value"))
         return BlockLayout((HiddenLayer(incoming, (Layer.of(target, "projection"),)),), rectified=False)

@@ -43,7 +43,7 @@ def surroundings(state: Mapping[str, Tensor]) -> State:
 
 
 def size(state: Mapping[str, Tensor]) -> int:
-    """How many networks a stack holds."""
+    """Return the number of networks in a stack."""
     return len(next(iter(state.values())))
 
 

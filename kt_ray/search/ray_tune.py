@@ -114,10 +114,10 @@ class StudySearcher(Searcher):
         self._driver.on_trial_end(trial_id, lost=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the study holds everything."""
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the study holds everything."""
+        pass
 
 
 class StudyScheduler(FIFOScheduler):

@@ -78,7 +78,6 @@ class LineagePruner(BasePruner):
         self.pruner = pruner
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Return whether `trial` must stop."""
         return bool(self.pruner.prune(StudyWithoutFailures(study), trial))  # type: ignore[arg-type]
 
 
@@ -86,7 +85,6 @@ class LineageHyperband(HyperbandByPlace):
     """Hyperband whose brackets follow the lineage's place in the study, which a retry keeps."""
 
     def place(self, trial: FrozenTrial) -> int:
-        """Return how many lineages were drawn before that of `trial`."""
         return int(trial.user_attrs.get(ORDINAL, trial.number))
 
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
@@ -144,6 +142,21 @@ def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> N
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
+def _forwarded(name: str, *, reads: bool = False) -> Callable[..., Any]:
+    """Return the method `name`, retried. If it `reads` a study that is there, other errors are of its contents."""
+
+    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
+        call = partial(getattr(self.inner, name), *args, **kwargs)
+        try:
+            return self._retry(call, call)
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            if not reads:
+                raise
+            raise self._damaged(f"not readable: {type(error).__name__}: {first_line(error)}") from None
+
+    return method
+
+
 class RetryingStorage(BaseStorage):
     """An Optuna storage whose calls are retried with growing pauses for `patience` seconds, and raise StudyError then.
 
@@ -151,40 +164,29 @@ class RetryingStorage(BaseStorage):
     are done, which is possible with one driver per study (`kt_ray.search.lease`). A damaged database raises at once.
     """
 
+    create_new_study = _forwarded("create_new_study")
+    delete_study = _forwarded("delete_study")
+    set_study_user_attr = _forwarded("set_study_user_attr")
+    set_study_system_attr = _forwarded("set_study_system_attr")
+    get_study_id_from_name = _forwarded("get_study_id_from_name")
+    get_study_name_from_id = _forwarded("get_study_name_from_id")
+    get_study_directions = _forwarded("get_study_directions", reads=True)
+    get_study_user_attrs = _forwarded("get_study_user_attrs", reads=True)
+    get_study_system_attrs = _forwarded("get_study_system_attrs", reads=True)
+    get_all_studies = _forwarded("get_all_studies", reads=True)
+    set_trial_param = _forwarded("set_trial_param")
+    get_trial_id_from_study_id_trial_number = _forwarded("get_trial_id_from_study_id_trial_number")
+    set_trial_intermediate_value = _forwarded("set_trial_intermediate_value")
+    set_trial_user_attr = _forwarded("set_trial_user_attr")
+    set_trial_system_attr = _forwarded("set_trial_system_attr")
+    get_trial = _forwarded("get_trial")
+    get_all_trials = _forwarded("get_all_trials", reads=True)
+    get_best_trial = _forwarded("get_best_trial")
+
     def __init__(self, inner: BaseStorage, url: str, patience: float | None = None) -> None:
         self.inner = inner
         self._url = url
         self._patience = PATIENCE if patience is None else patience
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        return self._call(self.inner.create_new_study, directions, study_name)
-
-    def delete_study(self, study_id: int) -> None:
-        self._call(self.inner.delete_study, study_id)
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._call(self.inner.set_study_user_attr, study_id, key, value)
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._call(self.inner.set_study_system_attr, study_id, key, value)
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        return self._call(self.inner.get_study_id_from_name, study_name)
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        return self._call(self.inner.get_study_name_from_id, study_id)
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._read(self.inner.get_study_directions, study_id)
-
-    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._read(self.inner.get_study_user_attrs, study_id)
-
-    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        return self._read(self.inner.get_study_system_attrs, study_id)
-
-    def get_all_studies(self) -> list[Any]:
-        return self._read(self.inner.get_all_studies)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create one trial; mark those that lost answers left beside it as failed."""
@@ -204,14 +206,6 @@ class RetryingStorage(BaseStorage):
             self.set_trial_state_values(self._trial_id(study_id, trial), TrialState.FAIL)
         return self._trial_id(study_id, made)
 
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        self._call(self.inner.set_trial_param, trial_id, param_name, param_value_internal, distribution)
-
-    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        return self._call(self.inner.get_trial_id_from_study_id_trial_number, study_id, trial_number)
-
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set the state of a trial. A trial that an earlier try has brought into `state` is done."""
 
@@ -223,42 +217,11 @@ class RetryingStorage(BaseStorage):
 
         return self._retry(change, change_if_other)
 
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._call(self.inner.set_trial_intermediate_value, trial_id, step, intermediate_value)
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._call(self.inner.set_trial_user_attr, trial_id, key, value)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._call(self.inner.set_trial_system_attr, trial_id, key, value)
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        return self._call(self.inner.get_trial, trial_id)
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        return self._read(self.inner.get_all_trials, study_id, deepcopy, states)
-
-    def get_best_trial(self, study_id: int) -> FrozenTrial:
-        return self._call(self.inner.get_best_trial, study_id)
-
     def remove_session(self) -> None:
         self.inner.remove_session()
 
     def _trial_id(self, study_id: int, trial: FrozenTrial) -> int:
-        return self.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-
-    def _call(self, method: Callable[..., T], *args: Any) -> T:
-        call = partial(method, *args)
-        return self._retry(call, call)
-
-    def _read(self, method: Callable[..., T], *args: Any) -> T:
-        """Return what a method that only reads finds of a study that is there: any other error is of its contents."""
-        try:
-            return self._call(method, *args)
-        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-            raise self._damaged(f"not readable: {type(error).__name__}: {first_line(error)}") from None
+        return int(self.get_trial_id_from_study_id_trial_number(study_id, trial.number))
 
     def _retry(self, call: Callable[[], T], again: Callable[[], T]) -> T:
         """Return what `call` returns or, if the database did not answer it, `again`."""

@@ -51,7 +51,6 @@ class StudyTrial:
 
     @property
     def number(self) -> int:
-        """Number of the Optuna trial."""
         return self.trial.number
 
 

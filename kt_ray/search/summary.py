@@ -59,13 +59,9 @@ class StudySummary:
     driver: str | None
     last_change: datetime | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
     def row(self) -> dict[str, Any]:
         """For a table: one study a row."""
-        row = self.to_dict()
+        row = asdict(self)
         del row["best_params"]
         row["last_change"] = f"{self.last_change:%Y-%m-%d %H:%M:%S}" if self.last_change else None
         return {name.replace("_", " "): value for name, value in row.items()}
@@ -126,7 +122,6 @@ def trial_rows(url: str, name: str) -> list[dict[str, Any]]:
 
 
 def rows_of(study: optuna.Study) -> list[dict[str, Any]]:
-    """Return one row a trial, as `trial_rows` does."""
     last = lineages(study.get_trials(deepcopy=False))
     return [row(study, lineage, trial, _paths(last.values())) for lineage, trial in sorted(last.items())]
 

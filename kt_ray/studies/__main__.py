@@ -5,6 +5,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from kt_ray.errors import KTError
@@ -18,4 +19,4 @@ try:
     found = check_cluster(Path(file), "auto", workspace=workspace, overrides=overrides, permission=permission)
 except KTError as error:
     sys.exit(str(error))
-sys.stdout.write(f"{RESULT}{json.dumps(found.to_dict())}\n")
+sys.stdout.write(f"{RESULT}{json.dumps(asdict(found))}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,6 @@ class ClusterCheck:
 
     nodes: list[NodeCheck]
     problems: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row a node, all of the same keys: amounts of resources, versions, what its GPU is."""

@@ -61,11 +61,9 @@ class Conclusion(Displayed, Frozen):
     doubts: tuple[str, ...] = ()
 
     def display_title(self) -> str:
-        """Return which study ended how."""
         return f"study {self.study}: best trial {self.trial}, {number(self.value)} on selection"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return what each block or network gives on test images, then where the model is."""
         rows = [{"": row.name, "value": f"{_accuracy(row):.4f} on test images"} for row in self.evaluation.rows]
         facts = {**self.params, "model": self.model_uri or self.file, "registry": self.comparison}
         doubts = [{"": "doubt", "value": doubt} for doubt in self.doubts]

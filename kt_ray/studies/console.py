@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -61,7 +61,6 @@ class StudyConsole:
         self._last_line, self._last_done = 0.0, -1
 
     def building(self, progress: BuildProgress) -> None:
-        """Show the progress of a zoo."""
         self._move(
             "zoo",
             progress.done,
@@ -76,13 +75,11 @@ class StudyConsole:
         )
 
     def fitting(self, progress: Progress) -> None:
-        """Show the progress of the training of a teacher, paraphraser or student."""
         cells = {"epoch": f"{progress.epoch} of {progress.epochs}"}
         cells |= {name: number(progress.metrics[name]) for name in ("loss", "accuracy") if name in progress.metrics}
         self._move(progress.stage, progress.epoch, progress.epochs, cells)
 
     def searching(self, progress: SearchProgress) -> None:
-        """Show the progress of a search."""
         best = ", ".join(f"{path}={number(value)}" for path, value in (progress.best_params or {}).items())
         self._move(
             "search",
@@ -101,26 +98,9 @@ class StudyConsole:
     def result(self, result: Evaluation | Distillation) -> None:
         """Print the table of a study's result."""
         if isinstance(result, Evaluation):
-            self.evaluation(result.to_dict())
+            self.say(render(result.display_rows(), result.display_title(), self.rich.width))
         else:
             self.say(result.to_markdown())
-
-    def evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Print the table of an evaluation, a row for each kind of block."""
-        title = (
-            f"{evaluation['member_count']} {evaluation['members']} members × {evaluation['image_count']:,} "
-            f"{evaluation['images']} images of {evaluation['dataset']}: accuracy by block"
-        )
-        rows = [
-            {
-                "block": row["name"],
-                **{name: row[name] for name in ("mean", "min", "max", "agreement", "parameters")},
-                "multiply-adds": row["multiply_adds"],
-                "ms a block": None if row["seconds"] is None else 1000 * row["seconds"],
-            }
-            for row in evaluation["rows"]
-        ]
-        self.say(render(rows, title, self.rich.width))
 
     def _move(self, stage: str, done: int, total: int, cells: Mapping[str, str]) -> None:
         if self.rich.is_terminal:

@@ -46,7 +46,6 @@ class DistillationStudy(StudyTask):
 
     @property
     def demands(self) -> Mapping[str, Demand]:
-        """Trials, if there is a space."""
         return super().demands if self.config.space else {}
 
     def try_batch(self, dataset: Dataset) -> tuple[int, float]:
@@ -103,7 +102,6 @@ class DistillationStudy(StudyTask):
         return task
 
     def train_alone(self) -> Best:
-        """Train the one student here."""
         directory = self.workspace.study_directory(self.config.name)
         with self.tracker.ending(self.run):
             made = distill(self.config.trial, self.stages, directory)
@@ -113,12 +111,11 @@ class DistillationStudy(StudyTask):
 
     @property
     def fingerprint(self) -> str:
-        """Of images, teacher and paraphrasers; the images' if one student was trained alone."""
+        """The hash of images, teacher and paraphrasers; of the images if one student was trained alone."""
         return self._shared or self.dataset.fingerprint
 
     @property
     def measured_on(self) -> str:
-        """The fingerprint of the images."""
         return self.dataset.fingerprint
 
     def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
@@ -158,6 +155,5 @@ class Classifier(nn.Module):
         self.student = student
 
     def forward(self, state: State) -> State:
-        """Return the logits."""
         logits: Tensor = self.student(state["images"])
         return {"logits": logits}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal, get_args
 
@@ -25,10 +25,6 @@ class Check:
     name: str
     verdict: Verdict
     detail: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def examine(workspace: Workspace, address: str | None = None) -> Iterator[Check]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from kt_ray.data import load_dataset
 from kt_ray.jobs.connection import connected
@@ -35,10 +35,6 @@ class Validation:
     parameters: int
     loss: float
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """For a person to read."""

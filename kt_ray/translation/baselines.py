@@ -62,7 +62,7 @@ def nearest_target(train: Zoo, members: Zoo) -> State:
 
 
 def one_shot_bases(architecture: Architecture) -> tuple[str, ...]:
-    """Those of one-shot blocks' `BASES` that give another block each: one alone where no hidden unit is left out."""
+    """Return the names of the `BASES` that give different blocks: a single one if no hidden unit is left out."""
     source, target = layouts(architecture)
     if source.flat or target.flat or target.values not in (1, source.values):
         return ()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kt_ray.networks import Architecture, State
-from kt_ray.translation.units import BatchNorm, Layout, Units, importance_order, read, target_layout, write
+from kt_ray.translation.importance import importance_order
+from kt_ray.translation.units import BatchNorm, Layout, Units, read, target_layout, write
 
 SINKHORN_STEPS = 100
 SINKHORN_TEMPERATURE = 0.1

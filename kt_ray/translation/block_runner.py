@@ -73,7 +73,7 @@ class Surroundings(ABC):
 
     @abstractmethod
     def features(self, outputs: Tensor) -> Tensor:
-        """What the head's first layer makes of block outputs, where it is known: [B, channels, L·N]."""
+        """Return the outputs of the head's first layer, or block outputs if it is unknown: [B, channels, L·N]."""
 
     @abstractmethod
     def logits(self, features: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Surroundings(ABC):
 
     @abstractmethod
     def last_inputs(self, block: State) -> Tensor:
-        """What the last layer of a stack of target blocks reads, [B, F, L·N], a unit's features beside each other."""
+        """Return the inputs of the last layer of a stack of target blocks, [B, F, L·N], unit after unit."""
 
     @cached_property
     def feature_variance(self) -> Tensor:
@@ -122,22 +122,18 @@ class PaperSurroundings(Surroundings):
         self.wanted_logits = self.logits(self.wanted_features)
 
     def outputs(self, block: State) -> Tensor:
-        """Outputs of a stack of target blocks at the positions the head reads, [B, C, L·N]."""
         if type(self.target) is SimpleBlock:
             return torch.relu(self.skipped + self._response(block))
         return stacked.forward(self.target, block, self.inputs).movedim(1, -1).flatten(2)
 
     def features(self, outputs: Tensor) -> Tensor:
-        """The head's first convolution and BN on block outputs [B, C, L·N]: [B, head channels, L·N]."""
         return torch.baddbmm(self.head_bias[..., None], self.head_kernel.flatten(2), outputs)
 
     def logits(self, features: Tensor) -> Tensor:
-        """The rest of the head on `features`: [B, N, classes]."""
         rectified = torch.relu(features).reshape(len(features), -1, self.activations.shape[-1])
         return torch.baddbmm(self.linear_bias[..., None], self.linear, rectified).transpose(1, 2)
 
     def last_inputs(self, block: State) -> Tensor:
-        """Return the inputs of the last layer of a stack of target blocks, [B, F, L·N], unit after unit."""
         if type(self.target) is SimpleBlock:
             return unfold(self.hidden(block), READ_STRIDE)
         features = stacked.forward(_LastInputs(self.target), stacked.join(block=block), self.inputs)  # [B, N, F, L]
@@ -173,9 +169,8 @@ class ModuleSurroundings(Surroundings):
         self.source, self.target, self.head = parts["source"], parts["target"], parts["head"]
         self.of_head = stacked.part(members, "head")
         self.layouts, self.described = layouts(architecture), architecture.layouts()
-        self.copied = self.described[1].copied_of({
-            name: value for name, value in members.items() if not name.startswith(("stem.", "head."))
-        })  # fmt: skip
+        ours = {name: value for name, value in members.items() if not name.startswith(("stem.", "head."))}
+        self.copied = self.described[1].copied_of(ours)
         block = {name: members[name] for name in self.source.state_dict() if name in members}
         output = stacked.forward(self.source, block, self.inputs)
         self.shape = tuple(output.shape[2:])
@@ -194,14 +189,12 @@ class ModuleSurroundings(Surroundings):
 
     @cached_property
     def wanted_response(self) -> Tensor:  # type: ignore[override]
-        """What the source's last layer gives, [B, C, L·N]."""
         layout = self.layouts[0]
         weight, bias = layout.outgoing[0].folded(self.members)
         return torch.baddbmm(bias[..., None], weight.flatten(2), self._last_inputs(self.members, layout))
 
     @cached_property
     def patches(self) -> Tensor:  # type: ignore[override]
-        """What a hidden unit of the source reads, [B, C·K, L'·N]."""
         return _patches(self.inputs, self.layouts[0].incoming[0])[0]
 
     def outputs(self, block: State) -> Tensor:
@@ -209,17 +202,14 @@ class ModuleSurroundings(Surroundings):
         return stacked.forward(self.target, self.copied | block, self.inputs).movedim(1, -1).flatten(2)
 
     def features(self, outputs: Tensor) -> Tensor:
-        """The outputs themselves."""
         return outputs
 
     def logits(self, features: Tensor) -> Tensor:
-        """The head on block outputs: [B, N, classes]."""
         count = self.activations.shape[-1]
         outputs = features.reshape(*features.shape[:2], *self.shape[1:], count).movedim(-1, 1)
         return stacked.forward(self.head, self.of_head, outputs)
 
     def last_inputs(self, block: State) -> Tensor:
-        """What the last layer of a stack of target blocks reads, [B, H·K, L·N]."""
         return self._last_inputs(block, self.layouts[1])
 
     def _last_inputs(self, block: Mapping[str, Tensor], layout: Layout) -> Tensor:
@@ -232,7 +222,7 @@ class ModuleSurroundings(Surroundings):
 
 
 def _patches(x: Tensor, layer: Layer) -> tuple[Tensor, tuple[int, int]]:
-    """What a convolution reads of [B, N, C, H, W] at each position, [B, C·K, L·N]; its output's height and width."""
+    """Return the patches of [B, N, C, H, W] that a convolution reads, [B, C·K, L·N]; its output's height and width."""
     height, width = (
         (size + 2 * layer.padding - kernel) // layer.stride + 1
         for size, kernel in zip(x.shape[-2:], layer.kernel, strict=True)

@@ -31,5 +31,5 @@ def tempered_kl(given: Tensor, wanted: Tensor) -> Tensor:
 
 
 def temperature(wanted: Tensor) -> Tensor:
-    """That of `tempered_kl` for wanted logits [B, N, classes]: [B, 1, 1]."""
+    """Return the temperature of `tempered_kl` for wanted logits [B, N, classes]: [B, 1, 1]."""
     return TEMPERATURE * wanted.flatten(1).std(1).clamp_min(1e-6)[:, None, None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,17 @@ from kt_ray.networks import Architecture, PaperArchitecture, State, stacked, str
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
 from kt_ray.translation.probe_images import strokes
-from kt_ray.translation.units import can_project, target_layout
-from kt_ray.zoo.members import Zoo
+from kt_ray.translation.site_walk import predictions, walk
+from kt_ray.translation.support import can_project
+from kt_ray.translation.translator import Translator
+from kt_ray.translation.units import target_layout
+from kt_ray.zoo.members import AnyZoo, SitesZoo, Zoo
 
 BATCH = 250  # images at once
 MEMBERS = 32  # members at once
 PROBES = 64  # images that baselines are projected on
 KEPT = 256 << 20  # bytes of stem activations
+Rows = TypeVar("Rows", Zoo, SitesZoo)
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,13 @@ class Evaluation(Displayed):
     confusion: tuple[tuple[int, ...], ...] = ()  # labels × predictions with translated blocks, over all members
 
     def row(self, name: str) -> Row:
-        """The row called `name`."""
         return next(row for row in self.rows if row.name == name)
 
     def display_title(self) -> str:
-        """Return which members and images the accuracies are of."""
         images = f"{self.image_count:,} {self.images} images of {self.dataset}"
         return f"{self.member_count} {self.members} members × {images}: accuracy by block"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return a row for each kind of block."""
         shown = ("mean", "min", "max", "agreement", "parameters", "multiply_adds")
         return [
             {"block": row.name}
@@ -81,14 +82,7 @@ class Evaluation(Displayed):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_dict`, also of what went through JSON."""
-        rows = tuple(Row(**row | {"accuracies": tuple(row["accuracies"])}) for row in values["rows"])
-        return cls(**{**values, "rows": rows, "confusion": tuple(tuple(row) for row in values["confusion"])})
 
     def to_markdown(self) -> str:
         """The table for people."""
@@ -155,8 +149,8 @@ def transplant_accuracy(zoo: Zoo, blocks: State, images: LabelledImages) -> Tens
 
 
 def evaluate(
-    translator: nn.Module,
-    zoo: Zoo,
+    translator: Translator,
+    zoo: AnyZoo,
     dataset: Dataset,
     members: Split = "test",
     images: Split = "test",
@@ -165,13 +159,17 @@ def evaluate(
 ) -> Evaluation:
     """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
 
-    Everything runs on the device of `translator`.
+    Everything runs on the device of `translator`. Of a zoo with several sites, a row's accuracies are those of all
+    members with one block at a time, site after site, its costs those of all blocks together; further rows are of the
+    networks with all blocks translated, and of the translated block at each site.
 
     With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
     `others` are further stacks of target blocks, a row each. Members without a target, as imported ones may be, are
     evaluated where the split has no others, without the trained target's row; a zoo without training members has
     none of what is made of their targets. Raises ZooError where the split has no members at all.
     """
+    if isinstance(zoo, SitesZoo):
+        return _at_all_sites(translator, zoo, dataset, members, images, fit_steps)
     device = next(translator.parameters()).device
     held_out, train = _members(zoo, members).to(device), zoo.where("train").to(device)
     blocks = {"source": held_out.part("source")}
@@ -188,18 +186,94 @@ def evaluate(
     pictures = dataset.images(images).to(device)
     labels = pictures.labels.cpu()
     predicted = Transplants(held_out, pictures, device, keep=0).predictions(blocks)
-    return Evaluation(
-        _rows(predicted, labels, zoo.architecture, seconds),
-        members, images, len(held_out), len(pictures), zoo=zoo.fingerprint, dataset=dataset.name,
-        confusion=_confusion(labels, predicted["translated"], dataset.classes),
-    )  # fmt: skip
+    rows = _rows(predicted, labels, zoo.architecture, seconds)
+    confusion = _confusion(labels, predicted["translated"], dataset.classes)
+    counts = len(held_out), len(pictures)
+    return Evaluation(rows, members, images, *counts, zoo=zoo.fingerprint, dataset=dataset.name, confusion=confusion)
 
 
-def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
+def _at_all_sites(
+    translator: Translator, zoo: SitesZoo, dataset: Dataset, members: Split, images: Split, fit_steps: int
+) -> Evaluation:
+    """`evaluate` at each site, made into one table."""
+    views = zoo.views()
+    device = next(translator.parameters()).device
+    here = [translator.for_architecture(view.architecture).to(device) for view in views]
+    found = [evaluate(one, view, dataset, members, images, fit_steps) for one, view in zip(here, views, strict=True)]
+    rows = [_together(name, [one.row(name) for one in found]) for name in (row.name for row in found[0].rows)]
+    held_out, pictures = _members(zoo, members), dataset.images(images)
+    labels = pictures.labels.cpu()
+    source = Transplants(held_out.views()[0], pictures, keep=0)
+    original = source.predictions({"source": source.zoo.part("source")})["source"]
+    started = time.perf_counter()
+    networks = list(walked(translator, held_out))
+    seconds = (time.perf_counter() - started) / len(held_out)
+    sites = zoo.architecture.sites
+    predicted = torch.cat([predictions(zoo.architecture, some, pictures, sites, BATCH).cpu() for some in networks])
+    translated = next(row for row in rows if row.name == "translated")
+    accuracies = (predicted == labels).float().mean(1)
+    whole = replace(
+        translated,
+        name="translated, all blocks",
+        mean=float(accuracies.mean()),
+        min=float(accuracies.min()),
+        max=float(accuracies.max()),
+        accuracies=tuple(accuracies.tolist()),
+        agreement=float((predicted == original).float().mean()),
+        seconds=seconds,
+    )
+    at_sites = [
+        replace(one.row("translated"), name=f"translated, {site}") for site, one in zip(sites, found, strict=True)
+    ]
+    return replace(found[0], rows=(*rows, whole, *at_sites), confusion=_confusion(labels, predicted, dataset.classes))
+
+
+def walked(translator: Translator, zoo: SitesZoo) -> Iterator[State]:
+    """Yield stacks of the networks of `zoo`, under their own names, with all blocks translated; `MEMBERS` at once."""
+    device, architecture = next(translator.parameters()).device, zoo.architecture
+    networks = stacked.part(zoo.parameters, "network")
+    for start in range(0, len(zoo), MEMBERS):
+        some = {name: value[start : start + MEMBERS].to(device) for name, value in networks.items()}
+        for _, _, small in walk(translator, architecture, some, architecture.sites):
+            some = small
+        yield some
+
+
+def network_accuracies(translator: Translator, zoo: SitesZoo, images: LabelledImages) -> Tensor:
+    """Return the accuracy of each network of `zoo` with all blocks translated, float [R]."""
+    sites, labels = zoo.architecture.sites, images.labels.cpu()
+    predicted = [predictions(zoo.architecture, some, images, sites, BATCH) for some in walked(translator, zoo)]
+    return (torch.cat(predicted).cpu() == labels).float().mean(1)
+
+
+def _together(name: str, rows: list[Row]) -> Row:
+    """One row of the rows called `name` at several sites."""
+    accuracies = [accuracy for row in rows for accuracy in row.accuracies]
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    return Row(
+        name=name,
+        mean=sum(accuracies) / len(accuracies),
+        min=min(accuracies),
+        max=max(accuracies),
+        accuracies=tuple(accuracies),
+        agreement=sum(row.agreement for row in rows) / len(rows),
+        parameters=sum(row.parameters for row in rows),
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        seconds=sum(seconds) if seconds else None,
+    )
+
+
+def free_accuracies(zoo: AnyZoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
     """Return mean accuracies of blocks that cost nothing, by name: the zero block and those made without learning.
 
-    Measured on the members and the images of `split`.
+    Measured on the members and the images of `split`; of several sites, of those blocks that are known at all.
     """
+    found = [_free_accuracies(view, dataset, split) for view in zoo.views()]
+    names = [name for name in found[0] if all(name in one for one in found)]
+    return {name: sum(one[name] for one in found) / len(found) for name in names}
+
+
+def _free_accuracies(zoo: Zoo, dataset: Dataset, split: Split) -> dict[str, float]:
     members = zoo.where(split)
     source, architecture = members.part("source"), zoo.architecture
     blocks = (
@@ -213,8 +287,8 @@ def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> d
     return {name: float((classes == labels).float().mean()) for name, classes in predicted.items()}
 
 
-def _members(zoo: Zoo, split: Split) -> Zoo:
-    """Those of `split` that have a target; all of them where none has one."""
+def _members(zoo: Rows, split: Split) -> Rows:
+    """Return the members of `split` that have a target, all of them if none has one."""
     found = zoo.where(split)
     if not len(found):
         found = zoo.where(split, with_target=False)
@@ -230,7 +304,7 @@ def _members(zoo: Zoo, split: Split) -> Zoo:
 def _makers(
     translator: nn.Module, held_out: Zoo, train: Zoo, dataset: Dataset, fit_steps: int
 ) -> dict[str, Callable[[], State]]:
-    """What makes target blocks for the members of `held_out`, by name, in the order of the table."""
+    """Return functions that make target blocks for the members of `held_out`, by name, in the order of the table."""
     architecture, count, source = held_out.architecture, len(held_out), held_out.part("source")
     makers: dict[str, Callable[[], State]] = {
         "translated": lambda: translate(translator, held_out),
@@ -289,7 +363,7 @@ def _rows(
 
 
 def readable(zoo: Zoo) -> State:
-    """All that a translator may read of every member: the source block's names, `stem.…` and `head.…`."""
+    """Return what a translator may read of every member: the source block's names, `stem.…` and `head.…`."""
     return zoo.part("source") | stacked.surroundings(zoo.parameters)
 
 
@@ -308,7 +382,7 @@ def translate(translator: nn.Module, zoo: Zoo) -> State:
 
 
 def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
-    """How often each class was predicted for each label, over all members."""
+    """Return how often each class was predicted for each label, over all members."""
     counts = torch.bincount((labels * classes + predicted).flatten(), minlength=classes**2)
     return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
 

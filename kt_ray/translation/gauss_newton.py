@@ -42,7 +42,7 @@ class GaussNewton(nn.Module):
 
     def forward(self, units: Units, surroundings: Surroundings, step: int) -> Units:
         """`units` after one step; a member whose step is not finite stays as it is."""
-        assert isinstance(surroundings, PaperSurroundings)  # `check_seen` has refused all others
+        assert isinstance(surroundings, PaperSurroundings)  # `check_supported` has refused all others
         block = write(units, self.layout)
         jacobian = LogitJacobian(block, surroundings)
         slope, factor = self._objective(jacobian.logits, surroundings, step)

@@ -99,12 +99,12 @@ class TranslationLoss:
 
     @property
     def needs_images(self) -> bool:
-        """Whether a term looks at activations or logits."""
+        """True if a term reads activations or logits."""
         return bool(self.terms) or any(getattr(self.config, name) for name in OUTPUT_TERMS + LOGIT_TERMS)
 
     @property
     def needs_targets(self) -> bool:
-        """Whether every term looks at the trained target."""
+        """True if every term reads the trained target."""
         return not self.needs_images
 
     def weights(self, progress: float) -> dict[str, float]:
@@ -118,9 +118,14 @@ class TranslationLoss:
         return {name: weight for name, weight in weights.items() if weight}
 
     def __call__(
-        self, translated: State, members: State, target: State, images: Tensor | None = None,
-        labels: Tensor | None = None, progress: float = 0.0,
-    ) -> Tensor:  # fmt: skip
+        self,
+        translated: State,
+        members: State,
+        target: State,
+        images: Tensor | None = None,
+        labels: Tensor | None = None,
+        progress: float = 0.0,
+    ) -> Tensor:
         """Scalar loss of `translated` blocks for `members` (`stem.…`, `source.…`, `head.…`).
 
         `target` is what the weights are compared with; members whose target is NaN do not count there. `images` are

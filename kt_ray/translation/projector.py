@@ -16,6 +16,7 @@ from kt_ray.config import TranslatorConfig
 from kt_ray.networks import READ_STRIDE, Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import kl
+from kt_ray.translation.input_writer import InputWriter
 from kt_ray.translation.probe_images import mixture, strokes, to_images, to_parameters
 from kt_ray.translation.projected import Fits, absorb_biases, normal_equations, project
 from kt_ray.translation.units import Layout, Units, layouts, pad, target_layout, write
@@ -25,21 +26,28 @@ SAMPLES = 500  # of what hidden units read, on which kernels learn to do without
 
 
 class Projector(nn.Module):
-    """Source blocks to projected blocks. The probes are parameters if they are learned, else a buffer."""
+    """Source blocks to projected blocks. The probes are parameters if they are learned, else a buffer.
+
+    With `images: written` there are no probes: a network writes the block's inputs from the stem's parameters.
+    """
 
     probes: Tensor
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
         self.options, self.architecture = config.projection, architecture
-        blank = torch.zeros(config.projection.probes, *architecture.image_shape)
-        if config.projection.learned:
+        written = self.options.images == "written"
+        self.writer = InputWriter(self.options.probes, architecture) if written else None
+        blank = torch.zeros(0 if written else self.options.probes, *architecture.image_shape)
+        if self.options.learned and not written:
             self.probes = nn.Parameter(blank)
         else:
             self.register_buffer("probes", blank)
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
         """Draw strokes, or with `images: mixture` what is like `images`, uint8 [N, C, H, W]."""
+        if self.writer is not None:
+            return
         if self.options.images == "strokes":
             drawn = strokes(len(self.probes), self.architecture.image_shape, generator)
         else:
@@ -47,24 +55,27 @@ class Projector(nn.Module):
         self.probes.data = to_parameters(drawn).to(self.probes)
 
     def surroundings(self, members: State) -> Surroundings:
-        """What `members` (the source block with `stem.` and `head.`) make of the probes."""
+        """Run `members` (the source block's names, `stem.…` and `head.…`) on the probes, or on written inputs."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
-            activations = stem_activations(members, to_images(self.probes), self.architecture)
+            if self.writer is None:
+                activations = stem_activations(members, to_images(self.probes), self.architecture)
+            else:
+                activations = self.writer(members)
             return surround(members, activations, self.architecture)
 
     def forward(self, members: State, surroundings: Surroundings, count: int = 1) -> list[Projected]:
-        """The best `count` blocks for each of `members`, best first."""
+        """Return the best `count` blocks for each of `members`, best first."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
             return projections(members, surroundings, self.architecture, count)
 
 
 @dataclass(frozen=True)
 class Projected:
-    """Projected blocks, and what the probes tell of them.
+    """Projected blocks and their statistics on the probes.
 
-    `units` are the blocks; `chosen` int64 [B, K] are the source units they are made of, None if they are made of none
-    in particular; `activity` [B, H, 2] holds mean and root mean square of each candidate unit's activation, `errors`
-    [B, C, 2] the same of what each channel still lacks of the source's response.
+    `chosen`, int64 [B, K], are the source units that a block keeps, None if its units are none of the source's.
+    `activity` [B, H, 2] are mean and root mean square of the activation of each candidate unit, `errors` [B, C, 2]
+    those of the residual of each channel.
     """
 
     units: Units
@@ -74,7 +85,7 @@ class Projected:
 
 
 def projected_block(members: State, architecture: Architecture, images: Tensor) -> State:
-    """The projected target block of each member (source block, `stem.…` and `head.…`), on images [N, C, H, W]."""
+    """Return the projected target block of each member (source block, `stem.…`, `head.…`) on images [N, C, H, W]."""
     surroundings = surround(members, stem_activations(members, images, architecture), architecture)
     units = projections(members, surroundings, architecture)[0].units
     return write(units, target_layout(architecture)) | architecture.layouts()[1].copied_of(members)
@@ -83,10 +94,9 @@ def projected_block(members: State, architecture: Architecture, images: Tensor) 
 def projections(
     members: State, surroundings: Surroundings, architecture: Architecture, count: int = 1
 ) -> list[Projected]:
-    """The `count` best projected blocks of each member, or as many as there are choices, best first.
+    """Return the `count` best projected blocks of each member, best first; fewer if there are fewer choices of units.
 
-    Of the choices of units, those of the least squared error are compared by the divergence of the network's
-    predictions from the source's.
+    The choices with the least squared errors are ranked by the KL divergence from the source's predictions.
     """
     source, layout = layouts(architecture)
     keep = layout.hidden
@@ -107,7 +117,7 @@ def projections(
 
 
 def _moments(values: Tensor) -> Tensor:
-    """Mean and root mean square over samples of values [B, n, S], side by side: [B, n, 2]."""
+    """Return mean and root mean square over the samples of values [B, n, S]: [B, n, 2]."""
     return torch.stack([values.mean(-1), values.square().mean(-1).add(1e-12).sqrt()], dim=-1)
 
 
@@ -117,11 +127,11 @@ def _response(fits: Fits, number: int, features: Tensor, hidden: int) -> Tensor:
 
 
 def _candidates(members: State, surroundings: Surroundings, source: Layout, layout: Layout) -> Units:
-    """Hidden units that a target block may have, nothing going out of them yet.
+    """Return the hidden units that a target block may keep, with zeros as outgoing weights.
 
-    Convolutions: the source's, their biases absorbed if the target has none. Layers over channels alone: for each of
-    the source's units what comes nearest to it from its position, and one unit a channel that passes it on. Attention,
-    whose units are channels: queries, keys and values are the identity.
+    For convolutions they are the source's; their biases are absorbed if the target has none. For layers over channels
+    they are least-squares fits of the source's units at one position, and one unit a channel that passes it on. For
+    attention, whose units are channels, queries, keys and values are the identity.
     """
     incoming, biases = source.incoming[0].folded(members)
     incoming = incoming.flatten(2)
@@ -144,9 +154,9 @@ def _candidates(members: State, surroundings: Surroundings, source: Layout, layo
 
 
 def _pointwise(kernels: Tensor, biases: Tensor, surroundings: Surroundings, keep: int) -> tuple[Tensor, Tensor]:
-    """Weights [B, H', C] and biases [B, H', 1] of candidates that read one position, `keep` of them or more.
+    """Return weights [B, H', C] and biases [B, H', 1] of at least `keep` candidates that read one position.
 
-    A source unit's pre-activation is fitted by the channels at its position, over the samples at which it is active.
+    The channels at a position are fitted to the pre-activation of a source unit, over the samples where it is active.
     """
     patches = surroundings.patches.reshape(*surroundings.patches.shape[:2], *surroundings.activations.shape[2:])
     patches = patches[:, :, ::READ_STRIDE, ::READ_STRIDE].flatten(2)
@@ -167,7 +177,7 @@ def _pointwise(kernels: Tensor, biases: Tensor, surroundings: Surroundings, keep
 
 @torch.no_grad()
 def _divergences(fits: Fits, features: Tensor, hidden: int, surroundings: Surroundings, rectified: bool) -> Tensor:
-    """Of the predictions with each of n fits from the source's, [B, n]."""
+    """Return the KL divergence of the predictions with each of n fits from the source's, [B, n]."""
     found = []
     for weights in _last_layers(fits, hidden).unbind(1):
         block = torch.baddbmm(surroundings.skipped, weights, features)
@@ -177,7 +187,7 @@ def _divergences(fits: Fits, features: Tensor, hidden: int, surroundings: Surrou
 
 
 def _last_layers(fits: Fits, hidden: int) -> Tensor:
-    """Weights [B, n, O, F] over the features of all hidden units, zeros for units that a fit leaves out."""
+    """Return weights [B, n, O, F] over the features of all hidden units, zero for units that a fit leaves out."""
     batch, count, outputs, _, values = fits.weights.shape
     whole = fits.weights.new_zeros(batch, count, outputs, hidden, values)
     index = fits.units[:, :, None, :, None].expand_as(fits.weights)
@@ -188,7 +198,7 @@ def _last_layers(fits: Fits, hidden: int) -> Tensor:
 
 
 def _block(fits: Fits, number: int, candidates: Units, layout: Layout, activity: Tensor, errors: Tensor) -> Projected:
-    """The block of the fit `number` of each member."""
+    """Return the block of the fit `number` of each member."""
     units = fits.units[:, number]
     kept = candidates.take(units)
     outgoing = pad(fits.weights[:, number].transpose(1, 2), layout.channels, 2)  # [B, K, C, V]

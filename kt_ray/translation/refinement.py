@@ -29,16 +29,15 @@ SCREENING = 8  # of several starts, the best after one in so many of the steps g
 
 
 class Refiner(nn.Module):
-    """Steps on target units, each from the gradient of their error on the probes.
+    """Optimise target units by `steps` steps on probes.
 
-    A step is Adam's; its rates are learned for each kind of weight, and with `trained` it is changed by what a
-    `Change` has learned. The error is that of the input of the head's ReLU plus that of the logits, each over its
-    variance, on one set of the probes after the other; in the last steps (`predictions`) the divergence of tempered
-    predictions joins it. Of several starts, each member goes on with the one whose tempered predictions diverge least
-    on all probes after an eighth of the steps.
+    A step is Adam's, with a rate for each kind of weight; with `trained`, rates and a `Change` of the direction are
+    learned. The error is the square error of the input of the head's ReLU plus that of the logits, each over its
+    variance, on one set of probes a step; the last steps (`predictions`) add the KL divergence of tempered predictions.
+    Of several starts, the one with the least divergence on all probes after an eighth of the steps goes on.
 
-    Probes and rates are parameters where they are learned (`trained`), else buffers. The probes are blank until they
-    are drawn or loaded; there are none with `images: projection`.
+    Probes and rates are parameters if they are learned (`trained`), else buffers. Probes are blank until they are drawn
+    or loaded; there are none with `images: projection`.
     """
 
     probes: Tensor
@@ -72,7 +71,7 @@ class Refiner(nn.Module):
             self.gauss_newton.requires_grad_(options.trained)
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
-        """Strokes, or with `images: mixture` what `generator` draws like `images`, uint8 [N, C, H, W]."""
+        """Draw strokes, or with `images: mixture` images like `images`, uint8 [N, C, H, W]."""
         if self.shared:
             return
         if self.images == "strokes":
@@ -84,22 +83,25 @@ class Refiner(nn.Module):
     def forward(
         self, starts: Sequence[Units], source: Units, members: State, shared: Surroundings | None = None
     ) -> Units:
-        """The best of `starts` refined; `source` as the family read it; `members` is the source block with `stem.` and
-        `head.`; `shared` is what they make of the base's probes."""
+        """Return the best of `starts`, refined.
+
+        `source` is what the family read. `members` map the source block's names, `stem.…` and `head.…` to stacks;
+        `shared` are their surroundings on the probes of the projected base.
+        """
         sets = [shared] if self.shared and shared is not None else self._surroundings(members)
         first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
         units = self._best([self._steps(units, source, sets, range(first)) for units in starts], sets)
         return self._steps(units, source, sets, range(first, self.steps))
 
     def _surroundings(self, members: State) -> list[Surroundings]:
-        """What `members` make of each set of the probes that a step looks at."""
+        """Run `members` on each set of probes that a step reads."""
         return [
             surround(members, stem_activations(members, part, self.architecture), self.architecture)
             for part in to_images(self.probes).chunk(self.sets)[: self.steps]
         ]
 
     def _best(self, candidates: Sequence[Units], sets: Sequence[Surroundings]) -> Units:
-        """For each member the candidate with the least divergence; what is not finite comes last."""
+        """Return the candidate with the least divergence for each member; what is not finite comes last."""
         if len(candidates) == 1:
             return candidates[0]
         with torch.no_grad():
@@ -113,7 +115,7 @@ class Refiner(nn.Module):
         return Units(edges, unit, channel)
 
     def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings], steps: range) -> Units:
-        """`units` after `steps`, with an optimiser of their own."""
+        """Return `units` after `steps` of a fresh optimiser."""
         adam, count = Adam(), self.steps
         if self.gauss_newton is not None:
             for step in steps:
@@ -139,7 +141,7 @@ class Refiner(nn.Module):
         return units
 
     def _newton(self, units: Units, surroundings: Surroundings, predictions: bool) -> Units:
-        """`units` after one second-order step on the error that `_gradient` descends."""
+        """Return `units` after one second-order step on the error of which `_gradient` is the gradient."""
         parts = [units.edges, units.unit, units.channel]
         used = [number for number, part in enumerate(parts) if part.numel()]
 
@@ -164,7 +166,7 @@ class Refiner(nn.Module):
         return Units(*parts)
 
     def _divergence(self, units: Units, sets: Sequence[Surroundings]) -> Tensor:
-        """Of the tempered predictions of `units` on all probes from the source's, [B]."""
+        """Return the KL divergence of tempered predictions on all probes from the source's, [B]."""
         block = write(units, self.layout)
         found = []
         for surroundings in sets:
@@ -173,8 +175,7 @@ class Refiner(nn.Module):
         return torch.stack(found).mean(0)
 
     def _gradient(self, units: Units, surroundings: Surroundings, predictions: bool) -> tuple[list[Tensor], Tensor]:
-        """The gradient on the probes for each part of the units, with `predictions` that of theirs too; logs of both
-        errors and of the gradient's size, [B, 3]."""
+        """Return the gradient of `_error` by each part of the units; logs of both errors and of its size, [B, 3]."""
         parts = [units.edges, units.unit, units.channel]
         with torch.enable_grad():
             if not self.training:
@@ -196,7 +197,7 @@ class Refiner(nn.Module):
 
 
 def _error(surroundings: Surroundings, features: Tensor, logits: Tensor, predictions: bool) -> Tensor:
-    """Of head inputs and logits, each over its variance, with `predictions` that of tempered predictions too: [B]."""
+    """Return the errors of head inputs and logits over their variances, plus KL with `predictions`: [B]."""
     head = relative_error(features, surroundings.wanted_features, surroundings.feature_variance)
     last = relative_error(logits, surroundings.wanted_logits, surroundings.logit_variance)
     if predictions:
@@ -207,7 +208,7 @@ def _error(surroundings: Surroundings, features: Tensor, logits: Tensor, predict
 def _curved(
     surroundings: Surroundings, logits: Tensor, features: Tensor, moved: Tensor, predictions: bool
 ) -> list[Tensor]:
-    """The second derivatives of `_error` at `logits` times a direction of head inputs and of logits."""
+    """Return the second derivatives of `_error` at `logits` times a direction of head inputs and logits."""
     scales = [
         2 / (part[0].numel() * variance)[:, None, None]
         for part, variance in ((features, surroundings.feature_variance), (moved, surroundings.logit_variance))
@@ -223,9 +224,9 @@ def _curved(
 
 
 class Change(nn.Module):
-    """The learned part of a step: an axial layer over the tokens of target and source, the same one at every step.
+    """The learned part of a step: one axial layer for all steps over the tokens of target and source units.
 
-    Tokens [B, K + H, C, width] are carried from step to step. What it adds to Adam's direction is nothing at first.
+    Tokens [B, K + H, C, width] are carried from step to step. Before training it leaves Adam's direction as it is.
     """
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
@@ -239,7 +240,7 @@ class Change(nn.Module):
         self.written = EdgeOutput(width, layout, silent=True)
 
     def begin(self, units: Units, source: Units) -> Tensor:
-        """The tokens before the first step, of K target units and H source units."""
+        """Return the tokens of K target and H source units before the first step."""
         known = self.source(source.tokens())
         count = units.edges.shape[1]
         tokens = self.rank(rank_code(count, known))[:, None].expand(len(known), count, known.shape[2], -1)
@@ -248,7 +249,7 @@ class Change(nn.Module):
     def forward(
         self, units: Units, direction: Units, errors: Tensor, time: Tensor, tokens: Tensor
     ) -> tuple[Units, Tensor]:
-        """`direction` changed, and the tokens after it; `errors` [B, 3] as the refiner measures, `time` [RANK_CODE]."""
+        """Return `direction` changed, and the next tokens, for `errors` [B, 3] and `time` [RANK_CODE]."""
         count = units.edges.shape[1]
         facts = torch.cat([errors, time.expand(len(errors), -1)], dim=1)
         facts = facts[:, None, None].expand(len(errors), count, tokens.shape[2], -1)
@@ -264,7 +265,7 @@ class Change(nn.Module):
 
 
 class Adam:
-    """Adam's direction (arXiv 1412.6980), step after step, that gradients pass through but for the second moment."""
+    """Adam's direction (arXiv 1412.6980), through which gradients pass, except through its second moment."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -272,7 +273,6 @@ class Adam:
         self.second: list[Tensor] = []
 
     def __call__(self, gradient: list[Tensor]) -> list[Tensor]:
-        """The direction for this step's `gradient`."""
         self.steps += 1
         first = self.first or [torch.zeros_like(value) for value in gradient]
         second = self.second or [torch.zeros_like(value) for value in gradient]

@@ -35,11 +35,9 @@ class TranslationReport(Displayed):
     accuracy_after: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
         return asdict(self)
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return `rows()`."""
         return self.rows()
 
     def rows(self) -> list[dict[str, Any]]:

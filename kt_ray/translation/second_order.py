@@ -64,7 +64,7 @@ def newton_step(values: Sequence[Tensor], curvature: Curvature, products: int) -
 def _conjugate_gradients(
     matrix: Callable[[Sequence[Tensor]], Sequence[Tensor]], wanted: list[Tensor], products: int
 ) -> list[Tensor]:
-    """What `matrix`, damped, maps to about `wanted`, for each member of the stacks, after so many products."""
+    """Solve `matrix` x = `wanted`, damped, for each member by conjugate gradients with so many products."""
     found = [torch.zeros_like(part) for part in wanted]
     left, direction, power = wanted, wanted, _dot(wanted, wanted)
     damping: Tensor | None = None

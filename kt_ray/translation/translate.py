@@ -28,7 +28,6 @@ class Translation(TranslationReport):
     pair: str
 
     def display_title(self) -> str:
-        """Return pair and time."""
         return f"{self.pair}, translated in {1000 * self.seconds:.0f} ms"
 
 

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
-from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, State, stacked
+from kt_ray.errors import CheckpointError, ConfigError
+from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
 from kt_ray.registry import register
-from kt_ray.translation import units as tokens
 from kt_ray.translation.bases import BASES
+from kt_ray.translation.importance import first, importance_order
 from kt_ray.translation.projector import Projected, Projector
 from kt_ray.translation.refinement import Refiner
-from kt_ray.translation.units import Units
+from kt_ray.translation.support import check_supported
+from kt_ray.translation.units import Units, balanced, features, read, take, target_layout, write
 
 SMALL = 0.03  # scale of a residual output before training
 
@@ -32,8 +33,8 @@ class Translator(nn.Module):
         self.body = body
         self.config = config
         self.architecture = architecture
-        self.layout = tokens.target_layout(architecture)
-        self.target_hidden = tokens.target_hidden(architecture)
+        self.layout = target_layout(architecture)
+        self.target_hidden = self.layout.hidden
         if config.output == "residual":
             self.scale = nn.Parameter(torch.full((self.layout.kernels + 2,), SMALL))
         self.refiner = Refiner(config, architecture) if config.refinement.steps else None
@@ -41,12 +42,12 @@ class Translator(nn.Module):
 
     @property
     def needs_network(self) -> bool:
-        """Whether the stem and head around a block are needed to translate it."""
+        """True if translating a block needs the stem and head around it."""
         return self.config.context == "network" or self.runs_network
 
     @property
     def runs_network(self) -> bool:
-        """Whether translating a block runs the network on probes."""
+        """True if translating a block runs the network on probes."""
         return self.refiner is not None or self.projector is not None
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
@@ -59,10 +60,10 @@ class Translator(nn.Module):
                 part.draw_probes(images, generator)
 
     def for_architecture(self, architecture: Architecture) -> Translator:
-        """A translator of the same weights for blocks of `architecture`; this one where it is for them already.
+        """Return a translator for blocks of `architecture` that has these very parameters; this one if it is for them.
 
-        Raises CheckpointError where the pair is another, or where a parameter's shape depends on what differs: widths
-        in most families, the image shape with refinement.
+        Training either trains both. Raises CheckpointError if the pair is another, or a parameter's shape
+        depends on what differs: widths in most families, the image shape with refinement.
         """
         ours = self.architecture
         if architecture == ours:
@@ -71,7 +72,7 @@ class Translator(nn.Module):
             raise CheckpointError(f"the translator is for {ours.pair}, not for {architecture.pair}; choose another")
         with torch.random.fork_rng(devices=[]):
             translator = build_translator(self.config, architecture)
-        weights = self.state_dict()
+        weights = self.state_dict(keep_vars=True)
         for name, value in translator.state_dict().items():
             if value.shape != weights[name].shape:
                 raise CheckpointError(
@@ -79,25 +80,25 @@ class Translator(nn.Module):
                     f"{architecture.network} on images {architecture.image_shape}: its {name} depends on them; train "
                     "one for these (the families axial_transformer and graph serve any width)"
                 )
-        translator.load_state_dict(weights)
+        translator.load_state_dict(weights, assign=True)
         return translator.train(self.training)
 
     def read(self, members: State) -> State:
-        """What `forward` reads of a stack of members (`stem.…`, `source.…`, `head.…`, as in `Zoo.parameters`)."""
+        """Return the part of a stack of members (`Zoo.parameters`) that `forward` reads."""
         source = stacked.part(members, "source")
         if not self.needs_network:
             return source
         return source | stacked.surroundings(members)
 
     def forward(self, source: State) -> State:
-        """A stack of source blocks [B, …], BN buffers included, to the stack of target blocks [B, …].
+        """Translate a stack of source blocks [B, …], BN buffers included, to target blocks [B, …].
 
         A translator that `needs_network` wants `stem.…` and `head.…` in `source` too; others ignore them.
         """
         if self.needs_network and not any(name.startswith("stem.") for name in source):
             raise ValueError("this translator reads stem and head too: give stem.… and head.… beside the block")
-        plain = tokens.read(source, self.architecture, self.config.batch_norm)
-        unit, channel = tokens.features(source, self.config, self.architecture)
+        plain = read(source, self.architecture, self.config.batch_norm)
+        unit, channel = features(source, self.config, self.architecture)
         refined = self.refiner is not None and (self.config.refinement.trained or not self.training)
         starts = self.config.refinement.starts if refined else 1
         around, projected = None, []
@@ -106,17 +107,17 @@ class Translator(nn.Module):
             projected = self.projector(source, around, starts)
         several = self.refiner is not None and self.config.refinement.starts > 1
         if self.config.output == "residual" or self.config.canonical or several:
-            order = tokens.importance_order(source, self.architecture, self.config.batch_norm)
+            order = importance_order(source, self.architecture, self.config.batch_norm)
             if projected and projected[0].chosen is not None:
-                order = tokens.first(order, projected[0].chosen)
-            plain, unit = plain.take(order), tokens.take(unit, order)
+                order = first(order, projected[0].chosen)
+            plain, unit = plain.take(order), take(unit, order)
         if self.config.canonical:
-            plain = tokens.balanced(plain)
+            plain = balanced(plain)
         edges = plain.edges
         if projected and projected[0].chosen is not None:
             edges, unit, channel = _beside_base(edges, unit, channel, projected[0], order)
-        read = Units(edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
-        written: Units = self.body(read)
+        seen = Units(edges, torch.cat([plain.unit, unit], dim=-1), torch.cat([plain.channel, channel], dim=-1))
+        written: Units = self.body(seen)
         if self.config.output == "residual":
             base = projected[0].units if projected else self._one_shot(plain)
             written = Units(
@@ -126,16 +127,16 @@ class Translator(nn.Module):
             )
         if self.refiner is not None and refined:
             further = [start.units for start in projected[1:]] if projected else self._further_starts(plain, starts)
-            written = self.refiner([written, *further], read, source, around)
-        return tokens.write(written, self.layout) | self.architecture.layouts()[1].copied_of(source)
+            written = self.refiner([written, *further], seen, source, around)
+        return write(written, self.layout) | self.architecture.layouts()[1].copied_of(source)
 
     def _one_shot(self, plain: Units) -> Units:
         return BASES[self.config.base](plain, self.layout, self.target_hidden)
 
     def _further_starts(self, plain: Units, starts: int) -> list[Units]:
-        """One-shot blocks of other units than the most important ones: of S starts, k keeps those from k·H/S on.
+        """Return one-shot blocks of other units than the most important ones: start k of S keeps those from k·H/S on.
 
-        None if a one-shot block is of all units, whichever come first: attention, and targets with as many units.
+        There are none if a one-shot block keeps all units.
         """
         hidden = plain.edges.shape[1]
         chooses = self.layout.projects_itself and self.target_hidden < hidden
@@ -153,7 +154,7 @@ def _beside_base(
     """
     missing = edges.shape[1] - base.units.edges.shape[1]
     kept = torch.nn.functional.pad(base.units.edges, (0, 0, 0, 0, 0, 0, 0, missing))
-    activity = tokens.take(base.activity, order)
+    activity = take(base.activity, order)
     return (
         torch.cat([edges, kept], dim=3),
         torch.cat([unit, activity], dim=-1),
@@ -161,11 +162,24 @@ def _beside_base(
     )
 
 
-def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:
-    """A fresh translator for blocks of `architecture`; its values come from torch's global generator.
+def build_translator(config: TranslatorConfig, architecture: AnyArchitecture) -> Translator:
+    """Return a fresh translator for blocks of `architecture`; its values come from torch's global generator.
 
-    Raises ConfigError where `config` asks for what is not known of these blocks.
+    Of several sites, it is for the blocks at the first; `for_architecture` makes one for another. Raises ConfigError
+    if these blocks do not support what `config` asks for, or one translator cannot serve all sites.
     """
-    tokens.check_seen(config, architecture)
-    body = register.family.make(config.family, config.of_family, config, architecture)
-    return Translator(body, config, architecture)
+    views = architecture.views()
+    for view in views:
+        check_supported(config, view)
+    body = register.family.make(config.family, config.of_family, config, views[0])
+    translator = Translator(body, config, views[0])
+    for view, site in zip(views[1:], architecture.sites[1:], strict=True):
+        try:
+            translator.for_architecture(view)
+        except CheckpointError:
+            raise ConfigError(
+                f"translator.family: {config.family} cannot write the blocks at {architecture.sites[0]} and {site} "
+                "with the same parameters, as their widths differ; choose axial_transformer or graph, or name one "
+                "block in pair.site"
+            ) from None
+    return translator

@@ -1,7 +1,7 @@
 """Blocks as hidden units × channels, the view that every family of translators reads and writes.
 
-`read` turns a stack of source blocks into `Units`, with BN dropped (the paper's) or folded; `write` turns `Units`
-into the parameters of a target block. `features` are what a translator may know beside the weights.
+`read` turns a stack of source blocks into `Units`, with BN dropped (as in the paper) or folded; `write` turns `Units`
+into the parameters of a target block. `features` are further numbers that a translator may be given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
 from kt_ray.errors import ConfigError
-from kt_ray.networks import Architecture, PaperArchitecture, State
+from kt_ray.networks import Architecture, State
 from kt_ray.networks.layouts import BlockLayout, Layer
 from kt_ray.registry import on_change
 
@@ -28,8 +28,8 @@ BatchNorm = Literal["dropped", "folded"]
 class Units:
     """A stack of B blocks with H hidden units between C channels.
 
-    `edges` [B, H, C, P, K]: what joins a unit with a channel, P kernels of K values (a convolution block: incoming
-    and outgoing kernel of 9); `unit` [B, H, U] and `channel` [B, C, V]: what belongs to one of either (biases).
+    `edges` [B, H, C, P, K] are the P kernels of K values between a unit and a channel: incoming and outgoing, of 9
+    values each, in a block of two 3×3 convolutions. `unit` [B, H, U] and `channel` [B, C, V] are their biases.
     """
 
     edges: Tensor
@@ -37,7 +37,7 @@ class Units:
     channel: Tensor
 
     def tokens(self) -> Tensor:
-        """One token for each unit and channel, [B, H, C, P·K + U + V]: edges beside what belongs to either end."""
+        """Return a token for each pair of unit and channel: edges and the biases of both, [B, H, C, P·K + U + V]."""
         batch, hidden, channels = self.edges.shape[:3]
         return torch.cat(
             [
@@ -49,24 +49,23 @@ class Units:
         )
 
     def take(self, units: Tensor) -> Units:
-        """The hidden units at `units`, int64 [B, n], of each block."""
-        rows = torch.arange(units.shape[0], device=units.device)[:, None]
-        return Units(self.edges[rows, units], self.unit[rows, units], self.channel)
+        """Return the hidden units at `units`, int64 [B, n], of each block."""
+        return Units(take(self.edges, units), take(self.unit, units), self.channel)
 
 
 def take(values: Tensor, units: Tensor) -> Tensor:
-    """`values` [B, H, …] of the hidden units at `units`, int64 [B, n]: [B, n, …]."""
+    """Return the `values` [B, H, …] of the hidden units at `units`, int64 [B, n]: [B, n, …]."""
     rows = torch.arange(units.shape[0], device=units.device)  # `len` would fix the batch of an exported translator
     return values[rows[:, None], units]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a block is seen as units: layers into them, weights [H, C, …], and out of them, [C, H, …], all kernels alike.
+    """A block's layers as units × channels: weights into units [H, C, …], out of them [C, H, …], kernels of one size.
 
-    A block that reads other channels than it writes is seen with as many as are more; kernels of the others are zero.
-    `unit` and `channel` are the layers with biases, or batch norm, of units and of channels. A block of which no more
-    is known than its tensors is one unit and one channel, joined by all values: `flat` has their names and shapes.
+    If a block reads and writes different numbers of channels, C is the larger one; the missing kernels are zero.
+    A block whose layers are unknown is one unit and one channel, joined by all its values: `flat` holds names and
+    shapes of its tensors.
     """
 
     incoming: tuple[Layer, ...] = ()
@@ -79,41 +78,41 @@ class Layout:
 
     @property
     def channels(self) -> int:
-        """C: channels that units are seen between."""
+        """C, the number of channels."""
         return max(self.inputs, self.outputs)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """All layers, those that lead in first."""
+        """All layers, those into units first."""
         return self.incoming + self.outgoing
 
     @property
     def unit(self) -> tuple[Layer, ...]:
-        """Layers that give units a bias."""
+        """The layers with a bias, or batch norm, of units."""
         return tuple(layer for layer in self.incoming if layer.bias or layer.norm)
 
     @property
     def channel(self) -> tuple[Layer, ...]:
-        """Layers that give channels a bias."""
+        """The layers with a bias, or batch norm, of channels."""
         return tuple(layer for layer in self.outgoing if layer.bias or layer.norm)
 
     @property
     def kernels(self) -> int:
-        """P: kernels that join a unit with a channel."""
+        """P, the number of kernels between a unit and a channel."""
         return 1 if self.flat else len(self.layers)
 
     @property
     def values(self) -> int:
-        """K: values of one kernel."""
+        """K, the number of values of a kernel."""
         return sum(math.prod(shape) for _, shape in self.flat) if self.flat else math.prod(self.layers[0].kernel)
 
     @property
     def projects_itself(self) -> bool:
-        """Whether a unit is written by one layer and read by one, so that it can be one of the source's."""
+        """True if one layer leads into units and one out of them, so that a unit of the source can be one here."""
         return len(self.incoming) == len(self.outgoing) == 1
 
     def silenced(self, state: Mapping[str, Tensor]) -> State:
-        """A stack of blocks with nothing going out of any unit. Raises ConfigError if the layout is flat."""
+        """Return a stack of blocks with zeros in all layers out of units. Raises ConfigError if the layout is flat."""
         if self.flat:
             raise ConfigError("nothing is known of the target block but its tensors; give its pair a layout")
         silent = {layer.weight for layer in self.outgoing}
@@ -124,7 +123,7 @@ class Layout:
 
 @lru_cache(maxsize=64)
 def layouts(architecture: Architecture) -> tuple[Layout, Layout]:
-    """How source and target blocks of `architecture` are seen."""
+    """Return the layouts of source and target blocks of `architecture`."""
     described = architecture.layouts()
     with torch.device("meta"):
         blocks = architecture.source_block(), architecture.target_block()
@@ -136,7 +135,7 @@ on_change(layouts.cache_clear)
 
 
 def _seen(layout: BlockLayout, block: nn.Module) -> Layout:
-    """How a block with this layout is seen: flat if it has not one layer of hidden units and kernels of one size."""
+    """Return the layout of a block, flat unless it has a single layer of hidden units and kernels of one size."""
     state = block.state_dict()
     if len(layout.hidden) == 1 and layout.residual:
         incoming, outgoing = layout.hidden[0].incoming, layout.hidden[0].outgoing
@@ -151,17 +150,12 @@ def _seen(layout: BlockLayout, block: nn.Module) -> Layout:
 
 
 def target_layout(architecture: Architecture) -> Layout:
-    """How target blocks of `architecture` are seen."""
+    """Return the layout of target blocks of `architecture`."""
     return layouts(architecture)[1]
 
 
-def target_hidden(architecture: Architecture) -> int:
-    """Hidden units of the target block."""
-    return layouts(architecture)[1].hidden
-
-
 def to_units(block: Mapping[str, Tensor], layout: Layout, batch_norm: BatchNorm = "folded") -> Units:
-    """A stack of blocks in the view of `layout`. With batch norm dropped, biases are left out too."""
+    """Return a stack of blocks as units. With batch norm dropped, biases are left out too."""
     if layout.flat:
         values = torch.cat([block[name].flatten(1) for name, _ in layout.flat], dim=1)[:, None, None, None]
         return Units(values, *(values.new_zeros(values.shape[0], 1, 0) for _ in range(2)))
@@ -179,7 +173,7 @@ def to_units(block: Mapping[str, Tensor], layout: Layout, batch_norm: BatchNorm 
 
 
 def pad(values: Tensor, size: int, axis: int) -> Tensor:
-    """`values` with zeros after them along `axis`, `size` in all."""
+    """Return `values` padded with zeros to `size` along `axis`."""
     missing = size - values.shape[axis]
     if not missing:
         return values
@@ -188,7 +182,7 @@ def pad(values: Tensor, size: int, axis: int) -> Tensor:
 
 
 def write(units: Units, layout: Layout) -> State:
-    """The inverse of `to_units`; batch norms do nothing but add biases."""
+    """Return `units` as a stack of blocks, the inverse of `to_units`; batch norms only add biases."""
     batch, hidden = units.edges.shape[:2]
     if layout.flat:
         parts = torch.split(units.edges.flatten(1), [math.prod(shape) for _, shape in layout.flat], dim=1)
@@ -208,7 +202,7 @@ def write(units: Units, layout: Layout) -> State:
 
 
 def _with_bias(layer: Layer, bias: Tensor) -> State:
-    """The bias of a layer, or the batch norm after it that does nothing but add it."""
+    """Return the bias of a layer, or the batch norm after it that only adds this bias."""
     if layer.norm is None:
         return {str(layer.bias): bias}
     neutral = {"weight": (1 + layer.eps) ** 0.5, "running_mean": 0.0, "running_var": 1.0}
@@ -218,34 +212,17 @@ def _with_bias(layer: Layer, bias: Tensor) -> State:
 
 
 def read(source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm) -> Units:
-    """A stack of source blocks as units. Folded: with biases of both ends; dropped: the raw kernels alone."""
+    """Return a stack of source blocks as units: with biases if BN is folded, raw kernels alone if it is dropped."""
     return to_units(source, layouts(architecture)[0], batch_norm)
 
 
 def fold(state: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Tensor, Tensor]:
-    """Kernels [B, out, in, …] and biases [B, out] of a convolution of the paper's network with the BN after it folded
-    in."""
+    """Return kernels [B, out, in, …] and biases [B, out] of a convolution with the BN after it folded in."""
     return Layer(f"{convolution}.weight", norm=norm).folded(state)
 
 
-def importance(source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm) -> Tensor:
-    """How much each hidden unit contributes to the output, [B, H].
-
-    Folded: expected power of the rectified unit, whose pre-activation BN gives mean β and deviation |γ|, times its
-    squared outgoing norm. Dropped, or where no BN says what a unit sees: squared incoming times squared outgoing norm.
-    """
-    layout = layouts(architecture)[0]
-    edges = read(source, architecture, batch_norm).edges
-    ends = torch.split(edges, [len(layout.incoming), len(layout.outgoing)], dim=3)
-    incoming, outgoing = (part.square().flatten(2).sum(-1) for part in ends)
-    norm = layout.incoming[0].norm
-    if batch_norm == "dropped" or norm is None:
-        return incoming * outgoing
-    return rectified_moments(source[f"{norm}.bias"], source[f"{norm}.weight"].abs())[1] * outgoing
-
-
 def rectified_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second moment of ReLU of a Gaussian with this mean and deviation, elementwise."""
+    """Return the first and second moment of ReLU of Gaussians with these means and deviations, elementwise."""
     deviation = deviation.clamp_min(1e-6)
     ratio = mean / deviation
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
@@ -254,20 +231,8 @@ def rectified_moments(mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     return first, (mean.square() + deviation.square()) * below + mean * deviation * density
 
 
-def importance_order(source: Mapping[str, Tensor], architecture: Architecture, batch_norm: BatchNorm) -> Tensor:
-    """Indices of the hidden units, most important first, int64 [B, H]."""
-    return importance(source, architecture, batch_norm).argsort(dim=1, descending=True, stable=True)
-
-
-def first(order: Tensor, chosen: Tensor) -> Tensor:
-    """`order`, int64 [B, H], with the units `chosen` [B, K] first, as they come, and the others after them."""
-    is_chosen = (order[..., None] == chosen[:, None]).any(-1)
-    places = is_chosen.byte().argsort(dim=1, stable=True)[:, : order.shape[1] - chosen.shape[1]]
-    return torch.cat([chosen, order.gather(1, places)], dim=1)
-
-
 def balanced(units: Units) -> Units:
-    """The same function with incoming (bias included) and outgoing weights of each hidden unit of equal norm."""
+    """Rescale each hidden unit to equal norms of incoming (with bias) and outgoing weights; the function stays."""
     incoming = units.edges[:, :, :, 0].square().flatten(2).sum(-1) + units.unit.square().sum(-1)
     outgoing = units.edges[:, :, :, 1].square().flatten(2).sum(-1)
     scale = (outgoing.clamp_min(1e-12) / incoming.clamp_min(1e-12)) ** 0.25
@@ -276,7 +241,7 @@ def balanced(units: Units) -> Units:
 
 
 def feature_widths(config: TranslatorConfig, architecture: Architecture) -> tuple[int, int]:
-    """U and V of what the families are given: biases and `features`."""
+    """Return U and V of the `Units` that families read: biases and `features`."""
     folded, statistics, context = config.batch_norm == "folded", config.statistics, config.context == "network"
     source = layouts(architecture)[0]
     stem = 9 * architecture.image_shape[0] + 1
@@ -288,81 +253,23 @@ def feature_widths(config: TranslatorConfig, architecture: Architecture) -> tupl
 
 
 def edge_width(config: TranslatorConfig, architecture: Architecture) -> int:
-    """Values that join a source unit with a channel, as the families are given them: its kernels, and the base's."""
+    """Return how many values a family reads for a pair of source unit and channel: kernels, also those of the base."""
     source, target = layouts(architecture)
     return source.kernels * source.values + tells_base(config, architecture) * target.kernels * target.values
 
 
 def tells_base(config: TranslatorConfig, architecture: Architecture) -> bool:
-    """Whether the family is given the projected block: its units are chosen source units."""
+    """Return whether the family reads the projected block, whose units are chosen source units."""
     return config.projects and target_layout(architecture).values > 1
-
-
-def check_seen(config: TranslatorConfig, architecture: Architecture) -> None:
-    """Raise ConfigError where `config` asks for more than is known of the blocks of `architecture`."""
-    source, target = layouts(architecture)
-    pair, problems = architecture.pair, []
-    if source.flat or target.flat:
-        which = "source" if source.flat else "target"
-        why = f"of pair {pair} the {which} block's layout is not one layer of hidden units with kernels of one size"
-        if config.family != "mlp":
-            problems.append(f"translator.family: {why}; only the family mlp serves it, got {config.family}")
-        if config.output == "residual":
-            problems.append(f"translator.output: {why}, so no block can be made without learning; set it to direct")
-        if config.refinement.steps and config.refinement.starts > 1:
-            problems.append(f"translator.refinement.starts: {why}; set it to 1")
-    if source.flat and (config.canonical or config.statistics):
-        problems.append(f"translator: of pair {pair} no hidden units are known; set canonical and statistics to false")
-    if not source.flat and not source.projects_itself and (config.family == "mixer" or config.canonical):
-        problems.append(
-            f"translator: source units of pair {pair} join more than two layers; choose another family than mixer, and "
-            "set canonical to false"
-        )
-    if not source.flat and config.statistics and None in (source.incoming[0].norm, source.outgoing[0].norm):
-        problems.append(f"translator.statistics: source blocks of pair {pair} have no batch norm; set it to false")
-    if config.context == "network" and not isinstance(architecture, PaperArchitecture):
-        problems.append("translator.context: network is known of the paper's network alone; set it to block")
-    if config.output == "residual" and not target.flat and target.values not in (1, source.values):
-        problems.append(
-            f"translator.output: kernels of {target.values} values cannot begin as kernels of {source.values}; set it "
-            "to direct"
-        )
-    if any(name.endswith("running_var") for name, _ in target.flat):
-        problems.append(f"pair {pair}: batch norm of a target block is written only where its pair has a layout")
-    if (
-        config.refinement.steps
-        and config.refinement.method == "gauss_newton"
-        and (not isinstance(architecture, PaperArchitecture) or target.layers[0].kernel != (3, 3))
-    ):
-        problems.append(
-            "translator.refinement.method: gauss_newton serves the paper's network and blocks of two 3×3 convolutions; "
-            "choose newton"
-        )
-    if config.projects and not can_project(architecture):
-        problems.append(
-            f"translator.base: blocks of pair {pair} cannot be projected; choose pruned, merged, transported"
-        )
-    if problems:
-        raise ConfigError(problems)
-
-
-def can_project(architecture: Architecture) -> bool:
-    """Whether least squares give a target block: its units are the source's, or the network is the paper's."""
-    source, target = layouts(architecture)
-    if isinstance(architecture, PaperArchitecture):
-        return True
-    if source.flat or target.flat or not (source.projects_itself and target.projects_itself):
-        return False
-    return source.values == target.values and bool(source.layers[0].kernel) and target.hidden <= source.hidden
 
 
 def features(
     members: Mapping[str, Tensor], config: TranslatorConfig, architecture: Architecture
 ) -> tuple[Tensor, Tensor]:
-    """What else is known of hidden units [B, H, …] and channels [B, C, …], as `config` allows.
+    """Return the further features of hidden units [B, H, …] and channels [B, C, …] that `config` asks for.
 
-    Statistics: mean β and deviation |γ| that BN gives a pre-activation; for a unit also the first two moments of
-    its rectified value. Context: a channel's folded stem kernel and bias, and how strongly the head reads it.
+    With `statistics`, mean β and deviation |γ| of BN, and of units the first two moments of the rectified value. With
+    `context: network`, of channels the folded kernel and bias of the stem and the norm of the head's weights.
     """
     unit: list[Tensor] = []
     channel: list[Tensor] = []
@@ -386,6 +293,6 @@ def features(
 
 
 def _columns(biases: Mapping[Layer, Tensor], layers: tuple[Layer, ...], edges: Tensor, count: int) -> Tensor:
-    """The biases of `layers` for `count` units or channels, side by side; none of them if none are given."""
+    """Return the `biases` of `layers` for `count` units or channels side by side, [B, count, …]."""
     found = [biases[layer] for layer in layers if layer in biases]
     return torch.stack(found, dim=-1) if found else edges.new_zeros(edges.shape[0], count, 0)

@@ -6,14 +6,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
 from kt_ray._compat.mlflow import (
     ARTIFACT_COLUMNS,
     artifact_repository,
-    experiment_name_fault,
     make_database,
-    model_name_fault,
     schema_versions,
 )
 
@@ -30,22 +26,6 @@ def test_a_database_is_made_whole_and_let_go(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
     open_files = [Path(f"/proc/self/fd/{name.name}") for name in Path("/proc/self/fd").iterdir()]
     assert path not in [file.resolve() for file in open_files if file.exists()]
-
-
-@pytest.mark.parametrize("name", ["team/translator", "a:b", " ", ".."])
-def test_names_of_models_that_mlflow_refuses(name: str) -> None:
-    assert model_name_fault(name)
-
-
-@pytest.mark.parametrize("name", ["kt-translator", "O'Brien"])
-def test_names_of_models_that_mlflow_takes(name: str) -> None:
-    assert model_name_fault(name) is None
-
-
-def test_names_of_experiments() -> None:
-    assert experiment_name_fault("")
-    assert experiment_name_fault("x" * 501)
-    assert experiment_name_fault("a/b: c") is None
 
 
 def test_an_artifact_root_is_written_read_and_cleared(tmp_path: Path) -> None:

@@ -23,12 +23,14 @@ from kt_ray.studies.permission import Permission
 from kt_ray.studies.study_file import read_study
 from kt_ray.studies.workspace import Workspace
 from kt_ray.study_code import unload_code
-from tests.studies.miniature import finished, kt_ray
+from tests.studies.miniature import finished, kt_ray, said
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {
     "zoo.members": "{train: 4, selection: 1, test: 1}",
+    "zoo.actors.count": "1",
     "search.trials": "2",
+    "search.concurrency": "1",
     "search.pruner.name": "none",
     "trial.training": "{epochs: 1, steps_per_epoch: 2, batch_size: 2}",
     "zoo.recipe": "{source: {epochs: 1, steps: 4, learning_rate: 0.1}, target: {epochs: 1, steps: 2}}",
@@ -51,14 +53,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_family_and_a_loss_of_ones_own(folder: Path) -> None:
+def test_a_family_and_a_loss_of_ones_own(folder: Path, ray_session: None) -> None:
     workspace, study = folder / "workspace", folder / "own_family.yaml"
-    said = finished(
-        kt_ray(
-            "run", str(study), "--allow-code", *settings(SMALL | FEW_IMAGES | {"ray.cpus": "1"}), workspace=workspace
-        )
-    )
-    assert "trials 2 done" in said
+    values = settings(SMALL | FEW_IMAGES)
+    assert "trials 2 done" in said("run", str(study), "--allow-code", *values, workspace=workspace)
     trials = trial_rows(Workspace.existing(workspace).study_storage, "own-family")
     assert {"translator.options.width", "loss.terms.output_power.options.power"} <= trials[0].keys()
     with pytest.raises(ConfigError, match=r"family shared: options.width"):
@@ -66,7 +64,7 @@ def test_a_family_and_a_loss_of_ones_own(folder: Path) -> None:
     unload_code("own_family.py")
 
 
-def test_images_in_directories(folder: Path, dataset: Dataset) -> None:
+def test_images_in_directories(folder: Path, dataset: Dataset, ray_session: None) -> None:
     for split, images in (("train", dataset.train), ("test", dataset.test)):
         for label in range(10):
             place = folder / "images" / split / f"digit {label}"
@@ -76,8 +74,8 @@ def test_images_in_directories(folder: Path, dataset: Dataset) -> None:
     values = {"dataset.options.path": str(folder / "images"), "dataset.selection_images": "16"}
     values |= {"trial.translator.projection": "{probes: 4, images: strokes}"}
     study = str(folder / "folder_dataset.yaml")
-    said = finished(kt_ray("validate", study, *settings(SMALL | values), workspace=folder / "workspace"))
-    assert "folder_dataset.yaml: valid" in said
+    told = said("validate", study, *settings(SMALL | values), workspace=folder / "workspace")
+    assert "folder_dataset.yaml: valid" in told
 
 
 @pytest.fixture
@@ -110,16 +108,15 @@ def test_a_network_of_ones_own_from_zoo_to_translated_checkpoint(folder: Path, t
     running.communicate()
     code.rename(folder / "kept.txt")  # neither workers nor a fresh process read it
     time.sleep(1)
-    said = finished(kt_ray("resume", "resnet20-halved", workspace=workspace))
-    assert "trials 3 done" in said
+    assert "trials 3 done" in finished(kt_ray("resume", "resnet20-halved", workspace=workspace))
 
     (folder / "kept.txt").rename(code)
     network = runpy.run_path(str(code))["ResNet20"](4, 2)
     torch.save(network.state_dict(), folder / "large.pth")
     large, small = str(folder / "large.pth"), folder / "small.safetensors"
     model = ["models:/resnet20-halved/1", large, "-o", str(small), "--dataset", "mnist5k", "--code", str(code)]
-    said = finished(kt_ray("translate", *model, workspace=workspace))
-    assert all(f"layer{stage}.{block}" in said for stage in (1, 2, 3) for block in (0, 1))
+    told = finished(kt_ray("translate", *model, workspace=workspace))
+    assert all(f"layer{stage}.{block}" in told for stage in (1, 2, 3) for block in (0, 1))
     built = runpy.run_path(str(small.with_suffix(".py")))["build"]()
     built.load_state_dict(load_file(small))
     assert built.layer3[1].conv1.out_channels == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_summary_counts_lineages(url: str) -> None:
     assert first.device_hours == pytest.approx(8 / 3600)
     assert first.device == "CPU"
     assert first.driver is None
-    assert json.loads(json.dumps(first.to_dict(), default=str))["name"] == "s"
+    assert json.loads(json.dumps(asdict(first), default=str))["name"] == "s"
 
 
 def test_a_summary_names_the_driver(url: str) -> None:

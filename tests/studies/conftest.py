@@ -1,17 +1,23 @@
-"""A workspace in which a study ran to its end, made once."""
+"""A workspace in which a study ran to its end, made once for all workers of a test run."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.studies.miniature import MINIATURE, finished, kt_ray
 
 
 @pytest.fixture(scope="session")
-def finished_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_workspace(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A workspace in which the miniature ran to its end; what it printed is in `output.txt`."""
-    workspace = tmp_path_factory.mktemp("workspace")
-    (workspace / "output.txt").write_text(finished(kt_ray("run", str(MINIATURE), "--accept-weak", workspace=workspace)))
-    return workspace
+    place = tmp_path_factory.getbasetemp()
+    made = (place if worker_id == "master" else place.parent) / "finished"
+    with FileLock(f"{made}.lock"):
+        if not (made / "output.txt").exists():
+            output = finished(kt_ray("run", str(MINIATURE), "--accept-weak", workspace=made))
+            (made / "output.txt").write_text(output)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("finished") / "workspace"))

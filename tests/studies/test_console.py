@@ -7,14 +7,15 @@ import io
 from rich.console import Console
 
 from kt_ray.studies.console import StudyConsole
+from kt_ray.translation.evaluation import Evaluation, Row
 
 
 def test_the_table_of_an_evaluation_fits_a_hundred_columns() -> None:
-    row = {"mean": 0.9375, "min": 0.9, "max": 1.0, "agreement": 0.875, "parameters": 324, "multiply_adds": 127_008}
-    rows = [row | {"name": "source", "seconds": None}, row | {"name": "nearest member's target", "seconds": 0.78148}]
-    evaluation = {"member_count": 8, "members": "test", "image_count": 1000, "images": "test", "dataset": "mnist5k"}
+    seconds = {"source": None, "nearest member's target": 0.78148}
+    rows = tuple(Row(name, 0.9375, 0.9, 1.0, (), 0.875, 324, 127_008, taken) for name, taken in seconds.items())
+    evaluation = Evaluation(rows, "test", "test", 8, 1000, zoo="z", dataset="mnist5k")
     written = io.StringIO()
-    StudyConsole(Console(file=written, width=160)).evaluation(evaluation | {"rows": rows})
+    StudyConsole(Console(file=written, width=160)).result(evaluation)
     lines = [line.rstrip() for line in written.getvalue().splitlines()]
     assert lines[0] == "8 test members × 1,000 test images of mnist5k: accuracy by block"
     cells = [line.split() for line in lines if line]

@@ -261,6 +261,7 @@ def test_a_search_on_gpus_that_no_node_has_stops_before_anything_is_trained(work
     assert not list(workspace.rglob("*.safetensors"))
 
 
+@pytest.mark.slow  # a Ray session of its own; test_remote.py has what a worker asks of Ray and raises
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_the_teacher_is_trained_by_a_worker_that_has_a_gpu_of_ray(tmp_path: Path) -> None:
     """Ray counts one GPU here, so the task is placed; torch sees none, which the task says before it trains."""

@@ -13,7 +13,9 @@ import torch
 
 from kt_ray.errors import ResourceError
 from kt_ray.studies.cluster_check import ClusterCheck, NodeCheck, check_nodes
+from kt_ray.studies.doctor import examine
 from kt_ray.studies.node_probes import gpu_problems, problems, use_gpu
+from kt_ray.studies.workspace import Workspace
 from tests.devices.pretended import pretended_cuda
 
 
@@ -96,6 +98,15 @@ def test_a_tracking_server_that_refuses_is_a_problem(
     assert fault is None or fault in found[0]
 
 
+def test_doctor_asks_every_node(workspace: Path, ray_session: None) -> None:
+    checks = {check.name.split()[0]: check for check in examine(Workspace.at(workspace), "auto")}
+    assert checks["ray"].detail == "at auto: CPU 2"
+    assert checks["node"].verdict == "ok"
+    assert "CPU 2, python " in checks["node"].detail
+    assert "cluster" not in checks
+    assert not workspace.exists()
+
+
 DOCTOR = """
 import sys
 from kt_ray.config import RayConfig
@@ -111,6 +122,7 @@ with connected(RayConfig(cpus=1, gpus=1)):
 """
 
 
+@pytest.mark.slow  # a Ray session of its own: the parts are tested above
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_doctor_asks_every_node_and_tells_of_gpus_that_only_ray_sees(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DOCTOR, str(tmp_path / "workspace")]

@@ -12,7 +12,6 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
-from mlflow.entities import Run
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
@@ -20,48 +19,20 @@ from kt_ray.cli import app
 from kt_ray.errors import KTError
 from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.checkpoint import read_network, write_state
-from kt_ray.search.samplers import ORDINAL
 from kt_ray.studies.conclusion import CONCLUSION
 from kt_ray.tracking.view import newest_page
 from kt_ray.zoo.store import ZooStore
-from tests.studies.miniature import MINIATURE, finished, kt_ray
-
-TRIALS = 5
-ENDS = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-def study_of(workspace: Path) -> optuna.Study:
-    return optuna.load_study(study_name="miniature", storage=f"sqlite:///{workspace / 'optuna.db'}")
-
-
-def runs_of(workspace: Path) -> list[Run]:
-    client = mlflow.MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("kt_ray")
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], max_results=1000))
-
-
-def assert_every_trial_once(workspace: Path) -> None:
-    """Each lineage ended once in the study; each has one run in MLflow, with the same end."""
-    trials = study_of(workspace).trials
-    lineages: dict[int, list[optuna.trial.FrozenTrial]] = {}
-    for trial in trials:
-        assert trial.state is not TrialState.RUNNING
-        if trial.state is TrialState.FAIL and ORDINAL not in trial.user_attrs:
-            continue  # the driver died while it was being drawn: some of its values may be there
-        lineages.setdefault(trial.system_attrs.get("failed_trial", trial.number), []).append(trial)
-    ends = {lineage: [trial for trial in tries if trial.state in ENDS] for lineage, tries in lineages.items()}
-    assert len(ends) == TRIALS
-    assert all(len(trials) == 1 for trials in ends.values())
-    runs = runs_of(workspace)
-    parents = {run.info.run_id for run in runs if run.data.tags.get("mlflow.parentRunId") is None}
-    children = [run for run in runs if run.info.run_id not in parents]
-    assert len(children) == TRIALS
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= parents
-    statuses = sorted(run.info.status for run in children)
-    expected = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
-    assert statuses == sorted(expected[trials[0].state] for trials in ends.values())
-    assert {run.info.status for run in runs if run.info.run_id in parents} == {"FINISHED"}
+from tests.studies.miniature import (
+    ENDS,
+    MINIATURE,
+    TRIALS,
+    assert_every_trial_once,
+    finished,
+    kt_ray,
+    runs_of,
+    said,
+    study_of,
+)
 
 
 def test_the_whole_path(finished_workspace: Path) -> None:
@@ -89,8 +60,7 @@ def test_the_whole_path(finished_workspace: Path) -> None:
 
 def test_run_again_does_nothing(finished_workspace: Path) -> None:
     before = len(study_of(finished_workspace).trials), len(runs_of(finished_workspace))
-    output = finished(kt_ray("run", str(MINIATURE), workspace=finished_workspace))
-    assert "is finished: nothing to do" in output
+    assert "is finished: nothing to do" in said("run", str(MINIATURE), workspace=finished_workspace)
     assert (len(study_of(finished_workspace).trials), len(runs_of(finished_workspace))) == before
 
 
@@ -171,12 +141,10 @@ def test_a_champion_is_chosen_by_what_its_weights_reach_on_selection(finished_wo
     assert all(column in table for column in ("selection accuracy", "test accuracy"))
 
 
-def test_a_study_starts_from_another_and_from_the_champion(finished_workspace: Path) -> None:
+def test_a_study_starts_from_another_and_from_the_champion(finished_workspace: Path, ray_session: None) -> None:
     other = ["search", str(MINIATURE), "--set", "name=other", "--set", "search.trials=3"]
     other += ["--set", "space={training.learning_rate: {float: [0.00001, 0.1]}, loss.kl: {categorical: [0.5]}}"]
-    finished(
-        kt_ray(*other, "--from", "miniature", "--from", "models:/kt-translator@champion", workspace=finished_workspace)
-    )
+    said(*other, "--from", "miniature", "--from", "models:/kt-translator@champion", workspace=finished_workspace)
     trials = optuna.load_study(study_name="other", storage=f"sqlite:///{finished_workspace / 'optuna.db'}").trials
     before = [trial for trial in study_of(finished_workspace).trials if trial.state is TrialState.COMPLETE]
     found = [trial.params["training.learning_rate"] for trial in sorted(before, key=lambda trial: -trial.values[0])]
@@ -221,7 +189,8 @@ def wait_until_searching(process: subprocess.Popen[str], workspace: Path, second
     raise AssertionError("the search did not begin")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/search: a driver dies after each of its writes, and ends on signals, in seconds
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -> None:
     longer = ["--set", "trial.training.epochs=6", "--set", "search.pruner={name: none}"]
     process = kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path)

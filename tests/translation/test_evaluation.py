@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig, ZooConfig
 from kt_ray.data import Dataset
@@ -75,7 +76,7 @@ def test_table(random_zoo: Zoo, dataset: Dataset) -> None:
         assert (row.seconds is None) == (row.name in ("source", "trained target"))
     values = json.loads(json.dumps(evaluation.to_dict()))
     assert values["rows"][0]["name"] == "source"
-    assert Evaluation.from_dict(values) == evaluation
+    assert TypeAdapter(Evaluation).validate_python(values) == evaluation
     lines = evaluation.to_markdown().splitlines()
     assert lines[0] == "3 test members, 128 selection images of mnist5k"
     assert len(lines) == 4 + len(ROWS)

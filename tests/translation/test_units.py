@@ -8,9 +8,10 @@ import torch
 from kt_ray.config import NetworkConfig
 from kt_ray.networks import PAIRS, PaperArchitecture, stacked
 from kt_ray.networks.blocks import SimpleBlock
-from kt_ray.translation import units as tokens
 from kt_ray.translation.bases import one_shot_block
 from kt_ray.translation.block_runner import fold_batch_norm
+from kt_ray.translation.importance import importance_order
+from kt_ray.translation.units import read, rectified_moments, target_layout, to_units, write
 from kt_ray.zoo.members import Zoo
 
 
@@ -26,16 +27,16 @@ def test_folded_block_computes_the_same(random_zoo: Zoo) -> None:
 def test_write_inverts_to_units(pair: str) -> None:
     architecture = PaperArchitecture(pair)
     block = stacked.stack([architecture.target_block().state_dict() for _ in range(3)])
-    units = tokens.to_units(block, tokens.target_layout(PaperArchitecture(pair)))
-    written = tokens.write(units, tokens.target_layout(PaperArchitecture(pair)))
+    units = to_units(block, target_layout(PaperArchitecture(pair)))
+    written = write(units, target_layout(PaperArchitecture(pair)))
     assert written.keys() == block.keys()
     for name, value in block.items():
         assert torch.equal(written[name], value), name
 
 
 def test_read_widths(random_zoo: Zoo) -> None:
-    dropped = tokens.read(random_zoo.part("source"), random_zoo.architecture, "dropped")
-    folded = tokens.read(random_zoo.part("source"), random_zoo.architecture, "folded")
+    dropped = read(random_zoo.part("source"), random_zoo.architecture, "dropped")
+    folded = read(random_zoo.part("source"), random_zoo.architecture, "folded")
     assert dropped.tokens().shape == (13, 6, 6, 18)
     assert folded.tokens().shape == (13, 6, 6, 20)
 
@@ -43,7 +44,7 @@ def test_read_widths(random_zoo: Zoo) -> None:
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-1.0, 0.5), (2.0, 0.3), (-3.0, 1.0)])
 def test_rectified_moments_match_sampling(mean: float, deviation: float) -> None:
     samples = (mean + deviation * torch.randn(2_000_000, generator=torch.Generator().manual_seed(0))).relu()
-    first, second = tokens.rectified_moments(torch.tensor(mean), torch.tensor(deviation))
+    first, second = rectified_moments(torch.tensor(mean), torch.tensor(deviation))
     assert float(first) == pytest.approx(float(samples.mean()), abs=5e-3)
     assert float(second) == pytest.approx(float(samples.square().mean()), abs=5e-3)
 
@@ -54,7 +55,7 @@ def test_pruning_keeps_units_that_matter(random_zoo: Zoo, batch_norm: str) -> No
     source = random_zoo.part("source")
     source["conv2.weight"] = source["conv2.weight"].clone()
     source["conv2.weight"][:, :, [0, 2, 5]] = 0
-    kept = tokens.importance_order(source, random_zoo.architecture, batch_norm)[:, :3].sort().values
+    kept = importance_order(source, random_zoo.architecture, batch_norm)[:, :3].sort().values
     assert torch.equal(kept, torch.tensor([[1, 3, 4]]).expand(13, 3))
     if batch_norm == "folded":
         block = one_shot_block(source, PaperArchitecture("basic_to_biased"))
@@ -82,5 +83,5 @@ def test_mlp_units_beyond_the_sources_start_silent(random_zoo: Zoo) -> None:
 
 def test_target_hidden_follows_the_network() -> None:
     network = NetworkConfig(channels=5, target_hidden=2)
-    assert tokens.target_hidden(PaperArchitecture("basic_to_simple", network)) == 2
-    assert tokens.target_hidden(PaperArchitecture("basic_to_mlp", network)) == 10
+    assert target_layout(PaperArchitecture("basic_to_simple", network)).hidden == 2
+    assert target_layout(PaperArchitecture("basic_to_mlp", network)).hidden == 10

@@ -9,7 +9,7 @@ from kt_ray.config import AxialTransformerOptions, TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.registry import register
 from kt_ray.translation.families.layers import FeedForward, SelfAttention, linear_or_nothing
-from kt_ray.translation.units import Layout, Units, edge_width, feature_widths, target_hidden, target_layout
+from kt_ray.translation.units import Layout, Units, edge_width, feature_widths, target_layout
 
 
 @register.family("axial_transformer", options=AxialTransformerOptions)
@@ -24,7 +24,7 @@ class AxialTransformer(nn.Module):
     def __init__(self, options: AxialTransformerOptions, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
         self.ordered = config.output == "residual" or config.canonical
-        self.target_hidden = target_hidden(architecture)
+        self.target_hidden = target_layout(architecture).hidden
         features = edge_width(config, architecture) + sum(feature_widths(config, architecture))
         self.source = nn.Linear(features, options.width)
         self.target = nn.Linear(features, options.width)

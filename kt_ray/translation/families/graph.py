@@ -9,7 +9,7 @@ from kt_ray.config import GraphOptions, TranslatorConfig
 from kt_ray.networks import Architecture
 from kt_ray.registry import register
 from kt_ray.translation.families.axial_transformer import RANK_CODE, EdgeOutput, rank_code
-from kt_ray.translation.units import Units, edge_width, feature_widths, target_hidden, target_layout
+from kt_ray.translation.units import Units, edge_width, feature_widths, target_layout
 
 
 @register.family("graph", options=GraphOptions)
@@ -23,7 +23,7 @@ class Graph(nn.Module):
     def __init__(self, options: GraphOptions, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
         self.ordered = config.output == "residual" or config.canonical
-        self.target_hidden = target_hidden(architecture)
+        self.target_hidden = target_layout(architecture).hidden
         unit, channel = feature_widths(config, architecture)
         self.edge = nn.Linear(edge_width(config, architecture) + unit + channel, options.width)
         self.rank = nn.Linear(RANK_CODE, options.width)
