@@ -137,8 +137,8 @@ def translate_blocks(
         wanted = preactivation(large, site.source.layers()[-1], given.inputs[site.path])
         error = write_block(large, block, site, inputs, wanted, fitting.ridge)
         before, inputs = given.outputs[site.path], block(inputs)
-        widths = layout_widths(site.source, large) + layout_widths(site.target, block)
-        reports.append(SiteReport(site.path, *widths, error, time.perf_counter() - started))
+        (hidden,), (kept,) = layout_widths(site.source, large), layout_widths(site.target, block)
+        reports.append(SiteReport(site.path, hidden, kept, error, time.perf_counter() - started))
         if progress is not None:
             progress(reports[-1])
     if fitting.steps:
@@ -223,13 +223,11 @@ def write_block(
         units = torch.arange(width, device=inputs.device)
     fits = fit(equations, count, units[None], ridge)
     weights, biases = first.folded(large.state_dict())
-    values = {
-        first: (weights[units], biases[units]),
-        last: (fits.weights[0].unflatten(-1, last.kernel), fits.biases[0]),
-    }
-    written = {}
-    for layer, parts in zip(site.target.layers(), values.values(), strict=True):
-        written |= dict(zip((layer.weight, f"{layer.path}.bias"), parts, strict=True))
+    kernels = fits.weights[0].reshape(-1, width, *last.kernel)
+    assert fits.biases is not None  # the equations have a constant
+    into, out = site.target.layers()
+    written = {into.weight: weights[units], f"{into.path}.bias": biases[units]}
+    written |= {out.weight: kernels, f"{out.path}.bias": fits.biases[0]}
     small.load_state_dict(written, strict=False)
     spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
     return float(fits.errors[0] / spread.clamp_min(1e-30))
