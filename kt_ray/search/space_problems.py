@@ -16,7 +16,17 @@ from pydantic.fields import FieldInfo
 from kt_ray.config import Distribution, Frozen
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError
-from kt_ray.search.space import Distributions, Space, apply, as_list, contains, to_optuna, value_at, values_of
+from kt_ray.search.space import (
+    Distributions,
+    Space,
+    apply,
+    as_list,
+    contains,
+    last_value,
+    to_optuna,
+    value_at,
+    values_of,
+)
 
 PROBES = 200  # random points that `problems` tries on the base configuration
 
@@ -53,6 +63,11 @@ def _path_problems(path: str, distribution: Distribution, base: Frozen) -> list[
     """Unknown path; bounds, step or choices that the field does not admit."""
     if distribution.int_range is not None and distribution.step is not None and distribution.step % 1:
         return [f"space.{path}: `step` of an int must be whole, got {distribution.step}"]
+    if distribution.step is not None:
+        low, high = distribution.float_range or distribution.int_range or (0, 0)
+        last = last_value(low, high, distribution.step)
+        if last != high:
+            return [f"space.{path}: steps of {distribution.step:g} from {low:g} end at {last:g}, not at {high:g}"]
     field_info = _field(type(base), path)
     if field_info is None:
         return [f"space.{path}: unknown path; {_known_paths(type(base), path)}"]
