@@ -33,7 +33,8 @@ from kt_ray.config import (
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, KTError, StudyError, ZooError
 from kt_ray.networks import PaperArchitecture
-from kt_ray.networks.checkpoint import read_state, read_written, write_state
+from kt_ray.networks.checkpoint import read_state
+from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.search.samplers import build_sampler
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy

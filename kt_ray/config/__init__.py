@@ -29,21 +29,23 @@ from kt_ray.config.study import (
     StudyConfig,
     TrialResources,
 )
-from kt_ray.config.trial import (
-    LOGIT_TERMS,
-    OUTPUT_TERMS,
-    STRUCTURE_TERMS,
-    AugmentationConfig,
+from kt_ray.config.translator import (
     AxialTransformerOptions,
     GraphOptions,
-    LossConfig,
     MixerOptions,
     MLPOptions,
     NeuronTransformerOptions,
     ProjectionOptions,
     RefinementOptions,
-    TrainingConfig,
     TranslatorConfig,
+)
+from kt_ray.config.trial import (
+    LOGIT_TERMS,
+    OUTPUT_TERMS,
+    STRUCTURE_TERMS,
+    AugmentationConfig,
+    LossConfig,
+    TrainingConfig,
     TrialConfig,
 )
 from kt_ray.config.zoo import (

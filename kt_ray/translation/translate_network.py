@@ -15,7 +15,8 @@ from kt_ray._io.files import write_whole
 from kt_ray._io.text import first_line
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
+from kt_ray.networks.checkpoint import STEPS, find_network, network_state
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.narrowing import builder_text, hidden_widths, narrowed, residual_sites
 from kt_ray.translation.report import Preprocessing, TranslationReport, check_finite, check_output, measured
 from kt_ray.translation.whole_network import Fitting, SiteReport, translate_blocks

@@ -15,9 +15,10 @@ import torch
 from kt_ray._io.files import write_whole
 from kt_ray.data import Dataset
 from kt_ray.networks import SiteArchitecture
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
+from kt_ray.networks.checkpoint import STEPS, find_network, network_state
 from kt_ray.networks.contracts import replace_module
 from kt_ray.networks.cost import multiply_adds, parameter_count
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import LoadedTranslator
 from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
 
