@@ -48,10 +48,10 @@ def main(root: Path, study: str, project: str = "kt_ray", model: str = "kt-trans
     try:
         with tempfile.TemporaryDirectory() as profile, browser(Path(profile) / "profile", 1500, 950) as window:
             pages = Pages(window, f"http://127.0.0.1:{port}", experiment)
-            searched = sorted({name for run in trials for name in run.data.params})[:3]
-            pages.columns("metrics.`accuracy_mean`", "metrics.`loss`", *(f"params.`{name}`" for name in searched))
-            pages.runs(study)
-            picture(window, "mlflow-runs")
+            pages.trials(study)
+            picture(window, "mlflow-trials")
+            pages.run(parent.info.run_id, "best trial", "Registered models")
+            picture(window, "mlflow-study")
             pages.metrics(best.info.run_id, "loss", "accuracy_mean")
             picture(window, "mlflow-metrics")
             complete = [run.info.run_id for run in trials if run.info.status == "FINISHED"]

@@ -226,8 +226,10 @@ class SearchStudy:
         candidate.trial.set_user_attr(METRICS, dict(metrics))
         candidate.trial.set_user_attr(SECONDS, seconds)
         for constraint in self.config.search.constraints:
-            if str(constraint) not in self._frozen(candidate.number).constraints:
-                candidate.trial.set_constraint(str(constraint), min(constraint.excess(metrics), 1e30))
+            name, excess = str(constraint), min(constraint.excess(metrics), 1e30)
+            candidate.trial.set_user_attr(name, excess)  # optuna-dashboard 0.21 does not show Optuna 5's constraints
+            if name not in self._frozen(candidate.number).constraints:
+                candidate.trial.set_constraint(name, excess)
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         values = None if pruned else self.values(metrics)
         candidate.trial.set_user_attr(SHA256, trial_digest(self._frozen(candidate.number), state, values))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from kt_ray.config import DistillConfig
 from kt_ray.data import load_dataset
+from kt_ray.errors import TrackingError
 from kt_ray.jobs.connection import connected, ending_on_sigterm
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.search.storage import open_storage, study_names
@@ -21,6 +23,7 @@ from kt_ray.studies.study_task import Best, StudyTask
 from kt_ray.studies.translation_study import TranslationStudy
 from kt_ray.studies.workspace import Workspace, open_tracker
 from kt_ray.tracking.tracker import Tracker
+from kt_ray.tracking.view import save_view
 
 
 def study_task(config: Config, workspace: Workspace) -> StudyTask:
@@ -102,6 +105,7 @@ def _best(
     store_config(config, workspace)
     if not task.demands:
         return task.train_alone()
+    _save_view(config, tracker)
     with connected(config.ray):
         shared = task.prepare(build)
         console.say(f"search: up to {config.search.trials} trials over {len(config.space)} paths")
@@ -112,6 +116,17 @@ def _best(
             console.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
             return None
     return _of_search(task, result, tracker)
+
+
+def _save_view(config: Config, tracker: Tracker) -> None:
+    """Save the view of the study's trials in MLflow; the next command does it if MLflow cannot now."""
+    objectives = config.search.objectives
+    metrics = dict.fromkeys([*(objective.metric for objective in objectives), "loss"])
+    in_every_trial_first = sorted(config.space, key=lambda path: bool(config.space[path].when))
+    with suppress(TrackingError):
+        save_view(
+            tracker, config.name, list(metrics), in_every_trial_first, maximize=objectives[0].direction == "maximize"
+        )
 
 
 def _of_search(task: StudyTask, result: SearchResult, tracker: Tracker) -> Best:

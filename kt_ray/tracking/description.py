@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from kt_ray.tracking.tracker import Tracker
+from kt_ray.tracking.view import view_page
 
 if TYPE_CHECKING:
     from kt_ray.tracking.promotion import Candidate, ChampionResult
@@ -23,10 +24,12 @@ def describe_study(tracker: Tracker, model_name: str, candidate: Candidate, resu
     version = f"models/{quote(model_name)}/versions/{result.version}"
     params = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in sorted(trial.data.params.items()))
     page = f"experiments/{tracker.experiment_id}/runs"
+    trials = view_page(tracker.experiment_id, candidate.study)
     text = (
         f"**{_cell(candidate.study)}**: best trial [trial {candidate.trial}](#/{page}/{trial_run}), registered as "
         f"[{_cell(model_name)} version {result.version}](#/{version}){', the champion' if result.promoted else ''}.\n\n"
         f"{result.comparison}\n\n"
+        + (f"[All trials]({trials}), the best first.\n\n" if study_run != trial_run else "")
         + (f"**Weak:** {result.weakness}\n\n" if result.weakness else "")
         + f"Go on with `kt-ray resume {candidate.study}`; the report is [report.html](#/{page}/{study_run}/artifacts), "
         "figures are beside it.\n\n"

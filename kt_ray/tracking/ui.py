@@ -14,6 +14,7 @@ from collections.abc import Callable
 from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.store import ENVIRONMENT, open_store, probe, reaching
+from kt_ray.tracking.view import newest_page
 
 START_SECONDS = 240.0  # on a busy machine; seconds otherwise
 
@@ -36,20 +37,14 @@ def serve(
     server = start(uri, artifact_root, host, port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a server must not outlive the command
     try:
-        announce(f"MLflow UI of {redacted(uri)}: http://{host}:{port}{_training_runs(uri)}  (Ctrl-C ends it)")
+        with reaching(uri):
+            page = newest_page(open_store(uri, make=False))
+        announce(f"MLflow UI of {redacted(uri)}: http://{host}:{port}/{page}  (Ctrl-C ends it)")
         return server.wait()
     except KeyboardInterrupt:
         return 0
     finally:
         stop(server)
-
-
-def _training_runs(uri: str) -> str:
-    """Return the path of the page of the newest experiment's runs; nothing if there is none: MLflow's own page then."""
-    with reaching(uri):
-        found = open_store(uri, make=False).search_experiments(order_by=["last_update_time DESC"])
-    newest = next((experiment.experiment_id for experiment in found if experiment.experiment_id != "0"), None)
-    return "" if newest is None else f"/#/experiments/{newest}/runs"
 
 
 def start(uri: str, artifact_root: str | None, host: str = "127.0.0.1", port: int = 5000) -> subprocess.Popen[bytes]:

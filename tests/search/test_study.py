@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from pathlib import Path
 from typing import Any, cast
 
 import optuna
@@ -17,7 +16,6 @@ from kt_ray.config import StudyConfig
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.search.retries import lineages, select_champion
 from kt_ray.search.samplers import ORDINAL
-from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.study_identity import check_space, check_unchanged
 from tests.search.stand_in import study_config
@@ -342,23 +340,3 @@ def test_a_driver_may_die_after_any_write(search: dict[str, Any], storage: BaseS
         assert outcome(driver(config, storage)) == whole, f"died after write {writes}"
         if dying.writes > 0:
             break
-
-
-def test_plain_optuna_reads_the_study_and_its_queued_point_is_the_next_trial(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'optuna.db'}"
-    config = study_config(trials=3, constraints=["parameters <= 1e6"])
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    driver(config, open_storage(url))
-
-    plain = optuna.load_study(study_name=config.name, storage=url)
-    assert plain.metric_names == ["accuracy_mean"]
-    assert plain.best_trial.value == max(trial.value for trial in plain.trials if trial.value is not None)
-    complete = plain.get_trials(states=[TrialState.COMPLETE])
-    assert [set(trial.constraints) for trial in complete] == [{"parameters <= 1e+06"}] * len(complete)
-    point = dict(plain.best_params)
-    plain.enqueue_trial(point)
-    more = config.model_copy(update={"search": config.search.model_copy(update={"trials": 4})})
-    driver(more, open_storage(url))
-
-    assert optuna.load_study(study_name=config.name, storage=url).trials[-1].params == point
-    assert optuna.logging.get_verbosity() == optuna.logging.WARNING

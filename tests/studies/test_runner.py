@@ -23,6 +23,7 @@ from kt_ray.networks.checkpoint import read_network
 from kt_ray.networks.state_file import write_state
 from kt_ray.search.samplers import ORDINAL
 from kt_ray.studies.conclusion import CONCLUSION
+from kt_ray.tracking.view import newest_page
 from kt_ray.zoo.store import ZooStore
 from tests.studies.miniature import MINIATURE, finished, kt_ray, said
 
@@ -84,6 +85,7 @@ def test_the_whole_path(finished_workspace: Path) -> None:
     assert figures == {f"figures/{name}.png" for name in ("accuracy", "members", "confusion")}
     inputs = {entry.dataset.name for entry in study.inputs.dataset_inputs}
     assert inputs == {"mnist5k", "miniature"}
+    assert newest_page(client).endswith("viewStateShareKey=miniature")
 
 
 def test_run_again_does_nothing(finished_workspace: Path) -> None:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from kt_ray.tracking.view import view_page
 from tests.tracking.browser import Browser
 
+COLUMNS = "return [...document.querySelectorAll('[role=columnheader]')].map(e => e.innerText)"
 EXPANDER = "[data-component-id*=runnamecellrenderer]"
 # plotly draws a chart as an SVG inside this class; parallel coordinates are lines on a canvas under named axes.
 CHARTS = "return [...document.querySelectorAll('.js-plotly-plot')].filter(e => e.offsetParent).length"
@@ -19,16 +21,18 @@ class Pages:
 
     def __init__(self, browser: Browser, address: str, experiment: str) -> None:
         self.browser = browser
+        self.root = address
         self.address = f"{address}/#"
         self.experiment = f"{self.address}/experiments/{experiment}"
         self.number = experiment
         closed = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
         browser.remember(address, **closed)
 
-    def columns(self, *names: str) -> None:
-        """Show these columns in the table of runs, such as "metrics.`loss`"."""
-        key = f'MLflowLocalStorage-1.1-ExperimentPage-["{self.number}"]-ReactComponentState'
-        self.browser.remember(self.address, **{key: json.dumps({"selectedColumns": list(names)})})
+    def trials(self, study: str) -> list[str]:
+        """The saved view of the study's trials; the names of its columns."""
+        self.browser.open(f"{self.root}/{view_page(self.number, study)}")
+        self.browser.wait_for("trial ", "Duration")
+        return list(self.browser.run(COLUMNS))
 
     def runs(self, study: str) -> str:
         """The table of runs with the study's trials unfolded; its text."""
@@ -37,6 +41,11 @@ class Pages:
         assert "trial " not in text  # children are folded under their parent
         self.browser.click(EXPANDER)
         return self.browser.wait_for("trial ")
+
+    def run(self, run_id: str, *words: str) -> str:
+        """A run's first page; its text, once it has `words`."""
+        self.browser.open(f"{self.experiment}/runs/{run_id}")
+        return self.browser.wait_for(*words)
 
     def metrics(self, run_id: str, *metrics: str) -> int:
         """The charts of a run's metrics; how many are drawn."""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from kt_ray.tracking.promotion import Candidate, Measured, register_champion
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.tracking.ui import start, stop
+from kt_ray.tracking.view import save_view
 from tests.tracking.browser import MISSING, Browser, browser
 from tests.tracking.conftest import Halving
 from tests.tracking.pages import Pages
@@ -48,6 +49,7 @@ def seen(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             tracker.log(trials[-1], {"loss": 1 / epoch, "accuracy_mean": 0.2 * epoch + 0.01 * lineage}, epoch)
         tracker.finish(trials[-1], "KILLED" if lineage == 3 else "FINISHED")
     tracker.finish(study, "FINISHED")
+    save_view(tracker, "digits", ["accuracy_mean", "loss"], list(params))
     tracker.log_text(study, "<h1>Study digits</h1>", "report.html")
     translator, example = Halving(), {"conv1.weight": torch.randn(2, 4, 3)}
     save_file(translator.state_dict(), directory / "translator.safetensors")
@@ -74,6 +76,14 @@ def seen(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_trials_are_folded_under_their_study(seen: Seen) -> None:
     text = seen.pages.runs("digits")
     assert all(f"trial {lineage}" in text for lineage in range(TRIALS))
+
+
+def test_the_view_of_a_study_opens_with_objective_and_parameters(seen: Seen) -> None:
+    always = {"", "Run Name", "Created", "Duration", "Metrics", "Parameters"}
+    columns = set(seen.pages.trials("digits")) - always
+    assert columns == {"accuracy_mean", "loss", "training.learning_rate", "translator.family"}
+    order = [line for line in seen.pages.browser.text().splitlines() if line.startswith("trial ")]
+    assert order == ["trial 2", "trial 1", "trial 0", "trial 3"]  # by accuracy, the best first
 
 
 def test_a_trial_has_charts_of_its_metrics(seen: Seen) -> None:

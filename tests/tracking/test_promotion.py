@@ -215,6 +215,7 @@ def test_the_page_of_the_study_says_what_it_came_to(register: Any, tracker: Trac
         f"[trial 1](#/experiments/{tracker.experiment_id}/runs/{trial})",
         f"[{NAME} version 1](#/models/{NAME}/versions/1)",
         result.comparison,
+        f"[All trials](#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=s)",
         "**Weak:** 70.00% on selection is below the pruned block",
         "| training.learning_rate | 0.01 |",
         "| loss | a\\|b c |",

@@ -13,8 +13,7 @@ import requests
 from kt_ray.errors import TrackingError
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.store import StoreAway, probe
-from kt_ray.tracking.tracker import Tracker
-from kt_ray.tracking.ui import _training_runs, serve
+from kt_ray.tracking.ui import serve
 from tests.tracking.servers import free_port
 
 
@@ -41,12 +40,6 @@ def test_the_ui_of_a_workspace_ends_with_the_command(workspace: Workspace) -> No
         assert command.wait(300) == 0
     with pytest.raises(StoreAway, match="connection failed"):
         probe(f"http://127.0.0.1:{port}")
-
-
-def test_the_page_that_is_printed_is_that_of_the_training_runs(workspace: Workspace) -> None:
-    assert _training_runs(workspace.tracking_uri) == ""
-    experiment = Tracker(workspace.tracking_uri, "kt_ray", None).experiment_id
-    assert _training_runs(workspace.tracking_uri) == f"/#/experiments/{experiment}/runs"
 
 
 def test_a_port_in_use_is_named(workspace: Workspace) -> None:
