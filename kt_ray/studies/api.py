@@ -335,7 +335,7 @@ class TranslatedNetwork(Displayed):
         return self.report.display_title()
 
     def display_rows(self) -> list[dict[str, Any]]:
-        return self.report.rows()
+        return self.report.display_rows()
 
 
 def translate(

@@ -27,7 +27,6 @@ class NetworkTranslation(TranslationReport):
     """The result of translating all blocks; `agreement` is the share of the probes on which both networks predict
     the same."""
 
-    builder: str
     sites: list[SiteReport]
     agreement: float
     peak_mib: float
@@ -36,9 +35,8 @@ class NetworkTranslation(TranslationReport):
         """Return number of blocks and time."""
         return f"{len(self.sites)} blocks, translated in {self.seconds:.1f} s"
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each quantity of the whole network, before and after."""
-        rows = super().rows()
+    def display_rows(self) -> list[dict[str, Any]]:
+        rows = super().display_rows()
         return [*rows[:2], {"": "agreement on probes", "before": 1.0, "after": self.agreement}, *rows[2:]]
 
     def site_rows(self) -> list[dict[str, Any]]:

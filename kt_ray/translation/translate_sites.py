@@ -64,7 +64,6 @@ class SitesTranslation(TranslationReport):
 
     translator: str
     pair: str
-    builder: str
     sites: list[SiteTranslation]
 
     def display_title(self) -> str:
