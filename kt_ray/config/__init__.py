@@ -1,6 +1,6 @@
 """Configuration as frozen pydantic models. Light to import: no torch, ray or mlflow."""
 
-from kt_ray.config.base import Frozen, load_config, parse_overrides, read_source, read_yaml, validate, validate_source
+from kt_ray.config.base import Frozen, parse_overrides, read_source, validate, validate_source
 from kt_ray.config.distillation import (
     ATOptions,
     ClassifierConfig,
