@@ -3,7 +3,7 @@
     kt-ray run resnet20_halved.yaml --allow-code
     kt-ray translate models:/resnet20-halved@champion my_resnet20.pth -o small.safetensors --code resnet20_halved.py
 
-The translator is learned at one residual block (`pair.site`) and writes all of them.
+One translator is learned at all residual blocks (`pair.site: layer1.1` would name one) and writes all of them.
 """
 
 import torch

@@ -63,7 +63,10 @@ class PairChoice(_Named):
     """A registered block pair, in a study file `pair: {name: halved, options: {share: 0.5}, site: layer1.0}`."""
 
     site: str | None = Field(
-        None, min_length=1, max_length=200, description="module path of the block; unset: the network has one alone"
+        None,
+        min_length=1,
+        max_length=200,
+        description="module path of the block; unset: all sites that the pair's options choose",
     )
 
 

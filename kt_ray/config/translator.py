@@ -103,10 +103,18 @@ class ProjectionOptions(Frozen):
     """Least squares of `base: projected`: it runs the network on images, the probes, that the translator carries."""
 
     probes: PositiveInt = Field(64, description="images")
-    images: Literal["strokes", "mixture"] = Field(
-        "mixture", description="how probes begin: drawn from no data, or from a mixture fitted to the training images"
+    images: Literal["strokes", "mixture", "written"] = Field(
+        "mixture",
+        description="how probes begin: drawn from no data, or from a mixture fitted to the training images; written: "
+        "none are carried, a learned network writes the block's inputs from the stem's parameters",
     )
     learned: bool = Field(False, description="true: the probes are trained with the family, through the least squares")
+
+    @model_validator(mode="after")
+    def _written_inputs_are_learned(self) -> ProjectionOptions:
+        if self.images == "written" and not self.learned:
+            raise ValueError("images written comes from a learned network, got learned=false; set learned: true")
+        return self
 
 
 class TranslatorConfig(Frozen):

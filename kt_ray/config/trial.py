@@ -9,12 +9,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from kt_ray.config.base import Frozen, check_registered
 from kt_ray.config.translator import TranslatorConfig
 
-# What a trial reports; `translation_cost` is the time of a translation over that of running the source network on
-# images, `BASELINE_IMAGES` of them. The last two are what the trial has cost so far.
+# What a trial reports; `network_accuracy`, of networks with all blocks translated, only where these are several;
+# `translation_cost` is the time of translating a network over that of running the source network on `BASELINE_IMAGES`
+# images. The last two are what the trial has cost so far.
 METRICS = (
     "accuracy_mean",
     "accuracy_min",
     "accuracy_max",
+    "network_accuracy",
     "loss",
     "translation_cost",
     "seconds",

@@ -35,7 +35,7 @@ from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.translate import Translation
 from kt_ray.translation.translate import translate as translate_file
 from kt_ray.translation.translate_sites import SitesTranslation
-from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.members import AnyZoo, Zoo
 from kt_ray.zoo.store import ZooStore
 
 Settings = Mapping[str, Any]
@@ -188,7 +188,7 @@ def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:
 
 
 def train(
-    zoo: ZooStore | Zoo | str,
+    zoo: ZooStore | AnyZoo | str,
     dataset: Dataset | None = None,
     *,
     seed: int = 0,
@@ -268,7 +268,7 @@ def load(model: str | Path, workspace: str | Path | None = None) -> LoadedTransl
 
 def evaluate(
     translator: LoadedTranslator | str | Path,
-    zoo: ZooStore | Zoo | str,
+    zoo: ZooStore | AnyZoo | str,
     dataset: Dataset | None = None,
     *,
     split: Split = "selection",
@@ -305,7 +305,8 @@ def evaluate(
     loaded = translator if isinstance(translator, LoadedTranslator) else load(translator)
     network = loaded.translator if device is None else copy.deepcopy(loaded.translator).to(use_device(device))
     members, images = _zoo_and_dataset(zoo, dataset)
-    network = network.for_architecture(members.architecture)
+    if isinstance(members, Zoo):
+        network = network.for_architecture(members.architecture)
     return evaluate_translator(network, members, images, members=split, images=split, fit_steps=fit_steps)
 
 
@@ -395,9 +396,9 @@ def _state_of(network: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]
     return {str(name): value.detach().clone() for name, value in state.items()}
 
 
-def _zoo_and_dataset(zoo: ZooStore | Zoo | str, dataset: Dataset | None) -> tuple[Zoo, Dataset]:
+def _zoo_and_dataset(zoo: ZooStore | AnyZoo | str, dataset: Dataset | None) -> tuple[AnyZoo, Dataset]:
     """The zoo in memory, and the images it was trained on."""
-    if isinstance(zoo, Zoo):
+    if isinstance(zoo, AnyZoo):
         members = zoo
         if dataset is None:
             raise ZooError("a zoo in memory does not know its images: give `dataset`, or the zoo of `open_zoo`")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kt_ray.config import MemberCounts, StudyConfig
 from kt_ray.data import Dataset, load_dataset
-from kt_ray.errors import ZooError
+from kt_ray.errors import ConfigError, ZooError
 from kt_ray.jobs.connection import connected
 from kt_ray.networks import architecture_of
 from kt_ray.networks.cost import parameter_count
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from kt_ray.distillation.distill import Distillation
     from kt_ray.studies.conclusion import Conclusion
     from kt_ray.translation.checkpoint import LoadedTranslator
-    from kt_ray.zoo.members import Zoo
+    from kt_ray.zoo.members import AnyZoo
     from kt_ray.zoo.progress import BuildProgress
 
 TRAINED = ("source", "trained target")
+ONLY_SEVERAL_SITES = {"network_accuracy"}
 PROBE_MEMBERS = MemberCounts(train=4, selection=2, test=1)
 
 
@@ -47,7 +48,7 @@ class TranslationStudy(StudyTask):
     selected_on = "members and images"
 
     config: StudyConfig
-    zoo: Zoo = field(init=False)
+    zoo: AnyZoo = field(init=False)
 
     @property
     def store(self) -> ZooStore:
@@ -65,6 +66,14 @@ class TranslationStudy(StudyTask):
         trial = config.trial.model_copy(update={"training": one_batch})
         training = TranslatorTraining(trial, untrained_zoo(architecture, PROBE_MEMBERS), dataset)
         metrics = training.run_epoch()
+        search = config.search
+        wanted = {one.metric for one in search.objectives} | {one.metric for one in search.constraints}
+        missing = wanted & ONLY_SEVERAL_SITES - metrics.keys()
+        if missing:
+            raise ConfigError(
+                f"search: {missing.pop()} is of networks with blocks at several sites, this study's has one; choose "
+                "accuracy_mean"
+            )
         return parameter_count(training.translator), metrics["loss"]
 
     def unchanged(self) -> bool:
@@ -107,7 +116,7 @@ class TranslationStudy(StudyTask):
         loaded = load_translator(file)
         zoo, dataset, translator = self.zoo, self.dataset, loaded.translator
         found = previous if isinstance(previous, Evaluation) else evaluate(translator, zoo, dataset)
-        translated = found.row("translated")
+        translated, tested = found.row("translated"), zoo.where("test").views()[0]
         return Result(
             evaluation=found,
             measured=Measured(
@@ -120,7 +129,7 @@ class TranslationStudy(StudyTask):
                 free=free_accuracies(zoo, dataset),
             ),
             module=translator,
-            example={name: value[:2] for name, value in translator.read(zoo.where("test").parameters).items()},
+            example={name: value[:2] for name, value in translator.read(tested.parameters).items()},
             card=model_card(self.config, found.to_markdown()),
             metrics={"test_mean": translated.mean, "test_min": translated.min, "test_max": translated.max},
             figures=figures(found),
@@ -128,7 +137,7 @@ class TranslationStudy(StudyTask):
         )
 
 
-def selection_accuracy(loaded: LoadedTranslator, zoo: Zoo) -> float | None:
+def selection_accuracy(loaded: LoadedTranslator, zoo: AnyZoo) -> float | None:
     """Return the mean accuracy that the trial reported of these weights; None if that was on another zoo."""
     if loaded.extra.get("zoo") != zoo.fingerprint:
         return None
@@ -151,14 +160,16 @@ def model_card(config: StudyConfig, table: str) -> str:
     )
 
 
-def build_zoo_of(config: StudyConfig, workspace: Workspace, console: StudyConsole) -> Zoo:
+def build_zoo_of(config: StudyConfig, workspace: Workspace, console: StudyConsole) -> AnyZoo:
     """Train the missing members of the zoo of `config`."""
     dataset = load_dataset(config.dataset)
     with connected(config.ray):
         return _build(config, workspace, dataset, open_tracker(config, workspace), console)
 
 
-def _build(config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, console: StudyConsole) -> Zoo:
+def _build(
+    config: StudyConfig, workspace: Workspace, dataset: Dataset, tracker: Tracker, console: StudyConsole
+) -> AnyZoo:
     """Train the zoo's missing members on the Ray cluster that is connected, with an MLflow run of its own."""
     store = ZooStore(workspace.zoo(config.zoo.name))
     lacking = store.prepare(config.zoo, config.pair, dataset)

@@ -17,7 +17,7 @@ from kt_ray.config.base import Frozen
 from kt_ray.config.code import hashes
 from kt_ray.config.network import AnyNetwork
 from kt_ray.errors import CheckpointError, ConfigError
-from kt_ray.networks import Architecture, State, architecture_of
+from kt_ray.networks import AnyArchitecture, State, architecture_of
 from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.study_code import code_of, require_code
 from kt_ray.translation.card import card
@@ -37,7 +37,7 @@ class _Architecture(Frozen):
     classes: Size
     code: dict[str, str] = Field(default_factory=dict)
 
-    def architecture(self) -> Architecture:
+    def architecture(self) -> AnyArchitecture:
         """Return what is described. Raises ConfigError if it names what is not registered here."""
         return architecture_of(self.pair, self.network, self.image_shape, self.classes)
 
@@ -48,7 +48,7 @@ class LoadedTranslator(Displayed):
 
     translator: Translator
     config: TranslatorConfig
-    architecture: Architecture
+    architecture: AnyArchitecture
     extra: dict[str, Any]
 
     def save(self, path: str | Path) -> Path:
@@ -105,7 +105,7 @@ class LoadedTranslator(Displayed):
 
 
 def save_translator(
-    path: Path, translator: Translator, config: TranslatorConfig, architecture: Architecture, extra: dict[str, Any]
+    path: Path, translator: Translator, config: TranslatorConfig, architecture: AnyArchitecture, extra: dict[str, Any]
 ) -> None:
     """Write `translator` to `path`, as `write_state` does. `extra` is anything JSON: seeds, zoo, accuracies."""
     metadata = {
@@ -149,7 +149,7 @@ def load_translator(path: Path) -> LoadedTranslator:
     return LoadedTranslator(translator.eval().requires_grad_(False), config, architecture, extra)
 
 
-def _check_sizes(config: TranslatorConfig, architecture: Architecture, tensors: State) -> None:
+def _check_sizes(config: TranslatorConfig, architecture: AnyArchitecture, tensors: State) -> None:
     """Raise ValueError unless the translator described has the tensors of the file, before any is allocated."""
     depth = getattr(config.of_family, "depth", None) or 0
     if depth > len(tensors):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,15 @@ from kt_ray.networks import Architecture, PaperArchitecture, State
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
 from kt_ray.translation.probe_images import strokes
+from kt_ray.translation.site_walk import predictions
 from kt_ray.translation.support import can_project
-from kt_ray.translation.transplants import Transplants, translate
+from kt_ray.translation.translator import Translator
+from kt_ray.translation.transplants import BATCH, Transplants, translate, walked
 from kt_ray.translation.units import target_layout
-from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.members import AnyZoo, SitesZoo, Zoo
 
 PROBES = 64  # images that baselines are projected on
+Rows = TypeVar("Rows", Zoo, SitesZoo)
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class Evaluation(Displayed):
 
 
 def evaluate(
-    translator: nn.Module,
-    zoo: Zoo,
+    translator: Translator,
+    zoo: AnyZoo,
     dataset: Dataset,
     members: Split = "test",
     images: Split = "test",
@@ -104,13 +107,17 @@ def evaluate(
 ) -> Evaluation:
     """Every kind of block in the `members` of `zoo`, on the `images` of `dataset`.
 
-    Everything runs on the device of `translator`.
+    Everything runs on the device of `translator`. Of a zoo with several sites, a row's accuracies are those of all
+    members with one block at a time, site after site, its costs those of all blocks together; further rows are of the
+    networks with all blocks translated, and of the translated block at each site.
 
     With `fit_steps` also blocks fitted to each member by so many steps, with and without data: seconds a member.
     `others` are further stacks of target blocks, a row each. Members without a target, as imported ones may be, are
     evaluated where the split has no others, without the trained target's row; a zoo without training members has
     none of what is made of their targets. Raises ZooError where the split has no members at all.
     """
+    if isinstance(zoo, SitesZoo):
+        return _at_all_sites(translator, zoo, dataset, members, images, fit_steps)
     device = next(translator.parameters()).device
     held_out, train = _members(zoo, members).to(device), zoo.where("train").to(device)
     blocks = {"source": held_out.part("source")}
@@ -133,11 +140,70 @@ def evaluate(
     return Evaluation(rows, members, images, *counts, zoo=zoo.fingerprint, dataset=dataset.name, confusion=confusion)
 
 
-def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
+def _at_all_sites(
+    translator: Translator, zoo: SitesZoo, dataset: Dataset, members: Split, images: Split, fit_steps: int
+) -> Evaluation:
+    """`evaluate` at each site, made into one table."""
+    views = zoo.views()
+    device = next(translator.parameters()).device
+    here = [translator.for_architecture(view.architecture).to(device) for view in views]
+    found = [evaluate(one, view, dataset, members, images, fit_steps) for one, view in zip(here, views, strict=True)]
+    rows = [_together(name, [one.row(name) for one in found]) for name in (row.name for row in found[0].rows)]
+    held_out, pictures = _members(zoo, members), dataset.images(images)
+    labels = pictures.labels.cpu()
+    source = Transplants(held_out.views()[0], pictures, keep=0)
+    original = source.predictions({"source": source.zoo.part("source")})["source"]
+    started = time.perf_counter()
+    networks = list(walked(translator, held_out))
+    seconds = (time.perf_counter() - started) / len(held_out)
+    sites = zoo.architecture.sites
+    predicted = torch.cat([predictions(zoo.architecture, some, pictures, sites, BATCH).cpu() for some in networks])
+    translated = next(row for row in rows if row.name == "translated")
+    accuracies = (predicted == labels).float().mean(1)
+    whole = replace(
+        translated,
+        name="translated, all blocks",
+        mean=float(accuracies.mean()),
+        min=float(accuracies.min()),
+        max=float(accuracies.max()),
+        accuracies=tuple(accuracies.tolist()),
+        agreement=float((predicted == original).float().mean()),
+        seconds=seconds,
+    )
+    at_sites = [
+        replace(one.row("translated"), name=f"translated, {site}") for site, one in zip(sites, found, strict=True)
+    ]
+    return replace(found[0], rows=(*rows, whole, *at_sites), confusion=_confusion(labels, predicted, dataset.classes))
+
+
+def _together(name: str, rows: list[Row]) -> Row:
+    """One row of the rows called `name` at several sites."""
+    accuracies = [accuracy for row in rows for accuracy in row.accuracies]
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    return Row(
+        name=name,
+        mean=sum(accuracies) / len(accuracies),
+        min=min(accuracies),
+        max=max(accuracies),
+        accuracies=tuple(accuracies),
+        agreement=sum(row.agreement for row in rows) / len(rows),
+        parameters=sum(row.parameters for row in rows),
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        seconds=sum(seconds) if seconds else None,
+    )
+
+
+def free_accuracies(zoo: AnyZoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
     """Return mean accuracies of blocks that cost nothing, by name: the zero block and those made without learning.
 
-    Measured on the members and the images of `split`.
+    Measured on the members and the images of `split`; of several sites, of those blocks that are known at all.
     """
+    found = [_free_accuracies(view, dataset, split) for view in zoo.views()]
+    names = [name for name in found[0] if all(name in one for one in found)]
+    return {name: sum(one[name] for one in found) / len(found) for name in names}
+
+
+def _free_accuracies(zoo: Zoo, dataset: Dataset, split: Split) -> dict[str, float]:
     members = zoo.where(split)
     source, architecture = members.part("source"), zoo.architecture
     blocks = (
@@ -151,7 +217,7 @@ def free_accuracies(zoo: Zoo, dataset: Dataset, split: Split = "selection") -> d
     return {name: float((classes == labels).float().mean()) for name, classes in predicted.items()}
 
 
-def _members(zoo: Zoo, split: Split) -> Zoo:
+def _members(zoo: Rows, split: Split) -> Rows:
     """Return the members of `split` that have a target, all of them if none has one."""
     found = zoo.where(split)
     if not len(found):

@@ -16,6 +16,7 @@ from kt_ray.config import TranslatorConfig
 from kt_ray.networks import READ_STRIDE, Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import kl
+from kt_ray.translation.input_writer import InputWriter
 from kt_ray.translation.probe_images import mixture, strokes, to_images, to_parameters
 from kt_ray.translation.projected import Fits, absorb_biases, normal_equations, project
 from kt_ray.translation.units import Layout, Units, layouts, pad, target_layout, write
@@ -25,21 +26,28 @@ SAMPLES = 500  # of what hidden units read, on which kernels learn to do without
 
 
 class Projector(nn.Module):
-    """Source blocks to projected blocks. The probes are parameters if they are learned, else a buffer."""
+    """Source blocks to projected blocks. The probes are parameters if they are learned, else a buffer.
+
+    With `images: written` there are no probes: a network writes the block's inputs from the stem's parameters.
+    """
 
     probes: Tensor
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
         self.options, self.architecture = config.projection, architecture
-        blank = torch.zeros(config.projection.probes, *architecture.image_shape)
-        if config.projection.learned:
+        written = self.options.images == "written"
+        self.writer = InputWriter(self.options.probes, architecture) if written else None
+        blank = torch.zeros(0 if written else self.options.probes, *architecture.image_shape)
+        if self.options.learned and not written:
             self.probes = nn.Parameter(blank)
         else:
             self.register_buffer("probes", blank)
 
     def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
         """Draw strokes, or with `images: mixture` what is like `images`, uint8 [N, C, H, W]."""
+        if self.writer is not None:
+            return
         if self.options.images == "strokes":
             drawn = strokes(len(self.probes), self.architecture.image_shape, generator)
         else:
@@ -47,9 +55,12 @@ class Projector(nn.Module):
         self.probes.data = to_parameters(drawn).to(self.probes)
 
     def surroundings(self, members: State) -> Surroundings:
-        """Run `members` (the source block's names, `stem.…` and `head.…`) on the probes."""
+        """Run `members` (the source block's names, `stem.…` and `head.…`) on the probes, or on written inputs."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.learned):
-            activations = stem_activations(members, to_images(self.probes), self.architecture)
+            if self.writer is None:
+                activations = stem_activations(members, to_images(self.probes), self.architecture)
+            else:
+                activations = self.writer(members)
             return surround(members, activations, self.architecture)
 
     def forward(self, members: State, surroundings: Surroundings, count: int = 1) -> list[Projected]:

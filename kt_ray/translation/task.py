@@ -11,16 +11,16 @@ from kt_ray.config import Frozen, TrialConfig
 from kt_ray.data import Dataset
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.training import TranslatorTraining
-from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.members import AnyZoo
 
 
 @dataclass(frozen=True)
 class TranslatorTask:
     """Translators trained over a zoo; see `kt_ray.search.task.Task`. `make` begins the training of a trial."""
 
-    zoo: Zoo
+    zoo: AnyZoo
     dataset: Dataset
-    make: Callable[[TrialConfig, Zoo, Dataset, str], Any] = TranslatorTraining
+    make: Callable[[TrialConfig, AnyZoo, Dataset, str], Any] = TranslatorTraining
 
     config: ClassVar[type[Frozen]] = TrialConfig
     shares: ClassVar[str] = "zoo"

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,14 +20,14 @@ from kt_ray.config import TrainingConfig, TrialConfig
 from kt_ray.config.trial import BASELINE_IMAGES
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
-from kt_ray.networks import State, stacked
+from kt_ray.networks import Architecture, State, stacked
 from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
 from kt_ray.translation.losses import TranslationLoss
-from kt_ray.translation.translator import build_translator
-from kt_ray.translation.transplants import Transplants, translate, transplant_accuracy
-from kt_ray.zoo.members import Zoo
+from kt_ray.translation.translator import Translator, build_translator
+from kt_ray.translation.transplants import KEPT, Transplants, network_accuracies, translate, transplant_accuracy
+from kt_ray.zoo.members import AnyZoo, SitesZoo
 
 Result = TypeVar("Result")
 FORMAT = "kt_ray.translation.training/1"
@@ -34,24 +35,36 @@ PROBED = ("projector.probes", "refiner.probes", "refiner.gauss_newton.")
 UNDECAYED = (*PROBED, "refiner.log_rates")
 
 
+@dataclass(frozen=True)
+class _Site:
+    """What is trained and selected on at one site. `model` and `translator` share their parameters with all sites."""
+
+    architecture: Architecture
+    loss: TranslationLoss
+    members: State
+    transplants: Transplants
+    model: Translator
+    translator: Translator
+
+
 class TranslatorTraining:
-    """One translator in training, an epoch at a time.
+    """One translator in training, an epoch at a time. Of a zoo with several sites, each step is at the next one.
 
     All randomness of an epoch comes from generators seeded by the trial's seed and the epoch's number, so what is
     continued from a checkpoint gives the same numbers as what was never stopped.
     """
 
-    def __init__(self, config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str = "cpu") -> None:
-        self.config, self.device = config, device
-        self.architecture = zoo.architecture
-        self.loss = TranslationLoss(config.loss, zoo.architecture)
-        augmentations.check_known(config.augmentation, zoo.architecture)
+    def __init__(self, config: TrialConfig, zoo: AnyZoo, dataset: Dataset, device: str = "cpu") -> None:
+        self.config, self.device, self.zoo = config, device, zoo
+        views = zoo.architecture.views()
+        losses = [TranslationLoss(config.loss, view) for view in views]
+        self.loss = losses[0]
+        for view in views:
+            augmentations.check_known(config.augmentation, view)
         members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
-        self.members = {name: value.to(device) for name, value in members.parameters.items()}
-        self.transplants = _selection(zoo, dataset, device)
-        self.dataset = dataset
+        selection = _selection(zoo, dataset, device)
         self.images = dataset.train.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -61,6 +74,11 @@ class TranslatorTraining:
         self.model.to(device)
         self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
         self.optimizer = _optimizer(config.training, self.model)
+        training = [view.parameters for view in members.to(device).views()]
+        self.sites = [
+            _Site(view, loss, rows, seen, self.model.for_architecture(view), self.translator.for_architecture(view))
+            for view, loss, rows, seen in zip(views, losses, training, selection, strict=True)
+        ]
         self.epoch = 0
         self.stale = 0
         self.best: dict[str, float] = {}  # with patience, the best report and the translator that it is of
@@ -75,7 +93,7 @@ class TranslatorTraining:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps between two reports."""
-        count = len(next(iter(self.members.values())))
+        count = sum(stacked.size(site.members) for site in self.sites)
         return self.config.training.steps_per_epoch or math.ceil(count / self.config.training.batch_size)
 
     def run_epoch(self) -> dict[str, float]:
@@ -97,7 +115,7 @@ class TranslatorTraining:
             "accuracy_max": float(accuracies.max()),
             "seconds": time.perf_counter() - started,
             "parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
-        }
+        } | self._of_networks()
         return metrics if self.config.training.patience is None else self._best(metrics)
 
     def _best(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -114,30 +132,31 @@ class TranslatorTraining:
 
     def _train(self, generator: torch.Generator) -> float:
         """The steps of one epoch; their mean loss."""
-        settings, count = self.config.training, len(next(iter(self.members.values())))
+        settings, count = self.config.training, stacked.size(self.sites[0].members)
         steps, total = self.steps_per_epoch, torch.zeros((), device=self.device)
-        order = torch.empty(0, dtype=torch.long, device=self.device)
-        self.model.train()
-        for step in range(steps):
-            if len(order) < min(settings.batch_size, count):
-                order = torch.randperm(count, generator=generator, device=self.device)
-            rows, order = order[: settings.batch_size], order[settings.batch_size :]
-            loss = self._step(rows, generator, self.epoch * steps + step, settings.epochs * steps)
-            total += loss
+        orders = [torch.empty(0, dtype=torch.long, device=self.device) for _ in self.sites]
+        for site in self.sites:
+            site.model.train()
+        for step in range(self.epoch * steps, (self.epoch + 1) * steps):
+            place = step % len(self.sites)
+            if len(orders[place]) < min(settings.batch_size, count):
+                orders[place] = torch.randperm(count, generator=generator, device=self.device)
+            rows, orders[place] = orders[place].tensor_split([settings.batch_size])
+            total += self._step(self.sites[place], rows, generator, step, settings.epochs * steps)
         return float(total / steps)
 
-    def _step(self, rows: Tensor, generator: torch.Generator, step: int, steps: int) -> Tensor:
+    def _step(self, site: _Site, rows: Tensor, generator: torch.Generator, step: int, steps: int) -> Tensor:
         """One optimiser step on the members at `rows`; its loss."""
         settings, augmentation = self.config.training, self.config.augmentation
-        members = {name: value[rows] for name, value in self.members.items()}
-        members = augmentations.augment(members, augmentation, self.architecture, generator)
+        members = {name: value[rows] for name, value in site.members.items()}
+        members = augmentations.augment(members, augmentation, site.architecture, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
-        copied = self.architecture.layouts()[1].copied_of(stacked.part(members, "source"))
+        copied = site.architecture.layouts()[1].copied_of(stacked.part(members, "source"))
         source |= copied | stacked.surroundings(members)
-        translated = orientation.turn_back(self.model(orientation.turn(source)))
+        translated = orientation.turn_back(site.model(orientation.turn(source)))
         images, labels = self._images(generator)
-        loss = self.loss(translated, members, target, images, labels, step / steps)
+        loss = site.loss(translated, members, target, images, labels, step / steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * learning_rate(settings, step, steps)
         self.optimizer.zero_grad()
@@ -162,18 +181,32 @@ class TranslatorTraining:
         return as_float(self.images.images[chosen]), self.images.labels[chosen]
 
     def select(self) -> Tensor:
-        """Return the accuracy of each selection member with its translated block, on the selection images."""
+        """Return the accuracy of each selection member with its translated block, at each site, on selection images."""
         return self._selected()[0]
 
     def _selected(self) -> tuple[Tensor, float]:
-        """Return the accuracies of `select` and the time of translating over that of `BASELINE_IMAGES` images."""
-        members = self.transplants.zoo
-        images = self.transplants.images.take(slice(0, BASELINE_IMAGES))
-        blocks, translating = _timed(lambda: translate(self.translator, members), self.device)
+        """Return the accuracies of `select` and the time of translating a network over that of `BASELINE_IMAGES`
+        images."""
+        accuracies, cost = [], 0.0
+        for site in self.sites:
+            members = site.transplants.zoo
+            blocks, translating = _timed(functools.partial(translate, site.translator, members), self.device)
+            accuracies.append(site.transplants.accuracy(blocks))
+            cost += translating
+        members = self.sites[0].transplants.zoo
+        images = self.sites[0].transplants.images.take(slice(0, BASELINE_IMAGES))
         source = members.part("source")
         _, running = _timed(lambda: transplant_accuracy(members, source, images), self.device)
         images_seen = len(images) / BASELINE_IMAGES  # fewer where fewer are selected on
-        return self.transplants.accuracy(blocks), translating * images_seen / running
+        return torch.cat(accuracies), cost * images_seen / running
+
+    def _of_networks(self) -> dict[str, float]:
+        """Return the mean accuracy of selection networks with all blocks translated, where these are several."""
+        if not isinstance(self.zoo, SitesZoo):
+            return {}
+        images = self.sites[0].transplants.images
+        accuracies = network_accuracies(self.translator, self.zoo.where("selection"), images)
+        return {"network_accuracy": float(accuracies.mean())}
 
     def save(self, path: Path) -> None:
         """Everything that training needs to continue, as one safetensors file."""
@@ -230,9 +263,10 @@ def _timed(call: Callable[[], Result], device: str) -> tuple[Result, float]:
 
 
 @functools.lru_cache(maxsize=1)
-def _selection(zoo: Zoo, dataset: Dataset, device: str) -> Transplants:
-    """Selection members with selection images, whose stem activations a worker keeps for all its trials."""
-    return Transplants(zoo.where("selection"), dataset.selection, device)
+def _selection(zoo: AnyZoo, dataset: Dataset, device: str) -> list[Transplants]:
+    """Selection members at each site with selection images, whose stem activations a worker keeps for all trials."""
+    views = zoo.where("selection").views()
+    return [Transplants(view, dataset.selection, device, keep=KEPT // len(views)) for view in views]
 
 
 def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ import torch
 
 from kt_ray._io.files import write_whole
 from kt_ray.data import Dataset
-from kt_ray.networks import SiteArchitecture
+from kt_ray.networks import NetworkSites, SiteArchitecture, stacked
 from kt_ray.networks.checkpoint import STEPS, find_network, network_state
-from kt_ray.networks.contracts import replace_module
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import LoadedTranslator
 from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
+from kt_ray.translation.site_walk import walk
 
 BUILDER = '''"""Builds the smaller network that {file} holds. Written by `kt-ray translate`.
 
@@ -121,16 +120,21 @@ def translate_sites(
     check_output(output, translator, checkpoint)
     builder = output.with_suffix(".py")
     trained = loaded.architecture
-    assert isinstance(trained, SiteArchitecture)
+    assert isinstance(trained, NetworkSites)
     network = trained.whole()
     found = find_network(checkpoint, network.state_dict().keys(), state_dict)
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
-    small, done = copy.deepcopy(network).eval(), list[SiteTranslation]()
-    began = time.perf_counter()
-    for path in trained.chosen_sites(sites):
-        here = trained.at(path, replaced=tuple(site.path for site in done))
-        done.append(_translate_site(loaded, here, small, checkpoint, device))
-    seconds = time.perf_counter() - began
+    given = {name: value.to(device) for name, value in stacked.stack([network.state_dict()]).items()}
+    written, done = given, list[SiteTranslation]()
+    began = started = time.perf_counter()
+    for here, blocks, networks in walk(loaded.translator.to(device), trained, given, trained.chosen_sites(sites)):
+        written = networks
+        check_finite(f"block at {here.site}", checkpoint, {name: value[0] for name, value in blocks.items()})
+        done.append(_site(here, time.perf_counter() - started))
+        started = time.perf_counter()
+    seconds = started - began
+    small = trained.smaller([site.path for site in done])
+    small.load_state_dict({name: value[0].cpu() for name, value in written.items()}, strict=False)
     whole = small.state_dict()
     state = {name: value for name, value in whole.items() if not name.endswith(STEPS)}
     counters = {name: value for name, value in whole.items() if name.endswith(STEPS)}
@@ -140,7 +144,7 @@ def translate_sites(
     architecture = {key: value for key, value in trained.describe().items() if key != "code"}  # who runs it imports it
     text = BUILDER.format(file=output.name, architecture=repr(architecture), sites=repr(paths))
     write_whole(builder, text.encode())
-    networks = trained.taking_images(network), trained.taking_images(small)
+    both = trained.taking_images(network), trained.taking_images(small)
     return SitesTranslation(
         output=str(output),
         builder=str(builder),
@@ -149,23 +153,12 @@ def translate_sites(
         pair=trained.pair,
         sites=done,
         seconds=seconds,
-        **measured(*networks, trained.image_shape, dataset, device),
+        **measured(*both, trained.image_shape, dataset, device),
     )
 
 
-def _translate_site(
-    loaded: LoadedTranslator, here: SiteArchitecture, small: torch.nn.Module, checkpoint: Path, device: str
-) -> SiteTranslation:
-    """Put the translated block at the site of `here` into `small`, whose earlier blocks are translated already."""
-    started = time.perf_counter()
-    translator = loaded.translator.for_architecture(here).to(device).eval()
-    source, target = small.get_submodule(here.site), here.target_block()
-    parts = here.split(small.state_dict())
-    stack = {name.removeprefix("block."): value.unsqueeze(0).to(device) for name, value in parts.items()}
-    block = {name: value[0].cpu() for name, value in translator(stack).items()}
-    check_finite(f"block at {here.site}", checkpoint, block)
-    target.load_state_dict(block, strict=False)
-    replace_module(small, here.site, target.eval())
-    seconds = time.perf_counter() - started
-    costs = [(parameter_count(one), multiply_adds(one, here.activation_shape)) for one in (source, target)]
-    return SiteTranslation(here.site, costs[0][0], costs[1][0], costs[0][1], costs[1][1], seconds)
+def _site(here: SiteArchitecture, seconds: float) -> SiteTranslation:
+    """What the block at the site of `here` cost before and after."""
+    source, target = here.source_block(), here.target_block()
+    before, after = (multiply_adds(block, here.activation_shape) for block in (source, target))
+    return SiteTranslation(here.site, parameter_count(source), parameter_count(target), before, after, seconds)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
-from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, State, stacked
+from kt_ray.errors import CheckpointError, ConfigError
+from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
 from kt_ray.registry import register
 from kt_ray.translation.bases import BASES
 from kt_ray.translation.importance import first, importance_order
@@ -60,10 +60,10 @@ class Translator(nn.Module):
                 part.draw_probes(images, generator)
 
     def for_architecture(self, architecture: Architecture) -> Translator:
-        """Return a translator of the same weights for blocks of `architecture`; this one if it is for them already.
+        """Return a translator for blocks of `architecture` that has these very parameters; this one if it is for them.
 
-        Raises CheckpointError if the pair is another, or a parameter's shape depends on what differs: widths
-        in most families, the image shape with refinement.
+        Training either trains both. Raises CheckpointError if the pair is another, or a parameter's shape
+        depends on what differs: widths in most families, the image shape with refinement.
         """
         ours = self.architecture
         if architecture == ours:
@@ -72,7 +72,7 @@ class Translator(nn.Module):
             raise CheckpointError(f"the translator is for {ours.pair}, not for {architecture.pair}; choose another")
         with torch.random.fork_rng(devices=[]):
             translator = build_translator(self.config, architecture)
-        weights = self.state_dict()
+        weights = self.state_dict(keep_vars=True)
         for name, value in translator.state_dict().items():
             if value.shape != weights[name].shape:
                 raise CheckpointError(
@@ -80,7 +80,7 @@ class Translator(nn.Module):
                     f"{architecture.network} on images {architecture.image_shape}: its {name} depends on them; train "
                     "one for these (the families axial_transformer and graph serve any width)"
                 )
-        translator.load_state_dict(weights)
+        translator.load_state_dict(weights, assign=True)
         return translator.train(self.training)
 
     def read(self, members: State) -> State:
@@ -162,11 +162,24 @@ def _beside_base(
     )
 
 
-def build_translator(config: TranslatorConfig, architecture: Architecture) -> Translator:
+def build_translator(config: TranslatorConfig, architecture: AnyArchitecture) -> Translator:
     """Return a fresh translator for blocks of `architecture`; its values come from torch's global generator.
 
-    Raises ConfigError if these blocks do not support what `config` asks for.
+    Of several sites, it is for the blocks at the first; `for_architecture` makes one for another. Raises ConfigError
+    if these blocks do not support what `config` asks for, or one translator cannot serve all sites.
     """
-    check_supported(config, architecture)
-    body = register.family.make(config.family, config.of_family, config, architecture)
-    return Translator(body, config, architecture)
+    views = architecture.views()
+    for view in views:
+        check_supported(config, view)
+    body = register.family.make(config.family, config.of_family, config, views[0])
+    translator = Translator(body, config, views[0])
+    for view, site in zip(views[1:], architecture.sites[1:], strict=True):
+        try:
+            translator.for_architecture(view)
+        except CheckpointError:
+            raise ConfigError(
+                f"translator.family: {config.family} cannot write the blocks at {architecture.sites[0]} and {site} "
+                "with the same parameters, as their widths differ; choose axial_transformer or graph, or name one "
+                "block in pair.site"
+            ) from None
+    return translator

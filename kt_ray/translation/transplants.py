@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from kt_ray.data import LabelledImages
 from kt_ray.networks import State, stacked, structure
-from kt_ray.zoo.members import Zoo
+from kt_ray.translation.site_walk import predictions, walk
+from kt_ray.translation.translator import Translator
+from kt_ray.zoo.members import SitesZoo, Zoo
 
 BATCH = 250  # images at once
 MEMBERS = 32  # members at once
@@ -83,6 +85,24 @@ def translate(translator: nn.Module, zoo: Zoo) -> State:
         )
         parts.append(written)
     return {name: torch.cat([part[name].detach().cpu() for part in parts]) for name in parts[0]}
+
+
+def walked(translator: Translator, zoo: SitesZoo) -> Iterator[State]:
+    """Yield stacks of the networks of `zoo`, under their own names, with all blocks translated; `MEMBERS` at once."""
+    device, architecture = next(translator.parameters()).device, zoo.architecture
+    networks = stacked.part(zoo.parameters, "network")
+    for start in range(0, len(zoo), MEMBERS):
+        some = {name: value[start : start + MEMBERS].to(device) for name, value in networks.items()}
+        for _, _, small in walk(translator, architecture, some, architecture.sites):
+            some = small
+        yield some
+
+
+def network_accuracies(translator: Translator, zoo: SitesZoo, images: LabelledImages) -> Tensor:
+    """Return the accuracy of each network of `zoo` with all blocks translated, float [R]."""
+    sites, labels = zoo.architecture.sites, images.labels.cpu()
+    predicted = [predictions(zoo.architecture, some, images, sites, BATCH) for some in walked(translator, zoo)]
+    return (torch.cat(predicted).cpu() == labels).float().mean(1)
 
 
 def _block(zoo: Zoo, block: Mapping[str, Tensor]) -> nn.Module:

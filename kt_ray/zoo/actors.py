@@ -18,9 +18,9 @@ from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
 from kt_ray.jobs.remote import ray_options
-from kt_ray.networks import Architecture, architecture_of
+from kt_ray.networks import AnyArchitecture, architecture_of
 from kt_ray.zoo.definition import Damaged
-from kt_ray.zoo.members import Member, Zoo, members_of
+from kt_ray.zoo.members import AnyZoo, Member, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import Buffer, batches_of, bytes_of
@@ -38,7 +38,7 @@ OnProgress = Callable[[BuildProgress], None]
 
 def build_zoo(
     config: ZooConfig, pair: str | PairChoice, dataset: Dataset, store: ZooStore, on_progress: OnProgress | None = None
-) -> Zoo:
+) -> AnyZoo:
     """Train the members that the zoo at `store` is missing, add them, return the whole zoo. Ray must be initialised.
 
     Actors first run the code that registered network and pair, if a study brought it along.
@@ -64,7 +64,7 @@ class _Build:
     """One build: actors starting, idle and running, and the batches left."""
 
     def __init__(
-        self, config: ZooConfig, architecture: Architecture, dataset: Dataset, store: ZooStore,
+        self, config: ZooConfig, architecture: AnyArchitecture, dataset: Dataset, store: ZooStore,
         missing: list[Member], on_progress: OnProgress | None,
     ) -> None:  # fmt: skip
         self.config, self.architecture, self.store = config, architecture, store
@@ -231,7 +231,7 @@ class _Build:
         return seconds
 
 
-def _most_in_flight(architecture: Architecture, rows: int) -> int:
+def _most_in_flight(architecture: AnyArchitecture, rows: int) -> int:
     """Batches of so many rows that fit into half of the smallest node's object store, so that none goes to disk."""
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return max(1, int(min(stores) / 2 / (rows * bytes_of(architecture))))

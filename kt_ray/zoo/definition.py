@@ -15,7 +15,7 @@ from kt_ray.config import DatasetConfig, PairChoice, RecipeConfig
 from kt_ray.config.base import Frozen
 from kt_ray.config.network import AnyNetwork
 from kt_ray.errors import ConfigError, ZooError
-from kt_ray.networks import Architecture, PaperArchitecture, described, stacked
+from kt_ray.networks import AnyArchitecture, PaperArchitecture, described, stacked
 from kt_ray.registry import on_change
 from kt_ray.study_code import asked_for, missing_code
 
@@ -94,12 +94,12 @@ def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:
     return definition, carried
 
 
-def schema_of(architecture: Architecture) -> int:
+def schema_of(architecture: AnyArchitecture) -> int:
     """Return the schema version of a zoo of such networks."""
     return 1 if isinstance(architecture, PaperArchitecture) else SCHEMA_VERSION
 
 
-def architecture_of(definition: dict[str, Any], path: str = "it") -> Architecture:
+def architecture_of(definition: dict[str, Any], path: str = "it") -> AnyArchitecture:
     """Return the architecture that `zoo.json`, read from `path`, describes.
 
     Raises ZooError if what it names is not registered here.
@@ -128,7 +128,7 @@ def same_entry(key: str, value: Any, other: Any) -> bool:
 
 
 @lru_cache(maxsize=16)
-def shapes_of(architecture: Architecture) -> Shapes:
+def shapes_of(architecture: AnyArchitecture) -> Shapes:
     """Return the shape of each tensor of one member, by its name in a shard. Nothing is allocated."""
     with torch.device("meta"):
         parts = architecture.parts()

@@ -105,9 +105,9 @@ def describe(uri: str, definition: dict[str, Any], index: pa.Table, shards: int,
 def _subject(definition: dict[str, Any]) -> str:
     """The block pair, and for a registered network its site and name."""
     choice, network = PairChoice.model_validate(definition["pair"]), definition["network"]
-    if choice.site is None:
+    if isinstance(network, dict) and "name" not in network:  # the paper's, by its widths
         return choice.name
-    return f"{choice} at {choice.site} of {NetworkChoice.model_validate(network)}"
+    return f"{choice} at {choice.site or 'several sites'} of {NetworkChoice.model_validate(network)}"
 
 
 def _set(options: dict[str, Any]) -> str:

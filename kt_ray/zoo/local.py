@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kt_ray.config import PairChoice, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.networks import architecture_of
-from kt_ray.zoo.members import Zoo, members_of
+from kt_ray.zoo.members import AnyZoo, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import Buffer
@@ -24,7 +24,7 @@ def build_zoo_locally(
     store: ZooStore,
     on_progress: Callable[[BuildProgress], None] | None = None,
     device: str = "cpu",
-) -> Zoo:
+) -> AnyZoo:
     """Train the members missing in the zoo at `store` one batch after another, add them, and return the whole zoo.
 
     A member has the same bits as one trained by `kt_ray.zoo.actors.build_zoo` with the same implementation. Damage is

@@ -23,7 +23,7 @@ from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.networks import Architecture, PaperArchitecture, State, architecture_of, stacked
 from kt_ray.networks.checkpoint import read_state
 from kt_ray.networks.paper_names import layer_name
-from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.members import AnyZoo, SitesZoo
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.objectives import accuracy
 
@@ -33,11 +33,17 @@ SHARD_MEMBERS = 1024
 _PART = {"stem": "stem", "source": "block", "target": "block", "head": "head"}  # as in whole networks
 
 
-def export_zoo(zoo: Zoo, folder: Path) -> dict[str, int]:
+def export_zoo(zoo: AnyZoo, folder: Path) -> dict[str, int]:
     """Write `zoo` in the paper's layout, under its names; return how many files each sub-folder got.
 
     Snapshots and brief members are left out: the layout has no place for a training source without a target.
+    Raises ZooError if its networks are not the paper's.
     """
+    if isinstance(zoo, SitesZoo) or not isinstance(zoo.architecture, PaperArchitecture):
+        raise ZooError(
+            f"the paper's layout is of the paper's network, this zoo is of {zoo.architecture.network}; read its "
+            "shards, which are safetensors"
+        )
     counts: dict[str, int] = {}
     whole, modules = zoo.where(), zoo.architecture.parts()
     for split, layout in (("train", PAIRS), ("selection", VALIDATION), ("test", VALIDATION)):

@@ -35,7 +35,7 @@ from kt_ray.zoo import shards
 from kt_ray.zoo.definition import Damaged, OtherCode, recipe_of, shapes_of
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.info import ZooInfo, describe
-from kt_ray.zoo.members import Member, Zoo, members_of
+from kt_ray.zoo.members import AnyZoo, Member, members_of, zoo_of
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ class ZooStore(Displayed):
                 self._write_definition(self.definition())
         return faults + list(damaged.values())
 
-    def read(self, split: Split | None = None) -> Zoo:
+    def read(self, split: Split | None = None) -> AnyZoo:
         """Return the zoo, or its `split`, in the order of ids and epochs. Raises ZooError if a file is damaged."""
         definition, index = self.definition(), self.index()
         if split is not None and index.num_rows:
@@ -232,7 +232,7 @@ class ZooStore(Displayed):
             goal = torch.from_numpy(place[rows])
             for name, value in stack.items():
                 parameters[name][goal] = value
-        return Zoo(
+        return zoo_of(
             definitions.architecture_of(definition, self.uri),
             parameters,
             index.drop_columns(indices.PLACE).take(order),
@@ -240,7 +240,7 @@ class ZooStore(Displayed):
             definition["dataset_fingerprint"],
         )
 
-    def stream(self, split: Split | None = None) -> Iterator[Zoo]:
+    def stream(self, split: Split | None = None) -> Iterator[AnyZoo]:
         """Yield the zoo shard by shard, each checked, in the order of the index; for zoos too large to hold twice."""
         definition, index = self.definition(), self.index()
         if split is not None and index.num_rows:
@@ -248,7 +248,7 @@ class ZooStore(Displayed):
         architecture, fingerprint = definitions.architecture_of(definition, self.uri), _fingerprint(definition, index)
         for stack, rows in self._checked(definition, index):
             part = index.take(pa.array(rows)).drop_columns(indices.PLACE)
-            yield Zoo(architecture, stack, part, fingerprint, definition["dataset_fingerprint"])
+            yield zoo_of(architecture, stack, part, fingerprint, definition["dataset_fingerprint"])
 
     def _checked(self, definition: dict[str, Any], index: pa.Table) -> Iterator[tuple[State, indices.Rows]]:
         """Yield the tensors of each shard that `index` names, checked, and which rows of `index` they are."""

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from kt_ray.config import MemberCounts
-from kt_ray.networks import Architecture, State, stacked
-from kt_ray.zoo.members import Member, Zoo, members_of
+from kt_ray.networks import AnyArchitecture, State, stacked
+from kt_ray.zoo.members import AnyZoo, Member, members_of, site_columns, zoo_of
 
 
-def untrained_zoo(architecture: Architecture, counts: MemberCounts, seed: int = 0) -> Zoo:
+def untrained_zoo(architecture: AnyArchitecture, counts: MemberCounts, seed: int = 0) -> AnyZoo:
     """Members as a zoo of `seed` would have, untrained; accuracies in the index are NaN."""
     members = members_of(seed, counts)
     index = pa.table(
@@ -24,12 +24,13 @@ def untrained_zoo(architecture: Architecture, counts: MemberCounts, seed: int = 
             "source_accuracy": [float("nan")] * len(members),
             "target_accuracy": [float("nan")] * len(members),
         }
+        | {name: [float("nan")] * len(members) for name in site_columns(architecture)}
     )
     parameters = stacked.stack(_untrained(architecture, member) for member in members)
-    return Zoo(architecture, parameters, index, fingerprint="untrained", dataset_fingerprint="none")
+    return zoo_of(architecture, parameters, index, fingerprint="untrained", dataset_fingerprint="none")
 
 
-def _untrained(architecture: Architecture, member: Member) -> State:
+def _untrained(architecture: AnyArchitecture, member: Member) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.seed)
         parts = architecture.parts()

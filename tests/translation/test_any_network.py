@@ -270,8 +270,8 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         build_translator(TranslatorConfig(statistics=True), architecture(norm=False))
     with pytest.raises(ConfigError, match=r"context: network is known of the paper's network alone"):
         build_translator(TranslatorConfig(context="network"), architecture())
-    with pytest.raises(ConfigError, match=r"has 3 sites; name one in pair.site: 1.0, 1.1, 1.2"):
-        architecture(blocks=3)
+    with pytest.raises(ConfigError, match=r"has no sites; return their module paths"):
+        architecture(blocks=0)
     with pytest.raises(ConfigError, match=r"dataset has|classes 5"):
         architecture_of(PairChoice(name="test_narrowed"), NetworkChoice(name="test_blocks"), SHAPE, 10)
     with pytest.raises(ConfigError, match=r"no pair is called 'test_narowed'; near are test_narrowed"):

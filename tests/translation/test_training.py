@@ -199,7 +199,7 @@ def test_selection_is_kept_for_the_same_zoo_images_and_device_alone(random_zoo: 
     images = replace(dataset, selection=dataset.selection.take(slice(0, 16)))
 
     def transplants(zoo: Zoo, dataset: Dataset, device: str = "cpu") -> Transplants:
-        return TranslatorTraining(config(), zoo, dataset, device).transplants
+        return TranslatorTraining(config(), zoo, dataset, device).sites[0].transplants
 
     assert transplants(random_zoo, dataset) is transplants(random_zoo, dataset)
     assert len(transplants(zoo, dataset).zoo) == 3
@@ -265,7 +265,7 @@ def test_snapshots_are_samples_where_no_target_is_needed(random_zoo: Zoo, datase
     zoo = replace(random_zoo, index=random_zoo.index.set_column(column, "has_target", has_target))
 
     def members(**fields: object) -> int:
-        return len(TranslatorTraining(config(**fields), zoo, dataset).members["head.linear.bias"])
+        return len(TranslatorTraining(config(**fields), zoo, dataset).sites[0].members["head.linear.bias"])
 
     whole, half = len(zoo.where("train", with_target=False)), len(zoo.where("train"))
     assert members() == whole

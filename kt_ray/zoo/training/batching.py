@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from itertools import pairwise
 
 import pyarrow as pa
 import torch
 
-from kt_ray.networks import Architecture, State, stacked
+from kt_ray.networks import AnyArchitecture, State, stacked
+from kt_ray.zoo.definition import shapes_of
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.training.stacking import fresh
 
 SHARD_BYTES = 64 << 20
 SHARD_SECONDS = 10.0  # what a driver that is killed may lose of finished work
@@ -26,10 +27,9 @@ def batches_of(members: list[Member], at_once: int, workers: int) -> list[list[M
     return [members[low:high] for low, high in pairwise(edges)]
 
 
-def bytes_of(architecture: Architecture) -> int:
+def bytes_of(architecture: AnyArchitecture) -> int:
     """Bytes of one row of a zoo."""
-    parts = (architecture.source_network, architecture.target_block)
-    return sum(value.nbytes for part in parts for value in fresh(part, [0]).values())
+    return sum(torch.float32.itemsize * math.prod(shape) for shape in shapes_of(architecture).values())
 
 
 class Buffer:

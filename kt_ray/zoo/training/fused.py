@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kt_ray.networks import Architecture, PaperArchitecture
+from kt_ray.networks import AnyArchitecture, PaperArchitecture
 from kt_ray.networks.blocks import BasicBlock, SimpleBlock
 from kt_ray.zoo.training import head_kernels, kernels
 
@@ -206,7 +206,7 @@ class TargetNetwork:
             gradient["conv2.bias"][:] = dz.sum((1, 2, 3))
 
 
-def supports_source(architecture: Architecture) -> TypeGuard[PaperArchitecture]:
+def supports_source(architecture: AnyArchitecture) -> TypeGuard[PaperArchitecture]:
     """Whether the source of this pair is the BasicBlock network written out here."""
     if not isinstance(architecture, PaperArchitecture):
         return False
@@ -214,7 +214,7 @@ def supports_source(architecture: Architecture) -> TypeGuard[PaperArchitecture]:
         return type(architecture.source_block()) is BasicBlock
 
 
-def supports_target(architecture: Architecture) -> TypeGuard[PaperArchitecture]:
+def supports_target(architecture: AnyArchitecture) -> TypeGuard[PaperArchitecture]:
     """Whether the target of this pair is the SimpleBlock written out here."""
     if not isinstance(architecture, PaperArchitecture):
         return False

@@ -18,8 +18,8 @@ from torch import nn
 from kt_ray.config import PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.jobs.device import device_name, free_memory
-from kt_ray.networks import Architecture, State, stacked
-from kt_ray.zoo.members import Member
+from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
+from kt_ray.zoo.members import Member, site_columns
 from kt_ray.zoo.recipe import (
     Draw,
     Hyperparameters,
@@ -55,7 +55,7 @@ class Plan:
         return ", ".join([f"{self.source} and {self.target}", f"{self.at_once} at once", *options])
 
 
-def default_plan(architecture: Architecture, device: str) -> Plan:
+def default_plan(architecture: AnyArchitecture, device: str) -> Plan:
     """A plan without measuring: fused kernels on a CPU where they cover the pair, stacked networks elsewhere."""
     if device != "cpu":
         return Plan("grouped", "grouped", 64, counter_draws=True)
@@ -69,15 +69,15 @@ def default_plan(architecture: Architecture, device: str) -> Plan:
 def train_members(
     members: Sequence[Member],
     recipe: RecipeConfig,
-    architecture: Architecture,
+    architecture: AnyArchitecture,
     dataset: Dataset,
     device: str = "cpu",
     plan: Plan | None = None,
 ) -> tuple[State, pa.Table]:
     """Train `members`: source networks, then their targets between the frozen stem and head.
 
-    Returns a stack `stem.…`, `source.…`, `target.…`, `head.…` on the CPU, one row a member and snapshot, in the
-    order of `members`, and its index (see `index_schema`); the target of snapshots and of brief members is NaN.
+    Returns a stack on the CPU as the zoo in memory has it (`Zoo`, `SitesZoo`), one row a member and snapshot, in the
+    order of `members`, and its index (see `index_schema`); targets of snapshots and of brief members are NaN.
     Accuracies are on selection images.
     """
     plan = plan or default_plan(architecture, device)
@@ -90,7 +90,7 @@ def train_members(
             results |= _train_chunk(chunk, architecture, training, selection, plan)
     rows = [entry for member in members for entry in results[member.id]]
     return stacked.stack([state for state, _ in rows]), pa.Table.from_pylist(
-        [row for _, row in rows], schema=index_schema(recipe)
+        [row for _, row in rows], schema=index_schema(recipe, architecture)
     )
 
 
@@ -98,8 +98,8 @@ Job = tuple[Member, RecipeConfig, Hyperparameters]
 Row = dict[str, str | int | float | bool]
 
 
-def index_schema(recipe: RecipeConfig) -> pa.Schema:
-    """Columns of a zoo's index, one for each hyper-parameter that varies.
+def index_schema(recipe: RecipeConfig, architecture: AnyArchitecture) -> pa.Schema:
+    """Columns of a zoo's index, one for each of several sites and for each hyper-parameter that varies.
 
     `seconds` is what training a member took; `device` names what trained it, `plan` how.
     """
@@ -108,7 +108,7 @@ def index_schema(recipe: RecipeConfig) -> pa.Schema:
         "source_accuracy": pa.float64(), "target_accuracy": pa.float64(), "seconds": pa.float64(),
         "device": pa.string(), "plan": pa.string(),
     }  # fmt: skip
-    return pa.schema(base | {name: pa.float64() for name in ranges_of(recipe)})
+    return pa.schema(base | {name: pa.float64() for name in (*site_columns(architecture), *ranges_of(recipe))})
 
 
 def _alike(jobs: list[Job]) -> list[list[Job]]:
@@ -122,7 +122,7 @@ def _alike(jobs: list[Job]) -> list[list[Job]]:
 
 
 def _train_chunk(
-    jobs: list[Job], architecture: Architecture, training: LabelledImages, selection: LabelledImages, plan: Plan
+    jobs: list[Job], architecture: AnyArchitecture, training: LabelledImages, selection: LabelledImages, plan: Plan
 ) -> dict[str, list[tuple[State, Row]]]:
     """Rows of each member by its id."""
     began = time.perf_counter()
@@ -167,39 +167,44 @@ def _train_chunk(
     last = descend(network, source, training, draw("source"), [recipe.source for recipe in recipes], keep)
     kept[last] = network.copy()
     accuracies = {epoch: source.accuracy(state, selection) for epoch, state in kept.items()}
-    blank = fresh(architecture.target_block, [member.seed_of("target") for member in members])
-    blank = {name: torch.full_like(value, math.nan) for name, value in blank.items()}
-    targets, target_accuracy = blank, torch.full((len(jobs),), math.nan)
+    seen = architecture.seen(kept[last])
+    targets = [
+        {name: torch.full_like(value, math.nan) for name, value in fresh(view.target_block, [0] * len(jobs)).items()}
+        for view, _ in seen
+    ]
+    blank, target_accuracies = targets, torch.full((len(seen), len(jobs)), math.nan, dtype=torch.float64)
     if not members[0].brief:
-        frozen = {name: value for name, value in kept[last].items() if not name.startswith("block.")}
-        copied = architecture.layouts()[1].copied_of(stacked.part(kept[last], "block"))
-        block = start(architecture.target_block, "target", copied)
-        target = _target_objective(architecture, frozen, training, recipe, plan)
-        descend(block, target, training, draw("target"), [recipe.target for recipe in recipes])
-        targets = {name: value.cpu() for name, value in block.copy().items()}
-        target_accuracy = target.accuracy(block.state, selection)
+        for number, (view, cut) in enumerate(seen):
+            purpose = "target" if len(seen) == 1 else f"target at {architecture.sites[number]}"
+            frozen = stacked.surroundings(cut)
+            copied = view.layouts()[1].copied_of(stacked.part(cut, "block"))
+            block = start(view.target_block, purpose, copied)
+            target = _target_objective(view, frozen, training, recipe, plan)
+            descend(block, target, training, draw(purpose), [recipe.target for recipe in recipes])
+            trained = {name: value.cpu() for name, value in block.copy().items()}
+            targets = [trained if place == number else other for place, other in enumerate(targets)]
+            target_accuracies[number] = target.accuracy(block.state, selection)
 
     # One copy a tensor for all members.
     kept = {epoch: {name: value.cpu() for name, value in state.items()} for epoch, state in kept.items()}
+    stacks = {epoch: architecture.stored(state, targets if epoch == last else blank) for epoch, state in kept.items()}
     source_accuracies = {epoch: accuracy.tolist() for epoch, accuracy in accuracies.items()}
-    target_accuracies = target_accuracy.tolist()
+    columns = ("target_accuracy", *site_columns(architecture))
+    by_column = dict(zip(columns, [target_accuracies.mean(0), *target_accuracies], strict=False))  # none for one site
     seconds, name = (time.perf_counter() - began) / len(jobs), device_name(device)
     results: dict[str, list[tuple[State, Row]]] = {}
     for i, (member, _, drawn) in enumerate(jobs):
-        for epoch, state in kept.items():
-            has_target = epoch == last and not member.brief
-            tensors = {f"source.{name}": value[i] for name, value in stacked.part(state, "block").items()}
-            tensors |= {name: value[i] for name, value in stacked.surroundings(state).items()}
-            tensors |= {f"target.{name}": (targets if has_target else blank)[name][i] for name in blank}
+        for epoch, stack in stacks.items():
             entry: Row = {
-                "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch, "has_target": has_target,
+                "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch,
+                "has_target": epoch == last and not member.brief,
                 "source_accuracy": source_accuracies[epoch][i],
-                "target_accuracy": target_accuracies[i] if epoch == last else math.nan,
+                **{name: float(found[i]) if epoch == last else math.nan for name, found in by_column.items()},
                 "seconds": seconds if epoch == last else 0.0,
                 "device": name, "plan": str(plan),
                 **drawn,
             }  # fmt: skip
-            results.setdefault(member.id, []).append((tensors, entry))
+            results.setdefault(member.id, []).append(({key: value[i] for key, value in stack.items()}, entry))
     return results
 
 

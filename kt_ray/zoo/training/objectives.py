@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from kt_ray.data import LabelledImages, as_float
 from kt_ray.errors import ZooError
-from kt_ray.networks import Architecture, State, stacked
+from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
 from kt_ray.zoo.recipe import Draw
 from kt_ray.zoo.training import compiling, fused, gather_kernels
 from kt_ray.zoo.training.optimizers import Parameters
@@ -78,7 +78,7 @@ class TorchSource:
     """Source networks by autograd."""
 
     def __init__(
-        self, architecture: Architecture, members: int, data: LabelledImages, implementation: Implementation,
+        self, architecture: AnyArchitecture, members: int, data: LabelledImages, implementation: Implementation,
         bfloat16: bool = False, compile: bool = False,
     ) -> None:  # fmt: skip
         self.module, self.data, self.bfloat16 = architecture.source_network(), data, bfloat16
@@ -152,7 +152,7 @@ class _Stack:
 class FusedSource:
     """Source networks, one after another, by the kernels of this package."""
 
-    def __init__(self, architecture: Architecture, data: LabelledImages) -> None:
+    def __init__(self, architecture: AnyArchitecture, data: LabelledImages) -> None:
         if not fused.supports_source(architecture):
             raise ZooError(f"the fused kernels do not cover the source of {architecture}")
         compiling.ensure()

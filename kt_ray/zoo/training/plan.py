@@ -17,7 +17,7 @@ from kt_ray.config import RecipeConfig
 from kt_ray.data import LabelledImages
 from kt_ray.errors import ZooError
 from kt_ray.jobs.device import free_memory
-from kt_ray.networks import Architecture
+from kt_ray.networks import AnyArchitecture, stacked
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.recipe import Order, epoch_of
 from kt_ray.zoo.training import fused
@@ -43,9 +43,9 @@ class Candidate:
     compile: bool = False
 
 
-def candidates(architecture: Architecture, device: str, phase: str, at_once: int) -> list[Candidate]:
+def candidates(architecture: AnyArchitecture, device: str, phase: str, at_once: int) -> list[Candidate]:
     """What is worth measuring on `device` for one `phase` ("source" or "target"), with at most `at_once` members."""
-    module = architecture.source_network() if phase == "source" else architecture.target_block()
+    module = architecture.source_network() if phase == "source" else architecture.views()[0].target_block()
     if device == "cpu":
         covered = fused.supports_source if phase == "source" else fused.supports_target
         names: list[Implementation] = ["fused"] if covered(architecture) else []
@@ -65,7 +65,7 @@ def candidates(architecture: Architecture, device: str, phase: str, at_once: int
 
 
 def measure(
-    candidate: Candidate, phase: str, architecture: Architecture, data: LabelledImages, recipe: RecipeConfig
+    candidate: Candidate, phase: str, architecture: AnyArchitecture, data: LabelledImages, recipe: RecipeConfig
 ) -> float:
     """Seconds of one member's step: processor time on a CPU, which others' work does not spoil, else wall time."""
     device = data.images.device
@@ -80,13 +80,14 @@ def measure(
         else:
             objective = TorchSource(architecture, len(seeds), data, candidate.implementation, **options)
     else:
-        frozen = {name: value for name, value in network.items() if not name.startswith("block.")}
-        block = {name: value.to(device) for name, value in fresh(architecture.target_block, seeds).items()}
+        view, cut = architecture.seen(network)[0]
+        frozen = stacked.surroundings(cut)
+        block = {name: value.to(device) for name, value in fresh(view.target_block, seeds).items()}
         parameters, batch = Parameters(block), recipe.target.batch_size
         if candidate.implementation == "fused":
-            objective = FusedTarget(architecture, frozen, data, variants=1)
+            objective = FusedTarget(view, frozen, data, variants=1)
         else:
-            objective = TorchTarget(architecture, frozen, data, candidate.implementation, 1, **options)
+            objective = TorchTarget(view, frozen, data, candidate.implementation, 1, **options)
     plain = RecipeConfig(horizontal_flip=False)
     draw = epoch_of([Order(seed, len(data), plain) for seed in seeds], device).batch(0, batch)
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
@@ -118,7 +119,7 @@ def choose(seconds: dict[str, dict[Candidate, float]]) -> Plan:
     return min(plans, key=lambda plan: plans[plan])
 
 
-def runs(plan: Plan, architecture: Architecture, device: str, at_once: int) -> bool:
+def runs(plan: Plan, architecture: AnyArchitecture, device: str, at_once: int) -> bool:
     """Return whether `plan` is one of those that are measured on `device`."""
     options = (plan.at_once, plan.bfloat16, plan.compile)
     return all(
@@ -127,7 +128,7 @@ def runs(plan: Plan, architecture: Architecture, device: str, at_once: int) -> b
     )
 
 
-def members_that_fit(architecture: Architecture, data: LabelledImages, recipe: RecipeConfig) -> int:
+def members_that_fit(architecture: AnyArchitecture, data: LabelledImages, recipe: RecipeConfig) -> int:
     """Return how many members to train at once on the device of `data`: a power of two, at most `MOST`.
 
     On a CPU, `ON_A_CPU`. On a GPU, as many as fit into `STEP_SHARE` of the free memory, by the memory that a step of
@@ -158,7 +159,7 @@ class ProbeMemory:
         self.files = Files((path.rstrip("/").rpartition("/")[0] or "/") + mark + query)
 
     @staticmethod
-    def key(architecture: Architecture, recipe: RecipeConfig, at_once: int, device: str) -> str:
+    def key(architecture: AnyArchitecture, recipe: RecipeConfig, at_once: int, device: str) -> str:
         """What a plan depends on."""
         sizes = (recipe.source.batch_size, recipe.target.batch_size, at_once)
         return f"{device} torch {torch.__version__} {architecture!r} {sizes}"

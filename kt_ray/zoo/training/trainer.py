@@ -15,7 +15,7 @@ from kt_ray.config import RecipeConfig
 from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.jobs.device import device_name, end_if_device_broken, open_device, release_memory
-from kt_ray.networks import Architecture
+from kt_ray.networks import AnyArchitecture
 from kt_ray.study_code import load_code
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.training.members import Plan, train_members
@@ -32,7 +32,7 @@ class Trainer:
     def __init__(
         self,
         recipe: RecipeConfig,
-        architecture: Architecture,
+        architecture: AnyArchitecture,
         dataset: Dataset,
         gpus: float,
         code: Sequence[CodeFile] = (),

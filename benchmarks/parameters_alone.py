@@ -1,0 +1,222 @@
+"""Translation from parameters alone: no image is given or carried, how far more sources and more steps take it.
+
+Two translators. `family`: one pass of an axial transformer over the pruned block. `written`: a network writes block
+inputs from the stem's parameters, the block is fitted to them by least squares and corrected by an axial transformer;
+there is no probe and no step. Training images count in the loss; none takes part in translating.
+
+Each is trained on several numbers of sources at a constant rate, its averaged weights evaluated, so every point of a
+curve is a result of its own. Runs advance in turn and are saved at each point: the command goes on where it stopped.
+
+    KT_RAY_DATA=… python benchmarks/parameters_alone.py WORK --zoo SOURCES                    train for --minutes
+    KT_RAY_DATA=… python benchmarks/parameters_alone.py WORK --zoo SOURCES --report FRESH      on fresh networks
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.results import write
+from matplotlib.figure import Figure
+
+from kt_ray.config import DatasetConfig, TrialConfig
+from kt_ray.data import Dataset, load_dataset
+from kt_ray.translation.checkpoint import load_translator, save_translator
+from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.transplants import Transplants, translate, transplant_accuracy
+from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.store import ZooStore
+
+SOURCES = (2532, 630, 160)
+STEPS = {"written": 1500, "family": 4500}  # optimiser steps in all
+POINT = 100  # steps between points of a curve
+FITTED = 64  # training members on which the fit is measured
+TRANSLATORS: dict[str, dict[str, Any]] = {
+    "written": {
+        "base": "projected",
+        "projection": {"probes": 24, "images": "written", "learned": True},
+        "axial_transformer": {"width": 64, "depth": 2, "heads": 4},
+    },
+    "family": {"canonical": True, "axial_transformer": {"width": 96, "depth": 4, "heads": 4}},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One translator trained on so many sources, and its files in `folder`."""
+
+    kind: str
+    sources: int
+    folder: Path
+
+    def file(self, ending: str) -> Path:
+        """Return the path of the run's file with this ending."""
+        return self.folder / f"{self.kind}-{self.sources}{ending}"
+
+    def points(self) -> list[dict[str, float]]:
+        """Return the points of the curve so far."""
+        path = self.file(".jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def share(self) -> float:
+        """Return the share of the steps that are done."""
+        return len(self.points()) * POINT / STEPS[self.kind]
+
+    def config(self) -> TrialConfig:
+        """Return the trial."""
+        known = {"family": "axial_transformer", "statistics": True, "context": "network", "output": "residual"}
+        return TrialConfig.model_validate(
+            {
+                "translator": known | TRANSLATORS[self.kind],
+                "loss": {"weight_mse": 0.0, "head_input": 0.3, "kl": 1.0, "images": 32},
+                "augmentation": {
+                    "channel_permutation": True,
+                    "vary": 0.02,
+                    "swap_units": 0.1 if self.kind == "family" else 0.0,
+                },
+                "training": {
+                    "epochs": STEPS[self.kind] // POINT,
+                    "steps_per_epoch": POINT,
+                    "batch_size": 16,
+                    "learning_rate": 0.0015,
+                    "schedule": "constant",
+                    "warmup": 0.03,
+                    "clip_norm": 1.0,
+                    "ema": 0.99,
+                    "weight_decay": 0.01,
+                },
+            }
+        )
+
+    def advance(self, zoo: Zoo, dataset: Dataset) -> None:
+        """Train the next point of the curve and save."""
+        training = TranslatorTraining(self.config(), sampled(zoo, self.sources), dataset)
+        if self.file(".state").exists():
+            training.load(self.file(".state"))
+        began = time.process_time()
+        metrics = training.run_epoch()
+        seconds = time.process_time() - began
+        point = {"steps": training.epoch * POINT, "cpu_seconds": seconds} | metrics
+        save_translator(
+            self.file(".safetensors"), training.translator, training.config.translator, zoo.architecture, point
+        )
+        training.save(self.file(".state"))
+        lines = [json.dumps(line) for line in [*self.points()[: training.epoch - 1], point]]
+        self.file(".jsonl").write_text("\n".join(lines) + "\n")
+        print(
+            f"{self.kind}, {self.sources} sources, {point['steps']} steps: {metrics['accuracy_mean']:.4f}", flush=True
+        )
+
+
+def sampled(zoo: Zoo, count: int) -> Zoo:
+    """Return `count` training members of `zoo`, drawn by seed, and its selection members."""
+    splits = zoo.index["split"].to_pylist()
+    train = torch.tensor([row for row, split in enumerate(splits) if split == "train"])
+    chosen = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:count]].sort().values
+    selection = torch.tensor([row for row, split in enumerate(splits) if split == "selection"])
+    return zoo.take(torch.cat([chosen, selection]))
+
+
+def train(runs: list[Run], zoo: Zoo, dataset: Dataset, until: float) -> None:
+    """Advance the run that is furthest behind, again and again, until all are done or the clock says `until`."""
+    while time.time() < until:
+        run = min(runs, key=Run.share)
+        if run.share() >= 1:
+            return
+        run.advance(zoo, dataset)
+
+
+def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset) -> None:
+    """Measure every run on networks that nothing has seen, with the test images, and write the result."""
+    ceiling = Transplants(fresh, dataset.test, keep=0).accuracy(fresh.part("target"))
+    mean, selected = float(ceiling.mean()), zoo.where("selection")
+    wanted = float(transplant_accuracy(selected, selected.part("target"), dataset.selection).mean())
+    found = []
+    for run in runs:
+        translator = load_translator(run.file(".safetensors")).translator
+        held_out = Transplants(fresh, dataset.test, keep=0).accuracy(translate(translator, fresh)) / mean
+        learned_from = sampled(zoo, run.sources).where("train", with_target=False).take(torch.arange(FITTED))
+        fit = transplant_accuracy(learned_from, translate(translator, learned_from), dataset.selection)
+        points = run.points()
+        found.append(
+            {
+                "translator": run.kind,
+                "sources": run.sources,
+                "steps": points[-1]["steps"],
+                "parameters": points[-1]["parameters"],
+                "cpu_minutes": sum(point["cpu_seconds"] for point in points) / 60,
+                "mean_ratio": float(held_out.mean()),
+                "min_ratio": float(held_out.min()),
+                "fit_ratio": float(fit.mean()) / wanted,
+                "selection_ratio": points[-1]["accuracy_mean"] / wanted,
+                "curve": [(point["steps"], point["accuracy_mean"] / wanted) for point in points],
+            }
+        )
+    headline = {}
+    for run in (entry for entry in found if entry["sources"] == max(SOURCES)):
+        names = ("mean_ratio", "min_ratio", "sources", "steps")
+        prefix = "" if run["translator"] == "written" else "family_"
+        headline |= {prefix + name: run[name] for name in names}
+    write("parameters_alone", headline, found, [0], "\n".join(table(found, len(fresh), len(dataset.test), mean)))
+    draw(found, Path(__file__).parent / "results" / "parameters_alone.png")
+
+
+def table(found: list[dict[str, Any]], members: int, images: int, ceiling: float) -> list[str]:
+    """Return the lines of the table."""
+    lines = [
+        f"{members} fresh networks, {images:,} test images. Ratios are to the mean accuracy of trained targets, "
+        f"{ceiling:.4f}; those on training members and selection members (of the zoo trained on, selection images) to "
+        "that of the selection members' targets.",
+        "",
+        "| translator | sources | steps | mean ratio | worst | selection members | training members | CPU minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in found:
+        lines.append(
+            f"| {entry['translator']} | {entry['sources']} | {entry['steps']} | {entry['mean_ratio']:.4f} "
+            f"| {entry['min_ratio']:.4f} | {entry['selection_ratio']:.4f} | {entry['fit_ratio']:.4f} "
+            f"| {entry['cpu_minutes']:.1f} |"
+        )
+    return lines
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Draw held-out accuracy against steps, a line for each number of sources."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, kind in zip(panels, STEPS, strict=True):
+        for entry in (entry for entry in found if entry["translator"] == kind):
+            panel.plot(*zip(*entry["curve"], strict=True), label=f"{entry['sources']} sources")
+        panel.set_title(kind)
+        panel.set_xlabel("steps of 16 members")
+        panel.legend()
+    panels[0].set_ylabel("selection members, over the trained target")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Train the runs, or report them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="directory of the runs")
+    parser.add_argument("--zoo", required=True, help="zoo of sources to learn from")
+    parser.add_argument("--report", metavar="FRESH", help="zoo whose test members are held out")
+    parser.add_argument("--minutes", type=float, default=60, help="stop training after so many")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    runs = [Run(kind, sources, arguments.work) for sources in SOURCES for kind in STEPS]
+    store = ZooStore(arguments.zoo)
+    zoo, dataset = store.read(), load_dataset(DatasetConfig(**store.definition()["dataset"]))
+    if arguments.report:
+        report(runs, zoo, ZooStore(arguments.report).read().where("test"), dataset)
+    else:
+        train(runs, zoo, dataset, time.time() + 60 * arguments.minutes)
+
+
+if __name__ == "__main__":
+    main()
