@@ -24,11 +24,12 @@ import torch
 from kt_ray.config import (
     MemberCounts,
     SamplerConfig,
+    Source,
     StudyConfig,
     TranslatorConfig,
     TrialConfig,
     ZooConfig,
-    load_config,
+    validate_source,
 )
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, KTError, StudyError, ZooError
@@ -301,7 +302,7 @@ def test_a_hostile_study_file(text: str, tmp_path: Path, canary: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(text.replace("CANARY", str(canary)))
     with pytest.raises(ConfigError) as fault:
-        load_config(StudyConfig, file)
+        validate_source(StudyConfig, Source(file))
     assert len(str(fault.value)) < 4000
     assert "hunter2" not in str(fault.value)
 
