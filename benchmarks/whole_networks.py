@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,24 @@ from kt_ray.data import Dataset, as_float
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation.narrowing import hidden_widths, narrowed, residual_sites
 from kt_ray.translation.probe_images import mixture, shapes
-from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_blocks
+from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_blocks, usual_steps
 
 SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
-PROBES, RECONSTRUCTION = 2048, 512  # images that a translator carries; training images that reconstruction reads
+PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training images that reconstruction reads
 SEEDED = 2  # networks of each depth that translators of further seeds translate, too
-FULL = 3  # networks of each depth that are narrowed to ¾, too; the others also with `LONGER` steps
+FULL = 2  # networks of each depth that are narrowed to ¾, too, and in every way
 LONGER = 300
 SEEDS = (0, 1, 2)
 LEARNED, UNLEARNED = "kt_ray: learned probes, steps", "kt_ray: shapes, steps"
 PATIENT = f"kt_ray: learned probes, {LONGER} steps"
-WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images")
+ON_IMAGES = "kt_ray's steps on training images"
+WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images", ON_IMAGES)
+SOME = (PATIENT, ON_IMAGES, "kt_ray: shapes, least squares")  # methods for `FULL` networks of each depth alone
 IMAGES = {
     "Torch-Pruning, fine-tuned": f"{FINE_TUNING_STEPS * BATCH:,} with labels",
     "least squares on training images": str(RECONSTRUCTION),
+    ON_IMAGES: f"{PROBES:,}",
 }
 FIGURE = RESULTS.parent.parent / "docs" / "whole-networks.svg"
 Row = dict[str, Any]
@@ -66,20 +70,18 @@ def translated(network: nn.Module, hidden: dict[str, int], probes: Tensor, fitti
     return small
 
 
-def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], seed: int) -> dict[str, Method]:
+def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: float, seed: int) -> dict[str, Method]:
     """Return the ways to narrow a network; for seeds after the first those alone that have random parts of ours."""
-    fitting = Fitting(seed=seed)
+    fitting = Fitting(steps=usual_steps(share), seed=seed)
     ours: dict[str, Method] = {
         LEARNED: lambda network, hidden: translated(network, hidden, probes["mixture", seed], fitting),
         UNLEARNED: lambda network, hidden: translated(network, hidden, probes["shapes", seed], fitting),
     }
     if seed:
         return ours
-    training = as_float(dataset.train.images[:RECONSTRUCTION])
+    training = as_float(dataset.train.images[:PROBES])
     return ours | {
-        PATIENT: lambda network, hidden: translated(
-            network, hidden, probes["mixture", 0], Fitting(network_steps=LONGER)
-        ),
+        PATIENT: lambda network, hidden: translated(network, hidden, probes["mixture", 0], Fitting(steps=LONGER)),
         "kt_ray: learned probes, least squares": lambda network, hidden: translated(
             network, hidden, probes["mixture", 0], LEAST_SQUARES
         ),
@@ -94,23 +96,24 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], seed: int) 
             torch_pruning(network, hidden, SHAPE), dataset.train
         ),
         "least squares on training images": lambda network, hidden: translated(
-            network, hidden, training, LEAST_SQUARES
+            network, hidden, training, replace(LEAST_SQUARES, images=RECONSTRUCTION)
         ),
+        ON_IMAGES: lambda network, hidden: translated(network, hidden, training, fitting),
     }
 
 
 @torch.no_grad()
-def predictions(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the classes that `network` gives to uint8 `images`."""
-    return torch.cat([network(as_float(part)).argmax(1) for part in images.split(500)])
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Return what `network` makes of uint8 `images`: [N, classes]."""
+    return torch.cat([network(as_float(part)) for part in images.split(500)])
 
 
 def measure(
-    network: nn.Module, depth: int, number: int, dataset: Dataset, tools: dict[int, dict[str, Method]]
+    network: nn.Module, depth: int, number: int, dataset: Dataset, probes: dict[tuple[str, int], Tensor]
 ) -> list[Row]:
     """Narrow one network in every way; return a row for each."""
     test = dataset.test
-    original = predictions(network, test.images)
+    original = logits(network, test.images).argmax(1)
     accuracy = float((original == test.labels).double().mean())
     common = {
         "depth": depth,
@@ -124,18 +127,18 @@ def measure(
         if share_name == "three_quarters" and number >= FULL:
             continue
         hidden = hidden_widths(network, residual_sites(network), share)
-        for seed, named in tools.items():
+        for seed in SEEDS:
             if seed and (number >= SEEDED or share_name == "three_quarters"):
                 continue
-            for name, method in named.items():
-                if name in (PATIENT, "kt_ray: shapes, least squares") and (number < FULL) == (name == PATIENT):
+            for name, method in methods(dataset, probes, share, seed).items():
+                if name in SOME and (number >= FULL or (name, share_name) == (PATIENT, "three_quarters")):
                     continue
                 began, wall = time.process_time(), time.perf_counter()
                 before = resident_mib()
                 small = method(network, hidden)
                 row = common | {"width": share_name, "method": name, "seed": seed}
                 row |= {"seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
-                predicted = predictions(small, test.images)
+                predicted = logits(small, test.images).argmax(1)
                 row |= {"accuracy": float((predicted == test.labels).double().mean())}
                 row |= {
                     "ratio": row["accuracy"] / accuracy,
@@ -272,8 +275,7 @@ def main() -> None:
                         generator = torch.Generator().manual_seed(seed)
                         probes["mixture", seed] = mixture(dataset.train.images, PROBES, generator)
                         probes["shapes", seed] = shapes(PROBES, SHAPE, generator)
-                tools = {seed: methods(dataset, probes, seed) for seed in SEEDS}
-                path.write_text(json.dumps(measure(network, depth, number, dataset, tools)))
+                path.write_text(json.dumps(measure(network, depth, number, dataset, probes)))
             if path.exists():
                 rows += json.loads(path.read_text())
                 ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]

@@ -53,9 +53,9 @@ def translate(
         bool, typer.Option("--imagenet", help="With --network: images are normalised as torchvision's weights expect.")
     ] = False,
     steps: Annotated[
-        int,
-        typer.Option(min=0, help="With --network: optimiser steps on the network after least squares; 300 are better."),
-    ] = 100,
+        int | None,
+        typer.Option(min=0, help="With --network: optimiser steps after least squares; 200 · (1 - hidden) unless set."),
+    ] = None,
     device: Device = "cpu",
     code: CodeFiles = None,
     workspace: WorkspaceRoot = None,

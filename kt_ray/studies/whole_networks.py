@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from kt_ray.distillation.networks import build_network
 from kt_ray.errors import ConfigError
 from kt_ray.translation.probe_images import mixture, shapes, strokes
 from kt_ray.translation.translate_network import NetworkTranslation, translate_network
-from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, SiteReport
+from kt_ray.translation.whole_network import Fitting, SiteReport, usual_steps
 
 TORCHVISION, MIXTURE = "torchvision:", "mixture:"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation, as torchvision's weights expect
-PROBES, MOST_PIXELS = 2048, 2048 * 32 * 32  # probes, fewer of large images
-FITTED = 4  # the least squares read a part of the probes, one of so many
+PROBES, MOST_PIXELS = 4096, 4096 * 32 * 32  # probes, fewer of large images
+FITTED = 4  # the least squares read one of so many probes, at most
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def translate_named(
     output: Path,
     share: float = 0.5,
     *,
-    steps: int = Fitting.network_steps,
+    steps: int | None = None,
     dataset: Dataset | None = None,
     state_dict: str | None = None,
     device: str = "cpu",
@@ -70,7 +70,7 @@ def translate_named(
 ) -> NetworkTranslation:
     """Translate all residual blocks of the network in `checkpoint` on `probes`: shapes, strokes or mixture:DATASET.
 
-    `steps` of an optimiser follow the least squares; with 0, these alone write the blocks. Raises ConfigError and
+    `steps` of an optimiser follow the least squares, as many as pay for this share if None. Raises ConfigError and
     CheckpointError as `NetworkRequest.build`, `draw_probes` and `translate_network` do.
     """
     if dataset is not None and dataset.image_shape != request.image_shape:
@@ -80,7 +80,8 @@ def translate_named(
         )
     network = request.build()
     images = draw_probes(probes, request.image_shape)
-    fitting = replace(Fitting() if steps else LEAST_SQUARES, images=len(images) // FITTED, network_steps=steps)
+    steps = usual_steps(share) if steps is None else steps
+    fitting = Fitting(images=min(Fitting.images, len(images) // FITTED), steps=steps)
     return translate_network(
         network,
         checkpoint,

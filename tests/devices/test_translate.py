@@ -47,7 +47,7 @@ def test_a_whole_network_is_that_of_the_cpu_and_steps_do_not_wait(tmp_path: Path
     write_state(checkpoint, network().state_dict())
     probes = shapes(24, (3, 16, 16), torch.Generator().manual_seed(0))
     for steps in (2, 4):
-        fitting = Fitting(images=16, block_steps=1, network_steps=steps, batch=4)
+        fitting = Fitting(images=16, steps=steps, batch=4)
         translate_network(network(), checkpoint, tmp_path / "cpu.safetensors", probes, fitting=fitting)
         with pretended_cuda() as device:
             output = tmp_path / "cuda.safetensors"

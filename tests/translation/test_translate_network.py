@@ -21,7 +21,7 @@ from kt_ray.translation.translate_network import translate_network
 from kt_ray.translation.whole_network import Fitting
 
 PROBES = shapes(24, (3, 16, 16), torch.Generator().manual_seed(0))
-BRIEF = Fitting(images=16, block_steps=1, network_steps=1, batch=4)
+BRIEF = Fitting(images=16, steps=1, batch=4)
 
 
 def network() -> nn.Module:
@@ -48,7 +48,7 @@ def test_a_network_is_halved_and_loads_strictly(tmp_path: Path) -> None:
 def test_all_units_kept_give_the_same_network(tmp_path: Path) -> None:
     checkpoint, output = tmp_path / "resnet8.safetensors", tmp_path / "same.safetensors"
     write_state(checkpoint, network().state_dict())
-    fitting = Fitting(images=24, ridge=1e-7, block_steps=0, network_steps=0)
+    fitting = Fitting(images=24, ridge=1e-7, steps=0)
     report = translate_network(network(), checkpoint, output, PROBES, share=1.0, fitting=fitting)
     small = runpy.run_path(report.builder)["narrow"](network())
     small.load_state_dict(load_file(output))

@@ -17,6 +17,7 @@ from kt_ray.translation.whole_network import (
     Branch,
     Fitting,
     ResidualSite,
+    orthogonalised,
     preactivation,
     run_blocks,
     translate_blocks,
@@ -70,7 +71,7 @@ def test_units_that_give_nothing_are_left_out_and_the_network_is_unchanged(resne
         for site in sites:
             resnet.get_submodule(site.path).conv2.weight[:, ::2] = 0.0
     small = narrowed(resnet, hidden_widths(resnet, sites, share))
-    fitting = Fitting(ridge=1e-9, block_steps=0, network_steps=0)
+    fitting = Fitting(ridge=1e-9, steps=0)
     report = translate_blocks(resnet, small, sites, images, fitting)
     torch.testing.assert_close(small(images), resnet(images), atol=2e-3, rtol=2e-3)
     assert report.agreement == 1.0
@@ -145,7 +146,7 @@ def test_later_blocks_make_up_for_errors_of_earlier_ones(resnet: nn.Module) -> N
 def test_steps_bring_the_network_nearer_to_the_original(resnet: nn.Module) -> None:
     sites, probes, fresh = residual_sites(resnet), random(256, 1, 12, 12, seed=5), random(64, 1, 12, 12, seed=6)
     errors = []
-    for fitting in (LEAST_SQUARES, Fitting(block_steps=30, network_steps=30)):
+    for fitting in (LEAST_SQUARES, Fitting(steps=30)):
         small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
         translate_blocks(resnet, small, sites, probes, fitting)
         errors.append(float((small(fresh) - resnet(fresh)).square().mean()))
@@ -157,7 +158,7 @@ def test_the_original_is_not_changed_and_the_result_is_repeated(resnet: nn.Modul
     states = []
     for _ in range(2):
         small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
-        translate_blocks(resnet, small, sites, probes, Fitting(block_steps=2, network_steps=2))
+        translate_blocks(resnet, small, sites, probes, Fitting(steps=2))
         states.append(small.state_dict())
     for name, value in resnet.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
@@ -171,3 +172,14 @@ def test_a_site_that_is_no_block_is_named(resnet: nn.Module) -> None:
             translate_blocks(resnet, copy.deepcopy(resnet), [site], random(4, 1, 12, 12))
     with pytest.raises(CheckpointError):
         residual_sites(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 2, 3, 3), (5,)])
+def test_a_step_has_the_size_that_is_said_in_every_direction(shape: tuple[int, ...]) -> None:
+    """The largest and the smallest singular value of a step are near each other, however far those of the gradient."""
+    gradient = random(*shape) * 1e-3
+    step = orthogonalised(gradient)
+    values = torch.linalg.svdvals(step.flatten(1) if step.dim() > 1 else step[None])
+    assert step.square().mean().sqrt() == pytest.approx(1.0, rel=1e-4)
+    assert values.max() < 2 * values.min()
+    assert (step * gradient).sum() > 0
