@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set
+from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set
 from kt_ray.cli.output import say, show, show_json, show_table
 
 EXPLAINED = "`kt-ray spaces explain PATH` describes any of these paths"
@@ -27,14 +27,16 @@ def list_spaces(format_: Format = "table") -> None:
 
 
 @spaces.command("show")
-def show_space(file: File, allow_code: AllowCode = False, format_: Format = "table") -> None:
+def show_space(
+    file: File, allow_code: AllowCode = False, allow_include: AllowInclude = None, format_: Format = "table"
+) -> None:
     """Show the search space of a study file as a table, with its size."""
     from kt_ray.search.space import size
     from kt_ray.studies.permission import Permission
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.study_file import read_study_file, space_rows
 
-    config = read_study_file(locate(file), permission=Permission.at(given=allow_code))
+    config = read_study_file(locate(file), permission=Permission.at(given=allow_code, includes=allow_include))
     rows = space_rows(config)
     if format_ == "json":
         show_json({"name": config.name, "space": rows, "size": size(config.space, config.trial)})
@@ -84,6 +86,7 @@ def validate(
     ] = None,
     workspace: Annotated[str | None, typer.Option("--workspace", "-w", help="With --address: the one there.")] = None,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
     format_: Format = "table",
 ) -> None:
     """Tell everything wrong with a study or distillation file, each with its line; try one batch of a trial.
@@ -94,7 +97,7 @@ def validate(
     from kt_ray.studies.spaces import locate
     from kt_ray.studies.validation import validate_file
 
-    path, permission = locate(file), Permission.at(given=allow_code)
+    path, permission = locate(file), Permission.at(given=allow_code, includes=allow_include)
     validation = validate_file(path, overrides or (), here=address is None, permission=permission)
     content: dict[str, Any] = asdict(validation)
     cluster = None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set
+from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set
 from kt_ray.cli.output import say, show
 
 app = typer.Typer()
@@ -36,6 +36,7 @@ def submit(
     python: Annotated[str, typer.Option(help="The cluster's Python.")] = "python",
     detach: Detach = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Run a study as a job of a Ray cluster and follow it; exit status is the job's. Ctrl-C only stops following."""
     from kt_ray.studies.permission import Permission
@@ -49,7 +50,7 @@ def submit(
         overrides=overrides or (),
         code=not installed,
         python=python,
-        permission=Permission.at(given=allow_code),
+        permission=Permission.at(given=allow_code, includes=allow_include),
     )
     _attend(job, address, detach)
 

@@ -15,8 +15,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="models:/NAME@champion, models:/NAME/3, a translator file, or pretrained:basic_to_simple, which is "
-        "bundled. `translate --network` takes probes: shapes, strokes, or mixture:DATASET.",
+        help="models:/NAME@champion, models:/NAME/3, a translator file, or a bundled one: pretrained:fast, "
+        "pretrained:exact, pretrained:basic_to_simple. `translate --network` takes probes: shapes, strokes, or "
+        "mixture:DATASET.",
     ),
 ]
 

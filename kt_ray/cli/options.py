@@ -38,6 +38,16 @@ AllowCode = Annotated[
         help="Let the Python files under `code` of the study run, now and from then on in this workspace.",
     ),
 ]
+AllowInclude = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--allow-include",
+        metavar="DIR",
+        file_okay=False,
+        exists=True,
+        help="Let the study file include files of this folder, besides those beside or below it; repeatable.",
+    ),
+]
 CodeFiles = Annotated[
     list[Path] | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kt_ray.cli.options import AllowCode, File, Format, Set, Study, WorkspaceRoot
+from kt_ray.cli.options import AllowCode, AllowInclude, File, Format, Set, Study, WorkspaceRoot
 from kt_ray.cli.output import say, show, show_json, show_table
 
 app = typer.Typer()
@@ -42,9 +42,11 @@ def run(
     accept_changes: AcceptChanges = False,
     accept_weak: AcceptWeak = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, accept_weak=accept_weak)
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, accept_weak=accept_weak, **allowed)
 
 
 @app.command()
@@ -55,9 +57,11 @@ def distill(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, kind="distillation")
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, kind="distillation", **allowed)
 
 
 @app.command()
@@ -68,10 +72,11 @@ def search(
     workspace: WorkspaceRoot = None,
     accept_changes: AcceptChanges = False,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Search the space of a study file over a zoo that is already built."""
-    options = {"kind": "translation", "search_only": True}
-    _run(file, overrides, start_from, workspace, accept_changes, allow_code=allow_code, **options)
+    allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
+    _run(file, overrides, start_from, workspace, accept_changes, kind="translation", search_only=True, **allowed)
 
 
 def _run(file: str, overrides: Set, start_from: From, workspace: WorkspaceRoot, changes: bool, **options: Any) -> None:

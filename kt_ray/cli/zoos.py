@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kt_ray.cli.options import AllowCode, CodeFiles, File, Format, Set, WorkspaceRoot, Zoo
+from kt_ray.cli.options import AllowCode, AllowInclude, CodeFiles, File, Format, Set, WorkspaceRoot, Zoo
 from kt_ray.cli.output import say, show
 
 app = typer.Typer()
@@ -17,7 +17,13 @@ app.add_typer(zoo, name="zoo")
 
 
 @zoo.command()
-def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, allow_code: AllowCode = False) -> None:
+def build(
+    file: File,
+    overrides: Set = None,
+    workspace: WorkspaceRoot = None,
+    allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
+) -> None:
     """Train the members that are missing in the zoo of a study file."""
     from kt_ray.studies.console import StudyConsole
     from kt_ray.studies.permission import Permission
@@ -26,7 +32,7 @@ def build(file: File, overrides: Set = None, workspace: WorkspaceRoot = None, al
     from kt_ray.studies.translation_study import build_zoo_of
     from kt_ray.studies.workspace import Workspace
 
-    config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code))
+    config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code, allow_include))
     with StudyConsole() as console:
         build_zoo_of(config, Workspace.open(workspace, config.storage), console)
     say(f"next: kt-ray search {shlex.quote(file)}")
@@ -100,6 +106,7 @@ def import_(
     overrides: Set = None,
     workspace: WorkspaceRoot = None,
     allow_code: AllowCode = False,
+    allow_include: AllowInclude = None,
 ) -> None:
     """Add networks in the paper's layout to the zoo that a study file names."""
     from kt_ray.data import load_dataset
@@ -110,7 +117,7 @@ def import_(
     from kt_ray.zoo.paper_layout import import_zoo
     from kt_ray.zoo.store import ZooStore
 
-    config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code))
+    config = read_study(locate(file), overrides or (), Permission.at(workspace, allow_code, allow_include))
     store = ZooStore(Workspace.open(workspace, config.storage).zoo(config.zoo.name))
     count = import_zoo(folder, store, config.zoo, config.pair, load_dataset(config.dataset))
     say(f"added {count} members to {store.uri}")

@@ -135,9 +135,9 @@ def explain(error: ValidationError) -> list[str]:
     return problems
 
 
-def read_source(path: Path, overrides: Sequence[str] = ()) -> Source:
-    """The YAML file at `path` with dotted `overrides`. Raises ConfigError."""
-    source = Source(path)
+def read_source(path: Path, overrides: Sequence[str] = (), folders: Sequence[Path] = ()) -> Source:
+    """The YAML file at `path` with dotted `overrides`, which may include files of `folders`. Raises ConfigError."""
+    source = Source(path, folders)
     for dotted, value in parse_overrides(overrides).items():
         source.override(dotted, value)
     return source

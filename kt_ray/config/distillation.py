@@ -12,6 +12,8 @@ from kt_ray.config.network import NetworkConfig, PairName
 from kt_ray.config.study import MODEL_NAME, PRINTABLE, Distribution, Objective, RayConfig, SearchConfig, StorageConfig
 from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig
 
+# What a student's trial reports, with the terms of its method. The last two are what the trial has cost so far.
+METRICS = ("accuracy", "loss", "cross_entropy", "seconds", "parameters", "trial_seconds", "device_hours")
 MethodName = Literal["none", "kd", "at", "ft", "ft+kd"]
 
 
@@ -183,9 +185,26 @@ class DistillConfig(DistillTrialConfig):
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
 
+    @model_validator(mode="after")
+    def _some_selection_images(self) -> DistillConfig:
+        compared = {objective.metric for objective in self.search.objectives}
+        if self.space and "accuracy" in compared and not self.dataset.selection_images:
+            raise ValueError(
+                "dataset.selection_images: must be above 0, as trials are compared by their accuracy on these"
+            )
+        return self
+
     @property
     def trial(self) -> DistillTrialConfig:
         """The part that a search samples."""
         return DistillTrialConfig.model_validate(
             {name: getattr(self, name) for name in DistillTrialConfig.model_fields}
         )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What every trial reports: terms of the method too, if all methods that are searched have them."""
+        searched = self.space.get("method.name")
+        methods = (searched.categorical if searched else None) or (self.method.name,)
+        terms = set.intersection(*({*str(method).split("+")} - {"none"} for method in methods))
+        return (*METRICS, *sorted(terms))

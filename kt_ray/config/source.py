@@ -1,12 +1,14 @@
 """YAML files that may include others, and where in them each value stands.
 
 In any mapping, `include: FILE` (or a list of files) stands for the entries of that file, which the entries beside it
-replace; a later file's replace an earlier one's. Paths are relative to the file that includes.
+replace; a later file's replace an earlier one's. Paths are relative to the file that includes. Included files are those
+in or below the folder of the study file, bundled ones, and those in folders that a person allows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,18 @@ LONGEST = 1_000  # characters of a path
 class Source:
     """The YAML file at `path`, whose top is a mapping: its `content`, and the place of every dotted path in it.
 
+    It may include files in or below its own folder and `folders`, and bundled ones.
     Raises ConfigError, naming file and line, where it or a file that it includes is missing, is not YAML, includes
-    itself, or gives a key twice.
+    itself, lies elsewhere, or gives a key twice.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folders: Sequence[Path] = ()) -> None:
         self.path = path
         self.overridden: list[str] = []
         self._root: Node
         try:
             loader, self._root = _compose(path)
-            includes = _Includes()
+            includes = _Includes((path.parent, _bundled(), *folders))
             includes.expand(self._root, (path.resolve(),))
             self._refers = includes.found
             content = loader.construct_document(self._root)
@@ -110,8 +113,9 @@ def _compose(path: Path) -> tuple[StudyLoader, MappingNode]:
 class _Includes:
     """Puts, in every mapping under a node, the entries of included files before those that stand there."""
 
-    def __init__(self) -> None:
+    def __init__(self, folders: Sequence[Path]) -> None:
         self.found = False
+        self._folders = tuple(folder.resolve() for folder in folders)
         self._seen: set[int] = set()  # an alias is the same node again, however often it stands somewhere
 
     def expand(self, node: Node, chain: tuple[Path, ...]) -> None:
@@ -131,27 +135,38 @@ class _Includes:
                 self.expand(value, chain)
                 continue
             self.found = True
-            for path in _files(key, value, chain):
+            for path in self._files(key, value, chain):
                 _, other = _compose(path)
                 self.expand(other, (*chain, path.resolve()))
                 included += other.value
         node.value = included + [(key, value) for key, value in node.value if key.value != INCLUDE]
 
+    def _files(self, key: Node, value: Node, chain: tuple[Path, ...]) -> Iterator[Path]:
+        """The files that an `include` names, each there, in an allowed folder and none of them in `chain`."""
+        entries = value.value if isinstance(value, SequenceNode) else [value]
+        for entry in entries:
+            if not isinstance(entry, ScalarNode) or not entry.value:
+                raise ConfigError(f"{_place(key)}: {INCLUDE}: expected a file or a list of files")
+            path, where = Path(key.start_mark.name).parent / entry.value[:LONGEST], f"{_place(entry)}: {INCLUDE}"
+            try:
+                place = path.resolve()
+            except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+                raise ConfigError(f"{where}: {entry.value[:LONGEST]!r} is no path") from None
+            if not any(place.is_relative_to(folder) for folder in self._folders):
+                raise ConfigError(
+                    f"{where}: {path} is not in the folder of the study file; if it is meant, allow its folder with "
+                    "--allow-include DIR"
+                )
+            if len(entry.value) > LONGEST or not path.is_file():
+                raise ConfigError(f"{where}: no such file: {path}; paths are relative to this file")
+            if place in chain:
+                names = " includes ".join(file.name for file in (*chain[chain.index(place) :], path))
+                raise ConfigError(f"{where}: files in a circle: {names}")
+            yield path
 
-def _files(key: Node, value: Node, chain: tuple[Path, ...]) -> Iterator[Path]:
-    """The files that an `include` names, each there and none of them in `chain`."""
-    entries = value.value if isinstance(value, SequenceNode) else [value]
-    for entry in entries:
-        if not isinstance(entry, ScalarNode) or not entry.value:
-            raise ConfigError(f"{_place(key)}: {INCLUDE}: expected a file or a list of files")
-        path = Path(key.start_mark.name).parent / entry.value
-        if len(entry.value) > LONGEST or not path.is_file():
-            path = Path(f"{path!s:.{LONGEST}}")
-            raise ConfigError(f"{_place(entry)}: {INCLUDE}: no such file: {path}; paths are relative to this file")
-        if path.resolve() in chain:
-            names = " includes ".join(file.name for file in (*chain[chain.index(path.resolve()) :], path))
-            raise ConfigError(f"{_place(entry)}: {INCLUDE}: files in a circle: {names}")
-        yield path
+
+def _bundled() -> Path:
+    return Path(str(resources.files("kt_ray.search_spaces")))
 
 
 def _refuse_double_keys(node: MappingNode) -> None:

@@ -12,8 +12,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from kt_ray._io.urls import has_password, in_memory
 from kt_ray.config.base import Frozen, Resources, check_registered
 from kt_ray.config.code import CodeFile
+from kt_ray.config.durations import Hours
 from kt_ray.config.network import PairChoice
-from kt_ray.config.trial import TrialConfig
+from kt_ray.config.trial import METRICS, TrialConfig
 from kt_ray.config.zoo import FILE_NAME, FILE_NAME_SAYS, DatasetConfig, ZooConfig
 
 LARGEST = 2.0**53  # of a bound: whole numbers above it are not told apart by a float
@@ -149,8 +150,10 @@ class SearchConfig(Frozen):
     """Options of the search, and when it ends."""
 
     trials: PositiveInt = Field(20, description="trials to finish (complete or pruned)")
-    hours: PositiveFloat | None = Field(None, description="stop asking for trials after so many hours of one run")
-    device_hours: PositiveFloat | None = Field(
+    hours: Hours | None = Field(
+        None, description="stop asking for trials after so many hours of one run; or `90 min`, `1:30 h`"
+    )
+    device_hours: Hours | None = Field(
         None, description="stop asking for trials once the study's have used so many GPU-hours (CPU-hours without GPU)"
     )
     seed: int = Field(0, ge=0)
@@ -245,6 +248,11 @@ class StudyConfig(Frozen):
     search: SearchConfig = SearchConfig()
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What every trial reports."""
+        return METRICS
 
     @model_validator(mode="before")
     @classmethod

@@ -173,10 +173,20 @@ def _suggest(trial: optuna.trial.Trial, path: str, distribution: Distribution) -
     if distribution.categorical is not None:
         return trial.suggest_categorical(path, distribution.categorical)
     if distribution.int_range is not None:
+        low, high = distribution.int_range
         step = int(distribution.step or 1)
-        return trial.suggest_int(path, *distribution.int_range, step=step, log=distribution.log)
+        return trial.suggest_int(path, low, low + (high - low) // step * step, step=step, log=distribution.log)
     assert distribution.float_range is not None
-    return trial.suggest_float(path, *distribution.float_range, step=distribution.step, log=distribution.log)
+    bottom, top = distribution.float_range
+    if distribution.step is not None:
+        top = last_value(bottom, top, distribution.step)
+    return trial.suggest_float(path, bottom, top, step=distribution.step, log=distribution.log)
+
+
+def last_value(low: float, high: float, step: float) -> float:
+    """Return the last value at whole steps from `low` that is not above `high`, in decimals, as Optuna counts."""
+    first, last, size = (Decimal(str(value)) for value in (low, high, step))
+    return float(first + (last - first) // size * size)
 
 
 def values_of(distribution: Distribution) -> list[Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import types
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -16,7 +15,17 @@ from pydantic.fields import FieldInfo
 from kt_ray.config import Distribution, Frozen
 from kt_ray.config.study import Choice
 from kt_ray.errors import ConfigError
-from kt_ray.search.space import Distributions, Space, apply, as_list, contains, to_optuna, value_at, values_of
+from kt_ray.search.space import (
+    Distributions,
+    Space,
+    apply,
+    as_list,
+    contains,
+    last_value,
+    to_optuna,
+    value_at,
+    values_of,
+)
 from kt_ray.search.storage import quiet_optuna
 
 PROBES = 200  # random points that `problems` tries on the base configuration
@@ -54,6 +63,11 @@ def _path_problems(path: str, distribution: Distribution, base: Frozen) -> list[
     """Unknown path; bounds, step or choices that the field does not admit."""
     if distribution.int_range is not None and distribution.step is not None and distribution.step % 1:
         return [f"space.{path}: `step` of an int must be whole, got {distribution.step}"]
+    if distribution.step is not None:
+        low, high = distribution.float_range or distribution.int_range or (0, 0)
+        last = last_value(low, high, distribution.step)
+        if last != high:
+            return [f"space.{path}: steps of {distribution.step:g} from {low:g} end at {last:g}, not at {high:g}"]
     field_info = _field(type(base), path)
     if field_info is None:
         return [f"space.{path}: unknown path; {_known_paths(type(base), path)}"]
@@ -105,14 +119,13 @@ def _condition_problems(path: str, distribution: Distribution, space: Distributi
 def _joint_problems(space: Space, base: Frozen) -> list[str]:
     """Return the faults of values that are fine one by one: random points are tried on the base configuration."""
     faults = Counter[str]()
-    with quiet_optuna(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a range that its step does not divide is cut by Optuna
+    with quiet_optuna():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(PROBES):
-            try:
-                apply(base, space(study.ask()))
-            except ConfigError as error:
-                faults.update(problem.split(", got")[0] for problem in error.problems)
+    for _ in range(PROBES):
+        try:
+            apply(base, space(study.ask()))
+        except ConfigError as error:
+            faults.update(problem.split(", got")[0] for problem in error.problems)
     return [
         f"space: {count} of {PROBES} random points of the space are not valid: {fault}; narrow it or add a `when`"
         for fault, count in faults.items()

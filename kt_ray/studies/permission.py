@@ -1,4 +1,4 @@
-"""The code of studies that may run: a person allows it with `--allow-code`, a workspace remembers its SHA-256."""
+"""What a person allows a study: code (`--allow-code`, which a workspace remembers by its SHA-256), files elsewhere."""
 
 from __future__ import annotations
 
@@ -23,17 +23,22 @@ LARGEST = 1 << 20  # bytes of the list
 class Permission:
     """The code that may run in the workspace at `root`: any if `given`, else what was allowed there before.
 
+    Files of the folders `includes` may be included beside those of the study file's own.
     The list of a workspace counts only for the user who wrote it and only where it was written: a copy of it, as in a
     workspace from someone else, allows nothing.
     """
 
     root: Path
     given: bool = False
+    includes: tuple[Path, ...] = ()
 
     @classmethod
-    def at(cls, workspace: str | Path | None = None, given: bool = False) -> Permission:
+    def at(
+        cls, workspace: str | Path | None = None, given: bool = False, includes: Sequence[str | Path] | None = None
+    ) -> Permission:
         """Return the permission in the workspace that commands take, given now or before."""
-        return cls(Workspace.at(None if workspace is None else Path(workspace)).root, given)
+        root = Workspace.at(None if workspace is None else Path(workspace)).root
+        return cls(root, given, tuple(Path(folder) for folder in includes or ()))
 
     def covers(self, files: Sequence[CodeFile]) -> bool:
         """Return whether all of `files` may run."""

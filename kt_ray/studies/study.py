@@ -91,6 +91,7 @@ def run(
     accept_changes: bool = False,
     accept_weak: bool = False,
     allow_code: bool = False,
+    allow_include: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> Study:
     """Bring a study to its end: what it needs, search, one evaluation on test images, registry. Does what is lacking.
@@ -105,6 +106,7 @@ def run(
         accept_changes: Go on although zoo, dataset or base trial are not those of the study's trials.
         accept_weak: Make the model champion though a block that costs nothing is better.
         allow_code: Let the Python files that the study names under `code` run; those files need it once a workspace.
+        allow_include: Folders beside the study file's own whose files it may include.
         progress: Whether to print how far it is.
 
     Returns:
@@ -125,7 +127,8 @@ def run(
         >>> study.conclusion.model
         'kt-student'
     """
-    config, place = _opened(study, workspace, overrides, start_from, kind, Permission.at(workspace, allow_code))
+    permission = Permission.at(workspace, allow_code, allow_include)
+    config, place = _opened(study, workspace, overrides, start_from, kind, permission)
     with StudyConsole(quiet=not progress) as console:
         if search_only:
             search_study(config, place, console, accept_changes=accept_changes)

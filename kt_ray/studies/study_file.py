@@ -23,7 +23,6 @@ from kt_ray.config.code import CodeFile, read_code
 from kt_ray.config.network import NetworkChoice
 from kt_ray.config.reference import MODELS
 from kt_ray.config.study import SearchConfig
-from kt_ray.config.trial import METRICS
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.registry import register
 from kt_ray.search.samplers import build_pruner, build_sampler
@@ -66,14 +65,15 @@ def read_with_source(
 
     Raises as `read_study_file` does.
     """
-    source = read_source(path, overrides)
+    permission = permission or Permission.at()
+    source = read_source(path, overrides, permission.includes)
     model = _model(source.content, kind, str(path))
     if "code" in source.content:
         try:
             files = read_code(source.content["code"], path.parent)
         except ConfigError as error:
             raise source.error(error.problems) from None
-        (permission or Permission.at()).run(files)
+        permission.run(files)
         source.embed("code", _plain(files))
     try:
         config = validate_source(model, source)
@@ -162,7 +162,8 @@ def search_problems(config: Config) -> list[str]:
             build()
         except ConfigError as error:
             faults += error.problems
-    return faults + (metric_problems(search) + registry_problems(config) if isinstance(config, StudyConfig) else [])
+    faults += metric_problems(search, config.metrics)
+    return faults + (registry_problems(config) if isinstance(config, StudyConfig) else [])
 
 
 def registry_problems(config: StudyConfig) -> list[str]:
@@ -180,16 +181,16 @@ def registry_problems(config: StudyConfig) -> list[str]:
     return faults
 
 
-def metric_problems(search: SearchConfig) -> list[str]:
-    """Return objectives and constraints over metrics that no trial of a translator reports, with the nearest one."""
+def metric_problems(search: SearchConfig, reported: Sequence[str]) -> list[str]:
+    """Return objectives and constraints over metrics that are not `reported` by every trial, with the nearest one."""
     asked = {f"search.objectives.{number}.metric": one.metric for number, one in enumerate(search.objectives)}
     asked |= {f"search.constraints.{number}": one.metric for number, one in enumerate(search.constraints)}
     return [
         f"{where}: no trial reports {metric!r}; did you mean {nearest[0]}?"
-        if (nearest := difflib.get_close_matches(metric, METRICS, n=1))
-        else f"{where}: no trial reports {metric!r}; expected one of {', '.join(METRICS)}"
+        if (nearest := difflib.get_close_matches(metric, reported, n=1))
+        else f"{where}: no trial reports {metric!r}; expected one of {', '.join(reported)}"
         for where, metric in asked.items()
-        if metric not in METRICS
+        if metric not in reported
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from kt_ray.config import Source, StudyConfig, read_source, validate_source
 from kt_ray.errors import ConfigError
+from kt_ray.studies.spaces import shipped
 from kt_ray.studies.study_file import read_study
 
 
@@ -111,6 +112,24 @@ def test_includes_give_entries_that_those_beside_them_replace() -> None:
         "loss.kl": (0.5,),
     }
     assert (config.zoo.name, config.zoo.seed) == ("mine", 4)
+
+
+@pytest.mark.parametrize("place", ["../shared.yaml", "link.yaml", "{folder}/shared.yaml", "./../mine/../shared.yaml"])
+def test_a_file_elsewhere_is_included_only_from_a_folder_that_is_allowed(place: str, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text("secret: 1\nseed: 4\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "link.yaml").symlink_to(tmp_path / "shared.yaml")
+    path = write("mine/study.yaml", f"name: study\nzoo: {{include: {place.format(folder=tmp_path)}}}\n")
+    with pytest.raises(ConfigError, match=r"study.yaml:2: include: .* --allow-include DIR") as error:
+        Source(path)
+    assert "secret" not in str(error.value)
+    (tmp_path / "shared.yaml").write_text("seed: 4\n")
+    assert read_source(path, folders=[tmp_path]).content["zoo"] == {"seed": 4}
+
+
+def test_bundled_files_are_included_from_anywhere() -> None:
+    path = write("study.yaml", f"include: {shipped()['everything']}\nname: mine\n")
+    assert read_study(path).name == "mine"
 
 
 def test_a_fault_in_an_included_file_is_told_with_that_file() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
-from mlflow.entities import Run
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
@@ -21,48 +20,20 @@ from kt_ray.errors import KTError
 from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.checkpoint import read_network
 from kt_ray.networks.state_file import write_state
-from kt_ray.search.samplers import ORDINAL
 from kt_ray.studies.conclusion import CONCLUSION
 from kt_ray.tracking.view import newest_page
 from kt_ray.zoo.store import ZooStore
-from tests.studies.miniature import MINIATURE, finished, kt_ray, said
-
-TRIALS = 5
-ENDS = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-def study_of(workspace: Path) -> optuna.Study:
-    return optuna.load_study(study_name="miniature", storage=f"sqlite:///{workspace / 'optuna.db'}")
-
-
-def runs_of(workspace: Path) -> list[Run]:
-    client = mlflow.MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("kt_ray")
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], max_results=1000))
-
-
-def assert_every_trial_once(workspace: Path) -> None:
-    """Each lineage ended once in the study; each has one run in MLflow, with the same end."""
-    trials = study_of(workspace).trials
-    lineages: dict[int, list[optuna.trial.FrozenTrial]] = {}
-    for trial in trials:
-        assert trial.state is not TrialState.RUNNING
-        if trial.state is TrialState.FAIL and ORDINAL not in trial.user_attrs:
-            continue  # the driver died while it was being drawn: some of its values may be there
-        lineages.setdefault(trial.system_attrs.get("failed_trial", trial.number), []).append(trial)
-    ends = {lineage: [trial for trial in tries if trial.state in ENDS] for lineage, tries in lineages.items()}
-    assert len(ends) == TRIALS
-    assert all(len(trials) == 1 for trials in ends.values())
-    runs = runs_of(workspace)
-    parents = {run.info.run_id for run in runs if run.data.tags.get("mlflow.parentRunId") is None}
-    children = [run for run in runs if run.info.run_id not in parents]
-    assert len(children) == TRIALS
-    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= parents
-    statuses = sorted(run.info.status for run in children)
-    expected = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
-    assert statuses == sorted(expected[trials[0].state] for trials in ends.values())
-    assert {run.info.status for run in runs if run.info.run_id in parents} == {"FINISHED"}
+from tests.studies.miniature import (
+    ENDS,
+    MINIATURE,
+    TRIALS,
+    assert_every_trial_once,
+    finished,
+    kt_ray,
+    runs_of,
+    said,
+    study_of,
+)
 
 
 def test_the_whole_path(finished_workspace: Path) -> None:
