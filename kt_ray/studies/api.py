@@ -75,6 +75,7 @@ def build_zoo(
     *,
     pair: str | dict[str, Any] = "basic_to_simple",
     ray: bool | str = False,
+    device: str = "cpu",
     progress: bool = True,
     **settings: Any,
 ) -> ZooStore:
@@ -89,6 +90,7 @@ def build_zoo(
         pair: The block pair: which block the networks have, and which small block is trained in its place.
         ray: False trains in this process; True uses the Ray session of this process or starts one for the call; a
             string is the address of a Ray cluster.
+        device: As torch names it, for training in this process; with Ray, `actors={"gpus": 0.5}` asks for GPUs.
         progress: Whether a line shows how far the build is, on terminals and in notebooks.
         **settings: The keys of `zoo` in a study file: `members`, `recipe`, `network`, `seed`, `actors`.
 
@@ -98,7 +100,7 @@ def build_zoo(
     Raises:
         ConfigError: If a setting is unknown or out of its range.
         ZooError: If another zoo is stored there, or it cannot be written.
-        ResourceError: If Ray cannot be reached, or no node can train a member.
+        ResourceError: If Ray cannot be reached, no node can train a member, or torch cannot compute on `device`.
 
     Example:
         >>> import kt_ray as kt
@@ -123,7 +125,7 @@ def build_zoo(
         if ray is False:
             from kt_ray.zoo.local import build_zoo_locally
 
-            build_zoo_locally(config, pair, images, store, show)  # type: ignore[arg-type]
+            build_zoo_locally(config, pair, images, store, show, use_device(device))  # type: ignore[arg-type]
         else:
             from kt_ray.jobs.connection import connected
             from kt_ray.zoo.actors import build_zoo as build_with_actors

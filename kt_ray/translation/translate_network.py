@@ -17,7 +17,7 @@ from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks.checkpoint import STEPS, find_network, network_state
 from kt_ray.networks.state_file import write_state
-from kt_ray.translation.narrowing import builder_text, hidden_widths, narrowed, residual_sites
+from kt_ray.translation.narrowing import builder_text, narrowed
 from kt_ray.translation.report import Preprocessing, TranslationReport, check_finite, check_output, measured
 from kt_ray.translation.whole_network import Fitting, SiteReport, translate_blocks
 
@@ -97,14 +97,13 @@ def translate_network(
         raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
     found = find_network(checkpoint, network.state_dict().keys(), state_dict)
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
-    network.to(device).eval().requires_grad_(False)
-    probes = probes.to(device)
+    network.eval().requires_grad_(False)
     prepare = preprocessing or (lambda images: images)
     _check_images(network, prepare(probes[:2]))
+    probes = probes.to(device)
     began = time.perf_counter()
-    sites = residual_sites(network)
-    hidden = hidden_widths(network, sites, share)
-    small = narrowed(network, hidden)
+    small, sites = narrowed(network, share)
+    network, small = network.to(device), small.to(device)
     report = translate_blocks(network, small, sites, prepare(probes), fitting, progress)
     seconds = time.perf_counter() - began
     written = {name: value.cpu() for name, value in small.state_dict().items()}
@@ -113,6 +112,7 @@ def translate_network(
     counters = {name: value for name, value in written.items() if name.endswith(STEPS)}
     write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
     builder = output.with_suffix(".py")
+    hidden = {site.path: site.hidden_after for site in report.sites}
     write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
     return NetworkTranslation(
         output=str(output),

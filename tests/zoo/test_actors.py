@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -100,6 +103,31 @@ def test_members_of_an_actor_whose_device_broke_go_to_another(
     zoo = build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
     assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
     assert "go to another" in caplog.text
+
+
+def test_each_kind_of_device_has_a_plan_of_its_own(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnOneOfTwoKinds(Trainer):
+        def ready(self) -> tuple[str, str]:
+            for kind in ("large", "small"):
+                with suppress(FileExistsError):
+                    (tmp_path / kind).touch(exist_ok=False)
+                    self.kind = kind
+                    return "cpu", kind
+            raise AssertionError("a third actor")
+
+        def train(self, members: Sequence[Member], plan: Plan) -> Trained:
+            (tmp_path / f"{self.kind} has work").touch()
+            while len(list(tmp_path.glob("* has work"))) < 2:
+                time.sleep(0.1)
+            return super().train(members, plan)
+
+    monkeypatch.setattr(actors, "Trainer", OnOneOfTwoKinds)
+    config = CONFIG.model_copy(update={"actors": ActorConfig(count=2, members_at_once=1)})
+    zoo = build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
+    assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
+    assert {key.split()[0] for key in json.loads((tmp_path / "probe.json").read_text())} == {"large", "small"}
 
 
 def _key(crew: ActorConfig) -> str:
