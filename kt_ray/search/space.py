@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,6 +23,16 @@ Distributions = Mapping[str, Distribution]
 Base = TypeVar("Base", bound=Frozen)  # what one trial is configured by: TrialConfig, DistillTrialConfig
 
 
+class Suggests(Protocol):
+    """The part of an `optuna.trial.Trial` that a space asks for values."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Space:
     """A define-by-run function for Optuna: called with a trial, gives the value of every path that is active.
@@ -33,7 +43,7 @@ class Space:
     distributions: dict[str, Distribution]
     base: dict[str, Choice] = field(default_factory=dict)
 
-    def __call__(self, trial: optuna.trial.Trial) -> dict[str, Any]:
+    def __call__(self, trial: Suggests) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for path, distribution in self.distributions.items():
             if self.active(path, values):
@@ -169,7 +179,7 @@ def _ordered(space: Distributions) -> list[str]:
     return ordered
 
 
-def _suggest(trial: optuna.trial.Trial, path: str, distribution: Distribution) -> Any:
+def _suggest(trial: Suggests, path: str, distribution: Distribution) -> Any:
     if distribution.categorical is not None:
         return trial.suggest_categorical(path, distribution.categorical)
     if distribution.int_range is not None:
