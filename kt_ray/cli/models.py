@@ -38,7 +38,7 @@ def translate(
     network: Annotated[
         str | None,
         typer.Option(
-            help="Translate all residual blocks of a whole network: resnet (CIFAR's), torchvision:resnet18, …"
+            help="Translate all residual blocks of a whole network: a registered one, or torchvision:resnet18, …"
         ),
     ] = None,
     options: Annotated[
