@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from kt_ray.config import DatasetConfig, TrialConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.translation.checkpoint import load_translator, save_translator
-from kt_ray.translation.evaluation import translate, transplant_accuracy
 from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.transplants import translate, transplant_accuracy
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
