@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import ResNetOptions
-from kt_ray.distillation.networks import CifarResNet
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer
+from kt_ray.networks.resnet import CifarResNet
 from kt_ray.translation.narrowing import narrowed, residual_blocks
 from kt_ray.translation.whole_network import (
     LEAST_SQUARES,
