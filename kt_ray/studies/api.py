@@ -23,7 +23,8 @@ from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.jobs.device import use_device
 from kt_ray.networks import State
-from kt_ray.networks.checkpoint import read_state, write_state
+from kt_ray.networks.checkpoint import read_state
+from kt_ray.networks.state_file import write_state
 from kt_ray.studies import zoos
 from kt_ray.studies.models import translator_file
 from kt_ray.study_code import load_code as run_code
@@ -337,7 +338,7 @@ class TranslatedNetwork(Displayed):
         return self.report.display_title()
 
     def display_rows(self) -> list[dict[str, Any]]:
-        return self.report.rows()
+        return self.report.display_rows()
 
 
 def translate(

@@ -15,7 +15,8 @@ from kt_ray._io.files import write_whole
 from kt_ray._io.text import first_line
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
+from kt_ray.networks.checkpoint import STEPS, find_network, network_state
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.narrowing import builder_text, narrowed
 from kt_ray.translation.report import Preprocessing, TranslationReport, check_finite, check_output, measured
 from kt_ray.translation.whole_network import Fitting, SiteReport, translate_blocks
@@ -26,7 +27,6 @@ class NetworkTranslation(TranslationReport):
     """The result of translating all blocks; `agreement` is the share of the probes on which both networks predict
     the same."""
 
-    builder: str
     sites: list[SiteReport]
     agreement: float
     peak_mib: float
@@ -35,9 +35,8 @@ class NetworkTranslation(TranslationReport):
         """Return number of blocks and time."""
         return f"{len(self.sites)} blocks, translated in {self.seconds:.1f} s"
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each quantity of the whole network, before and after."""
-        rows = super().rows()
+    def display_rows(self) -> list[dict[str, Any]]:
+        rows = super().display_rows()
         return [*rows[:2], {"": "agreement on probes", "before": 1.0, "after": self.agreement}, *rows[2:]]
 
     def site_rows(self) -> list[dict[str, Any]]:

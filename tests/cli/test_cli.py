@@ -111,11 +111,11 @@ def test_an_unreachable_ray_and_mlflow(study: Path, tmp_path: Path) -> None:
 
 
 def test_a_zoo_of_another_pair(study: Path, tmp_path: Path) -> None:
-    from kt_ray.config import StudyConfig, load_config
+    from kt_ray.config import Source, StudyConfig, validate_source
     from kt_ray.data import load_dataset
     from kt_ray.zoo.store import ZooStore
 
-    config = load_config(StudyConfig, study)
+    config = validate_source(StudyConfig, Source(study))
     ZooStore(str(tmp_path / "ws" / "zoos" / "miniature")).create(
         config.zoo, "basic_to_mlp", load_dataset(config.dataset)
     )

@@ -17,7 +17,7 @@ from kt_ray.studies.extension import started_from
 from kt_ray.studies.workspace import Workspace
 from kt_ray.translation.bundled import TRANSLATORS
 from kt_ray.translation.checkpoint import load_translator
-from kt_ray.translation.evaluation import translate, transplant_accuracy
+from kt_ray.translation.transplants import translate, transplant_accuracy
 from kt_ray.zoo.bundled import ZOOS
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore

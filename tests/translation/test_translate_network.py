@@ -13,8 +13,8 @@ from torchvision.models import resnet18
 
 from kt_ray.config import ResNetOptions
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import write_state
 from kt_ray.networks.resnet import CifarResNet
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.narrowing import residual_blocks
 from kt_ray.translation.probe_images import shapes
 from kt_ray.translation.translate_network import translate_network

@@ -28,6 +28,7 @@ from kt_ray.zoo.training import trainer
 from kt_ray.zoo.training.members import Plan
 from kt_ray.zoo.training.plan import ProbeMemory
 from kt_ray.zoo.training.trainer import Trained, Trainer
+from tests.own_network import network_code
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -140,33 +141,10 @@ def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) ->
         build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
 
 
-NETWORK = """
-import os
-from torch import nn
-from kt_ray import register
-from kt_ray.networks.resnet import ResidualBlock
-
-if os.getpid() != DRIVER:
-    HERE
-
-@register.network("mine")
-class Mine:
-    image_shape, classes, mean, deviation = (1, 28, 28), 10, (), ()
-
-    def __init__(self, options): ...
-
-    def build(self):
-        return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), ResidualBlock(4, 4), nn.Flatten(), nn.Linear(196, 10))
-
-    def sites(self):
-        return ("1",)
-"""
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_actors_first_run_the_code_that_registered_the_network(tmp_path: Path, dataset: Dataset, fails: bool) -> None:
     there = "import a_package_that_this_node_has_not" if fails else "pass"
-    text = NETWORK.replace("DRIVER", str(os.getpid())).replace("HERE", there)
+    text = network_code(f"if os.getpid() != {os.getpid()}: {there}")
     load_code([CodeFile.model_validate({"name": "mine.py", "text": text})])
     config, store = CONFIG.model_copy(update={"network": NetworkChoice(name="mine")}), ZooStore(str(tmp_path / "zoo"))
     try:
