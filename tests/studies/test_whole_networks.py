@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from kt_ray.config import ClassifierConfig
 from kt_ray.distillation.networks import build_network
 from kt_ray.errors import ConfigError
 from kt_ray.networks.resnet import ResNetNetwork, ResNetNetworkOptions
-from kt_ray.registry import register
+from kt_ray.registry import register, registering
 from kt_ray.studies.whole_networks import NetworkRequest
 from kt_ray.translation.narrowing import residual_blocks
 
@@ -17,14 +19,16 @@ OPTIONS = {"depth": 8, "width": 4, "stem_stride": 2}
 
 
 @pytest.fixture
-def grey() -> str:
+def grey() -> Iterator[str]:
     """A person's own network, which takes images less a half and over a quarter."""
 
-    @register.network("grey")
     def make(options: object) -> ResNetNetwork:
         return ResNetNetwork(ResNetNetworkOptions(depth=8, image_shape=(1, 12, 12), mean=(0.5,), deviation=(0.25,)))
 
-    return "grey"
+    with registering("code of a test"):
+        register.network("grey")(make)
+    yield "grey"
+    register.network.remove("code of a test")
 
 
 def test_a_teacher_that_distillation_trained_is_one_of_them() -> None:
