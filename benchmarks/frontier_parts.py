@@ -67,12 +67,14 @@ def main() -> None:
     parser.add_argument("sources", help="zoo that the translators learned from")
     parser.add_argument("other", help="zoo of another recipe")
     parser.add_argument("--learned", nargs="+", required=True, metavar="NAME=FILE", help="translators, a seed each")
+    parser.add_argument("--images", type=int, default=2000, help="selection images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     store = ZooStore(arguments.sources)
     dataset = load_dataset(DatasetConfig(**store.definition()["dataset"]))
     zoos = {"same": store.read().where("selection"), "other": ZooStore(arguments.other).read().where("test")}
-    measured = {name: Transplants(zoo, dataset.selection) for name, zoo in zoos.items()}
+    images = dataset.selection.take(slice(0, arguments.images))
+    measured = {name: Transplants(zoo, images) for name, zoo in zoos.items()}
     sources = {name: float(seen.accuracy(seen.zoo.part("source")).mean()) for name, seen in measured.items()}
     found: dict[tuple[str, tuple[bool, ...], str], dict[str, list[float]]] = {}
     for item in arguments.learned:
@@ -87,7 +89,7 @@ def main() -> None:
                 entry.setdefault(f"{where}_mean", []).append(float(ratios.mean()))
                 entry.setdefault(f"{where}_min", []).append(float(ratios.min()))
             print(name, kept, start, {key: round(values[-1], 4) for key, values in entry.items()}, flush=True)
-    report(found, {name: len(seen.zoo) for name, seen in measured.items()}, sources)
+        report(found, {name: len(seen.zoo) for name, seen in measured.items()}, sources)
 
 
 def report(
@@ -124,7 +126,6 @@ def report(
         for (name, kept, start), entry in found.items()
     ]
     write("frontier_parts", headline, results, list(range(3)), "\n".join(lines))
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -129,13 +129,13 @@ def train(runs: list[Run], zoo: Zoo, dataset: Dataset, until: float) -> None:
 
 
 def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) -> None:
-    """Measure every finished run on networks that nothing has seen, with the test images, and write the result."""
+    """Measure every run that has begun on networks that nothing has seen, on test images; write the result."""
     images = dataset.test.take(slice(0, count))
     ceiling = transplant_accuracy(fresh, fresh.part("target"), images)
     mean, selected = float(ceiling.mean()), zoo.where("selection")
     wanted = float(transplant_accuracy(selected, selected.part("target"), dataset.selection).mean())
     found = []
-    for run in (run for run in runs if run.share() == 1):
+    for run in (run for run in runs if run.points()):
         translator = load_translator(run.file(".safetensors")).translator
         held_out = transplant_accuracy(fresh, translate(translator, fresh), images) / mean
         learned_from = sampled(zoo, run.sources).where("train", with_target=False).take(torch.arange(FITTED))

@@ -1,4 +1,4 @@
-"""The Optuna study: the only truth about a search. No Ray here. Searches count *lineages* (`search/lineages.py`)."""
+"""The Optuna study: the only truth about a search. No Ray here. Searches count *lineages* (`kt_ray.search.retries`)."""
 
 from __future__ import annotations
 

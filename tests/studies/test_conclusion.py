@@ -1,4 +1,4 @@
-"""What is left and told of a finished study; `test_pipeline` runs one to its end."""
+"""What is left and told of a finished study; `test_runner` runs one to its end."""
 
 from __future__ import annotations
 
