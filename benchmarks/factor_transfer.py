@@ -20,7 +20,7 @@ import optuna
 import torch
 from common.results import write
 
-from kt_ray.config import DistillConfig, DistillTrialConfig, Distribution, load_config, set_path
+from kt_ray.config import DistillConfig, DistillTrialConfig, Distribution, read_source, set_path, validate_source
 from kt_ray.data import load_dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import trained_student
@@ -177,7 +177,7 @@ def main() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    config = load_config(DistillConfig, locate("factor_transfer"), arguments.set)
+    config = validate_source(DistillConfig, read_source(locate("factor_transfer"), arguments.set))
     arguments.epochs = arguments.epochs or config.training.epochs
     arguments.search_epochs = arguments.search_epochs or config.training.epochs
     dataset = load_dataset(config.dataset)

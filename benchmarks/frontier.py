@@ -30,8 +30,8 @@ from kt_ray.data import Dataset, LabelledImages, load_dataset
 from kt_ray.networks import Architecture, State
 from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.checkpoint import load_translator
-from kt_ray.translation.evaluation import readable
 from kt_ray.translation.translator import Translator, build_translator
+from kt_ray.translation.transplants import readable
 from kt_ray.translation.units import write as written
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore

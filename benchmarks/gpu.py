@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig, TrialConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
 from kt_ray.networks import PaperArchitecture
-from kt_ray.translation.evaluation import translate
 from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.transplants import translate
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.untrained import untrained_zoo

@@ -36,7 +36,7 @@ import pyarrow as pa
 import ray
 from common.memory import free_mib, peak_mib
 from common.ray_cluster import local_cluster
-from common.results import RESULTS, write
+from common.results import write
 from common.stand_in import StandIn
 from scipy.optimize import nnls
 
@@ -308,10 +308,10 @@ def table(rows: Sequence[dict[str, Any]], projection: Mapping[str, Any], failure
     return "\n".join(lines)
 
 
-def finish(rows: Sequence[dict[str, Any]], failure: str | None) -> str:
-    """Write what there is so far; the table."""
-    projection, last = project(rows), rows[-1]
-    headline = {
+def headline_of(rows: Sequence[dict[str, Any]], projection: Mapping[str, Any]) -> dict[str, float]:
+    """Return the driver's costs at most nodes, the nodes that got no work, and the projection."""
+    last = rows[-1]
+    return {
         "nodes": last["nodes"],
         "starved_nodes": sum(min(row[part]["fewest_a_node"] for part in ("zoo", "search")) == 0 for row in rows),
         "zoo_driver_ms_per_batch": last["zoo"]["driver_cpu_ms"],
@@ -320,50 +320,45 @@ def finish(rows: Sequence[dict[str, Any]], failure: str | None) -> str:
         "shortest_batch_seconds_1000_gpus": projection["shortest_batch_seconds"],
         "shortest_epoch_seconds_1000_gpus": projection["shortest_epoch_seconds"],
     }
-    results = {"rows": rows, "projection": projection, "more_nodes_failed": failure}
-    written = table(rows, projection, failure)
-    write("many_nodes", headline, results, [0], written)
-    return written
+
+
+def measured_apart(nodes: int) -> dict[str, Any] | str:
+    """Measure `nodes` nodes in a process of its own; return why if this machine cannot."""
+    free = free_mib() / 1024
+    if free < nodes * GIB_A_NODE:
+        return f"{nodes} nodes need some {nodes * GIB_A_NODE:.0f} GiB, and {free:.0f} GiB were free"
+    done = subprocess.run([sys.executable, __file__, "--one", str(nodes)], capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        return f"{nodes} nodes: {done.stderr.strip().splitlines()[-1]}"
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def main() -> None:
-    """Measure each number of nodes in a process of its own, then write the results."""
+    """Measure each number of nodes, then write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4, 8, 16, 24])
-    parser.add_argument("--resume", action="store_true", help="keep what the results hold, measure the rest")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # what a process of its own is told
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one)))
         return
     rows: list[dict[str, Any]] = []
-    if options.resume:
-        rows = json.loads((RESULTS / "many_nodes.json").read_text())["results"]["rows"]
     failure = None
     for nodes in options.nodes:
-        if nodes in {row["nodes"] for row in rows}:
-            continue
-        free = free_mib() / 1024
-        if free < nodes * GIB_A_NODE:
-            failure = f"{nodes} nodes need some {nodes * GIB_A_NODE:.0f} GiB, and {free:.0f} GiB were free"
-            print(failure, file=sys.stderr)
+        row = measured_apart(nodes)
+        print(json.dumps(row), flush=True)
+        if isinstance(row, str):
+            failure = row
             break
-        command = [sys.executable, __file__, "--one", str(nodes)]
-        for last in (False, True):  # on a busy machine a raylet may not be up within Ray's 30 s
-            done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-            if done.returncode == 0 or last:
-                break
-        if done.returncode:
-            failure = f"{nodes} nodes: {done.stderr.strip().splitlines()[-1]}"
-            print(failure, file=sys.stderr)
-            break
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(json.dumps(rows[-1]), flush=True)
-        if len(rows) > 1:
-            finish(rows, failure)
+        rows.append(row)
     if len(rows) < 2:
         sys.exit("a projection needs two numbers of nodes")
-    print(finish(rows, failure))
+    projection = project(rows)
+    written = table(rows, projection, failure)
+    results = {"rows": rows, "projection": projection, "more_nodes_failed": failure}
+    write("many_nodes", headline_of(rows, projection), results, [0], written)
+    print(written)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Two translators. `family`: one pass of an axial transformer over the pruned bloc
 inputs from the stem's parameters, the block is fitted to them by least squares and corrected by an axial transformer;
 there is no probe and no step. Training images count in the loss; none takes part in translating.
 
-Each is trained on several numbers of sources at a constant rate, its averaged weights evaluated, so every point of a
-curve is a result of its own. Runs advance in turn and are saved at each point: the command goes on where it stopped.
+Each is trained on several numbers of sources, as many steps on each. Runs are saved at each point of their curves: the
+command goes on where it stopped.
 
     KT_RAY_DATA=… python benchmarks/parameters_alone.py WORK --zoo SOURCES                    train for --minutes
     KT_RAY_DATA=… python benchmarks/parameters_alone.py WORK --zoo SOURCES --report FRESH      on fresh networks
@@ -27,14 +27,14 @@ from matplotlib.figure import Figure
 from kt_ray.config import DatasetConfig, TrialConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.translation.checkpoint import load_translator, save_translator
-from kt_ray.translation.evaluation import Transplants, translate, transplant_accuracy
 from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.transplants import translate, transplant_accuracy
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
 SOURCES = (2532, 630, 160)
-STEPS = {"written": 1500, "family": 4500}  # optimiser steps in all
-POINT = 100  # steps between points of a curve
+STEPS = {"written": 300, "family": 600}  # optimiser steps in all
+POINT = 50  # steps between points of a curve
 FITTED = 64  # training members on which the fit is measured
 TRANSLATORS: dict[str, dict[str, Any]] = {
     "written": {
@@ -83,11 +83,10 @@ class Run:
                     "epochs": STEPS[self.kind] // POINT,
                     "steps_per_epoch": POINT,
                     "batch_size": 16,
-                    "learning_rate": 0.0015,
-                    "schedule": "constant",
+                    "learning_rate": 0.002,
                     "warmup": 0.03,
                     "clip_norm": 1.0,
-                    "ema": 0.99,
+                    "ema": 0.98,
                     "weight_decay": 0.01,
                 },
             }
@@ -123,23 +122,22 @@ def sampled(zoo: Zoo, count: int) -> Zoo:
 
 
 def train(runs: list[Run], zoo: Zoo, dataset: Dataset, until: float) -> None:
-    """Advance the run that is furthest behind, again and again, until all are done or the clock says `until`."""
-    while time.time() < until:
-        run = min(runs, key=Run.share)
-        if run.share() >= 1:
-            return
-        run.advance(zoo, dataset)
+    """Advance one run after the other until all are done or the clock says `until`."""
+    for run in runs:
+        while run.share() < 1 and time.time() < until:
+            run.advance(zoo, dataset)
 
 
-def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset) -> None:
-    """Measure every run on networks that nothing has seen, with the test images, and write the result."""
-    ceiling = Transplants(fresh, dataset.test, keep=0).accuracy(fresh.part("target"))
+def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) -> None:
+    """Measure every run that has begun on networks that nothing has seen, on test images; write the result."""
+    images = dataset.test.take(slice(0, count))
+    ceiling = transplant_accuracy(fresh, fresh.part("target"), images)
     mean, selected = float(ceiling.mean()), zoo.where("selection")
     wanted = float(transplant_accuracy(selected, selected.part("target"), dataset.selection).mean())
     found = []
-    for run in runs:
+    for run in (run for run in runs if run.points()):
         translator = load_translator(run.file(".safetensors")).translator
-        held_out = Transplants(fresh, dataset.test, keep=0).accuracy(translate(translator, fresh)) / mean
+        held_out = transplant_accuracy(fresh, translate(translator, fresh), images) / mean
         learned_from = sampled(zoo, run.sources).where("train", with_target=False).take(torch.arange(FITTED))
         fit = transplant_accuracy(learned_from, translate(translator, learned_from), dataset.selection)
         points = run.points()
@@ -162,7 +160,7 @@ def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset) -> None:
         names = ("mean_ratio", "min_ratio", "sources", "steps")
         prefix = "" if run["translator"] == "written" else "family_"
         headline |= {prefix + name: run[name] for name in names}
-    write("parameters_alone", headline, found, [0], "\n".join(table(found, len(fresh), len(dataset.test), mean)))
+    write("parameters_alone", headline, found, [0], "\n".join(table(found, len(fresh), len(images), mean)))
     draw(found, Path(__file__).parent / "results" / "parameters_alone.png")
 
 
@@ -205,6 +203,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="directory of the runs")
     parser.add_argument("--zoo", required=True, help="zoo of sources to learn from")
     parser.add_argument("--report", metavar="FRESH", help="zoo whose test members are held out")
+    parser.add_argument("--images", type=int, default=10_000, help="test images of the report")
     parser.add_argument("--minutes", type=float, default=60, help="stop training after so many")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,7 +212,7 @@ def main() -> None:
     store = ZooStore(arguments.zoo)
     zoo, dataset = store.read(), load_dataset(DatasetConfig(**store.definition()["dataset"]))
     if arguments.report:
-        report(runs, zoo, ZooStore(arguments.report).read().where("test"), dataset)
+        report(runs, zoo, ZooStore(arguments.report).read().where("test"), dataset, arguments.images)
     else:
         train(runs, zoo, dataset, time.time() + 60 * arguments.minutes)
 

@@ -22,7 +22,8 @@ from torchvision import transforms
 from kt_ray.config import ClassifierConfig, DatasetConfig, ResNetOptions
 from kt_ray.data import Dataset, as_float, load_dataset
 from kt_ray.distillation.networks import build_network
-from kt_ray.networks.checkpoint import read_network, write_state
+from kt_ray.networks.checkpoint import read_network
+from kt_ray.networks.state_file import write_state
 
 DEPTHS = (20, 8)
 WIDTH, STEM_STRIDE = 16, 2

@@ -1,10 +1,9 @@
 """Searches killed at random moments and taken up again: is a finished trial lost, repeated, or told twice?
 
-A small zoo is trained first. What a trial trains is arithmetic that takes 0.3 s an epoch, for the search is what is
-tested here, or with `--translators` a small translator. Each search has a seed of its own and runs twice: once never
-interrupted, once with kills of four kinds (the driver by SIGKILL, the driver by SIGTERM, the worker by SIGKILL, its
-node removed without notice) at random moments, on a Ray cluster of two nodes that outlives the drivers. Every epoch
-that a worker begins is counted in a file, so that repeated work shows.
+What a trial trains is arithmetic that takes 0.3 s an epoch, for the search is what is tested here. Each search has a
+seed of its own and runs twice: once never interrupted, once with kills of four kinds (the driver by SIGKILL, the driver
+by SIGTERM, the worker by SIGKILL, its node removed without notice) at random moments, on a Ray cluster of two nodes
+that outlives the drivers. Every epoch that a worker begins is counted in a file, so that repeated work shows.
 
     python benchmarks/resume.py --searches 3 --kills 9
 """
@@ -23,35 +22,36 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+import mlflow
+import optuna
 from common.ray_cluster import local_cluster, loopback_only
 from common.results import RESULTS, write
 from common.stand_in import StandIn
 from optuna.trial import FrozenTrial, TrialState
 
-from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, RecipeConfig, StudyConfig, TrialConfig, ZooConfig
+from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, TrialConfig
 from kt_ray.data import Dataset, load_dataset
+from kt_ray.jobs.connection import connected
 from kt_ray.networks import PaperArchitecture
 from kt_ray.search.retries import lineages
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
 from kt_ray.studies.workspace import Workspace
+from kt_ray.tracking.tracker import Tracker
 from kt_ray.translation.task import TranslatorTask
-from kt_ray.zoo.members import Zoo, members_of
-from kt_ray.zoo.store import ZooStore
-from kt_ray.zoo.training.members import train_members
+from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.untrained import untrained_zoo
 
 KINDS = ("SIGKILL of the driver", "SIGTERM to the driver", "SIGKILL of the worker", "node removed")
 DATASET = DatasetConfig(name="mnist5k", train_images=1000, selection_images=200)
-ZOO = ZooConfig(
-    members=MemberCounts(train=12, selection=4, test=1),
-    recipe=RecipeConfig.model_validate({"source": {"epochs": 2}, "target": {"epochs": 1}}),
-)
+MEMBERS = MemberCounts(train=12, selection=4, test=1)
 EPOCHS = 6
 SLEEP = 0.3  # seconds of an epoch of arithmetic
 WAIT = 400.0  # seconds without an epoch before something is held to be broken
@@ -60,15 +60,22 @@ WAIT = 400.0  # seconds without an epoch before something is held to be broken
 class Arithmetic(StandIn):
     """In the place of a translator's training: accuracy that follows from the values, and sleep.
 
-    Each epoch builds on the one before through its saved state, so that a wrong resume shows in the numbers.
+    Each epoch builds on the one before through its saved state, so that a wrong resume shows in the numbers. A line in
+    `log` for every epoch it begins says which trial, which epoch, which process.
     """
 
     epochs = EPOCHS
 
+    def __init__(self, log: Path, config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str) -> None:
+        super().__init__(config, zoo, dataset, device)
+        self.log, self.trial = log, hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+
     def run_epoch(self) -> dict[str, float]:
         """Sleep, and rise towards what learning rate and noise allow."""
-        time.sleep(SLEEP)
         self.epoch += 1
+        with self.log.open("a") as file:
+            file.write(f"{self.trial} {self.epoch} {os.getpid()}\n")
+        time.sleep(SLEEP)
         rate = abs(math.log10(self.config.training.learning_rate) + 3) / 2
         noise = self.config.augmentation.noise.std
         wobble = random.Random(f"{rate} {noise} {self.epoch}").uniform(-0.02, 0.02)
@@ -76,53 +83,13 @@ class Arithmetic(StandIn):
         return {"accuracy_mean": self.state, "loss": 1 - self.state}
 
 
-class CountedTraining:
-    """A training that writes a line for every epoch it begins: which trial, which epoch, which process."""
-
-    def __init__(self, config: TrialConfig, training: Any, log: Path) -> None:
-        self.trial = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
-        self.training = training
-        self.log = log
-
-    def run_epoch(self) -> dict[str, float]:
-        """As the training's own, counted."""
-        with self.log.open("a") as file:
-            file.write(f"{self.trial} {self.training.epoch + 1} {os.getpid()}\n")
-        metrics: dict[str, float] = self.training.run_epoch()
-        return metrics
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.training, name)
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Makes trainings that count into `log`: translators, or arithmetic in their place."""
-
-    log: str
-    translators: bool
-
-    def __call__(self, config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str) -> CountedTraining:
-        kind: Any = Arithmetic
-        if self.translators:
-            from kt_ray.translation.training import TranslatorTraining
-
-            kind = TranslatorTraining
-        return CountedTraining(config, kind(config, zoo, dataset, device), Path(self.log))
-
-
 def study_config(seed: int, trials: int) -> StudyConfig:
     """A small search with pruning, one trial at a time."""
     return StudyConfig.model_validate(
         {
             "name": f"resume-{seed}",
-            "zoo": ZOO.model_dump(),
             "dataset": DATASET.model_dump(),
-            "trial": {
-                "translator": {"mixer": {"size": "tiny"}},
-                "training": {"epochs": EPOCHS, "steps_per_epoch": 6, "batch_size": 8},
-                "loss": {"weight_mse": 1.0, "block_output": 1.0, "images": 8},
-            },
+            "trial": {"training": {"epochs": EPOCHS}},
             "space": {
                 "translator.family": {"categorical": ["mixer", "neuron_transformer"]},
                 "training.learning_rate": {"float": [1e-5, 1e-1], "log": True},
@@ -140,28 +107,15 @@ def study_config(seed: int, trials: int) -> StudyConfig:
     )
 
 
-def drive(root: Path, zoo: str, seed: int, trials: int, address: str, translators: bool) -> None:
+def drive(root: Path, seed: int, trials: int, address: str) -> None:
     """One driver, in a process of its own: brings the search at `root` to its end, or is killed on the way."""
-    from kt_ray.jobs.connection import connected
-    from kt_ray.tracking.tracker import Tracker
-
     loopback_only()  # as the cluster
-    workspace = Workspace.open(root)
-    config = study_config(seed, trials)
+    workspace, config = Workspace.open(root), study_config(seed, trials)
     tracker = Tracker(workspace.tracking_uri, config.project, workspace.artifact_root)
-    dataset = load_dataset(DATASET)
+    zoo = untrained_zoo(PaperArchitecture("basic_to_simple"), MEMBERS)
     with connected(RayConfig(address=address)):
-        make = Counted(str(root / "epochs.log"), translators)
-        run_search(config, workspace, TranslatorTask(ZooStore(zoo).read(), dataset, make), tracker)
-
-
-def build_zoo(path: Path) -> None:
-    """A zoo trained here, without Ray."""
-    dataset = load_dataset(DATASET)
-    architecture = PaperArchitecture("basic_to_simple", ZOO.network, dataset.image_shape, dataset.classes)
-    store = ZooStore(str(path))
-    store.create(ZOO, "basic_to_simple", dataset)
-    store.add(*train_members(members_of(ZOO.seed, ZOO.members), ZOO.recipe, architecture, dataset))
+        make = partial(Arithmetic, root / "epochs.log")
+        run_search(config, workspace, TranslatorTask(zoo, load_dataset(DATASET), make), tracker)
 
 
 @dataclass
@@ -169,22 +123,18 @@ class Searched:
     """A search in a workspace of its own, and the driver that runs it."""
 
     root: Path
-    zoo: Path
     seed: int
     trials: int
     address: str
-    translators: bool
     driver: subprocess.Popen[bytes] | None = None
     starts: int = 0
     finished: dict[int, tuple[Any, ...]] = field(default_factory=dict)
-    begun: dict[str, int] = field(default_factory=dict)
 
     def start(self) -> None:
         """A driver, unless one runs."""
         if self.driver is None or self.driver.poll() is not None:
-            command = [sys.executable, __file__, "--drive", str(self.root), str(self.zoo)]
+            command = [sys.executable, __file__, "--drive", str(self.root)]
             command += [str(self.seed), str(self.trials), self.address]
-            command += ["--translators"] if self.translators else []
             self.root.mkdir(parents=True, exist_ok=True)
             with (self.root / "driver.log").open("ab") as log:
                 self.driver = subprocess.Popen(command, stdout=log, stderr=log)
@@ -202,8 +152,7 @@ class Searched:
         have, deadline = len(self.epochs()), time.monotonic() + WAIT
         while len(self.epochs()) < have + count:
             if self.driver.poll() is not None:
-                if self.driver.returncode != 0:
-                    raise RuntimeError(f"the driver failed:\n{(self.root / 'driver.log').read_text()[-2000:]}")
+                self.check_ended()
                 return False
             if time.monotonic() > deadline:
                 raise RuntimeError("no epoch is begun any more")
@@ -213,19 +162,21 @@ class Searched:
     def finish(self) -> None:
         """Run to the end."""
         self.start()
+        self.check_ended()
+
+    def check_ended(self) -> None:
+        """Wait until the driver has ended. Raises RuntimeError unless it ended well."""
         assert self.driver is not None
         if self.driver.wait(timeout=1500) != 0:
             raise RuntimeError(f"the driver failed:\n{(self.root / 'driver.log').read_text()[-2000:]}")
 
     def all_trials(self) -> list[FrozenTrial]:
         """Every Optuna trial."""
-        import optuna
-
         storage = open_storage(Workspace(self.root).study_storage)
         return optuna.load_study(study_name=f"resume-{self.seed}", storage=storage).trials
 
     def note_finished(self) -> None:
-        """Remember the trials that are finished now, and how many epochs were begun for each."""
+        """Remember the trials that are finished now."""
         for lineage, trial in lineages(self.all_trials()).items():
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 self.finished.setdefault(lineage, result_of(trial))
@@ -281,8 +232,6 @@ NODE = {"num_cpus": 2, "resources": {"slot": 2}, "object_store_memory": 200_000_
 
 def assess(whole: Searched, cut: Searched, kills: list[dict[str, Any]]) -> dict[str, Any]:
     """Compare a search that was killed with one that was not."""
-    import mlflow
-
     trials = cut.all_trials()
     last = lineages(trials)
     states = [trial.state for trial in last.values()]
@@ -321,25 +270,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=9, help="in each search")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--translators", action="store_true", help="train real translators, not arithmetic")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--drive", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.drive:
-        root, zoo, seed, trials, address = options.drive
-        drive(Path(root), zoo, int(seed), int(trials), address, options.translators)
+        root, seed, trials, address = options.drive
+        drive(Path(root), int(seed), int(trials), address)
         return
 
     generator = random.Random(options.seed)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kt-resume-") as scratch:
-        root = Path(scratch)
-        build_zoo(root / "zoo")
-        print(f"zoo: {time.monotonic() - began:.0f} s", flush=True)
-        results = []
+        root, results = Path(scratch), []
         with local_cluster(NODE) as cluster:
             for seed in range(options.seed, options.seed + options.searches):
-                common = (root / "zoo", seed, options.trials, cluster.address, options.translators)
+                common = (seed, options.trials, cluster.address)
                 whole, cut = Searched(root / f"whole-{seed}", *common), Searched(root / f"cut-{seed}", *common)
                 whole.finish()
                 print(f"search {seed}: uninterrupted done", flush=True)

@@ -256,13 +256,13 @@ def finish(results: dict[str, Any], options: argparse.Namespace) -> None:
         name: statistics.median(60 * options.trials / entry["seconds"] for entry in results[name])
         for name in ("ours", "bare")
     }
-    resident = [list(entry["driver_mb"].values()) for entry in results["ours"]]
+    resident = [values for entry in results["ours"] if len(values := list(entry["driver_mb"].values())) > 1]
     headline = {
         "trials_per_minute_ratio": rate["ours"] / rate["bare"],
         "trials_per_minute": rate["ours"],
         "trials_per_minute_bare": rate["bare"],
         "zoo_copies": results["zoo"][8]["copies"],
-        "driver_mb_growth": statistics.median(values[-1] - values[1] for values in resident if len(values) > 1),
+        **({"driver_mb_growth": statistics.median(values[-1] - values[1] for values in resident)} if resident else {}),
         **{f"ask_ms_{name}": value for name, value in results["ask_ms"].items()},
     }
     lines = ["| measure | value |", "|---|---|"]

@@ -9,6 +9,10 @@ For each seed, random search without pruning runs its trials to the end; the rat
 trial of the other search is as good as random search's best, over all the device-hours of random search. A search that
 has not got there after `GIVE_UP` times those counts as infinite.
 
+Random search with the same seed draws the very points among which the goal was found, so with pruning it always gets
+there; so do the first trials of TPE. The fair comparison, `independent`, gives every search that looks for the goal
+other draws: seeds from `OTHER` on.
+
     kt-ray zoo build benchmarks/search_quality.yaml
     python benchmarks/search_quality.py --record    # 240 trials; goes on where it stopped
     python benchmarks/search_quality.py             # the searches
@@ -41,7 +45,15 @@ FOLDER = Path(__file__).parent
 STUDY = FOLDER / "search_quality.yaml"
 TABLE = RESULTS / "search_quality_trials.jsonl"
 GIVE_UP = 4.0  # times random search's device-hours
+OTHER = 1000  # added to a seed for draws that have nothing to do with the goal's
 SHARES = (0.25, 0.5, 1.0)  # of random search's device-hours at which the best so far is compared
+VARIANTS = {  # whether with the study's sampler, whether with its pruner, what is added to the seed
+    "tpe_pruning": (True, True, 0),
+    "tpe": (True, False, 0),
+    "random_pruning": (False, True, 0),
+    "tpe_pruning_independent": (True, True, OTHER),
+    "random_pruning_independent": (False, True, OTHER),
+}
 
 
 @dataclass(frozen=True)
@@ -140,9 +152,8 @@ def compare(config: StudyConfig, table: Table, seed: int) -> dict[str, Any]:
     spent, goal = random_search[-1]
     result: dict[str, Any] = {"seed": seed, "random": {"seconds": spent, "best": goal}}
     result["random"]["shares"] = {share: best_at(random_search, share * spent) for share in SHARES}
-    variants = {"tpe_pruning": (True, True), "tpe": (True, False), "random_pruning": (False, True)}
-    for name, (sampler, pruner) in variants.items():
-        curve = searched(variant(config, sampler, pruner), table, seed, GIVE_UP * spent, goal)
+    for name, (sampler, pruner, drawn) in VARIANTS.items():
+        curve = searched(variant(config, sampler, pruner), table, seed + drawn, GIVE_UP * spent, goal)
         reached = curve[-1][1] >= goal
         ratio = curve[-1][0] / spent if reached else math.inf
         result[name] = {"ratio": ratio if reached else None, "trials": len(curve)}
@@ -150,13 +161,14 @@ def compare(config: StudyConfig, table: Table, seed: int) -> dict[str, Any]:
     return result
 
 
-def same_pruning(results: list[dict[str, Any]]) -> float:
+def same_pruning(results: list[dict[str, Any]], ending: str = "") -> float:
     """Return TPE's device-hours over those of random search with the same pruning, the median over the seeds.
 
     A search that was given up has spent more than `GIVE_UP`, which stands for what it would have needed.
     """
     return statistics.median(
-        (entry["tpe_pruning"]["ratio"] or GIVE_UP) / (entry["random_pruning"]["ratio"] or GIVE_UP) for entry in results
+        (entry[f"tpe_pruning{ending}"]["ratio"] or GIVE_UP) / (entry[f"random_pruning{ending}"]["ratio"] or GIVE_UP)
+        for entry in results
     )
 
 
@@ -188,7 +200,7 @@ def main() -> None:
 
 def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, options: argparse.Namespace) -> None:
     """Write the result."""
-    names = ("tpe_pruning", "tpe", "random_pruning")
+    names = tuple(VARIANTS)
     ratios = {
         name: [math.inf if entry[name]["ratio"] is None else entry[name]["ratio"] for entry in results]
         for name in names
@@ -203,6 +215,9 @@ def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, opt
         "device_hours_ratio_without_pruning": statistics.median(ratios["tpe"]),
         "device_hours_ratio_random_with_pruning": statistics.median(ratios["random_pruning"]),
         "device_hours_ratio_same_pruning": same_pruning(results),
+        "device_hours_ratio_same_pruning_independent": same_pruning(results, "_independent"),
+        "tpe_median_over_random_median_independent": statistics.median(ratios["tpe_pruning_independent"])
+        / statistics.median(ratios["random_pruning_independent"]),
     }
     final = [trial.accuracy[-1] for trial in table.values()]
     points = {
@@ -217,6 +232,7 @@ def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, opt
     lines = ["| search | device-hours until as good as random search's best, median (quartiles) | seeds within half |"]
     lines.append("|---|---|---|")
     words = {"tpe_pruning": "TPE with median pruning", "tpe": "TPE alone", "random_pruning": "random with pruning"}
+    words |= {f"{name}_independent": f"{words[name]}, other draws" for name in ("tpe_pruning", "random_pruning")}
     for name in names:
         median, low, high = statistics.median(ratios[name]), quantile(ratios[name], 0.25), quantile(ratios[name], 0.75)
         half = sum(ratio <= 0.5 for ratio in ratios[name])

@@ -34,8 +34,8 @@ from translation_report import report, ship
 from kt_ray.config import DatasetConfig
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.translation.checkpoint import save_translator
-from kt_ray.translation.evaluation import translate, transplant_accuracy
 from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.transplants import translate, transplant_accuracy
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 

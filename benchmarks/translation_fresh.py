@@ -23,8 +23,9 @@ from kt_ray.config import DatasetConfig
 from kt_ray.data import load_dataset
 from kt_ray.networks import State
 from kt_ray.translation.checkpoint import load_translator
-from kt_ray.translation.evaluation import evaluate, translate
+from kt_ray.translation.evaluation import evaluate
 from kt_ray.translation.translator import Translator
+from kt_ray.translation.transplants import translate
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 

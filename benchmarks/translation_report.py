@@ -17,7 +17,8 @@ from kt_ray.data import Dataset
 from kt_ray.networks import State
 from kt_ray.translation.bundled import TRANSLATORS
 from kt_ray.translation.checkpoint import load_translator, save_translator
-from kt_ray.translation.evaluation import Evaluation, Row, evaluate, translate
+from kt_ray.translation.evaluation import Evaluation, Row, evaluate
+from kt_ray.translation.transplants import translate
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 

@@ -31,9 +31,9 @@ from translation_arms import trial as arm_trial
 from kt_ray.config import DatasetConfig, MemberCounts, TrialConfig, validate
 from kt_ray.data import load_dataset
 from kt_ray.networks import PaperArchitecture, State
-from kt_ray.translation.evaluation import translate
 from kt_ray.translation.losses import weight_mse
 from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.transplants import translate
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 

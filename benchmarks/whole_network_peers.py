@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from kt_ray.data import LabelledImages, as_float
-from kt_ray.translation.narrowing import narrowed, residual_sites
-from kt_ray.translation.whole_network import fold
+from kt_ray.translation.narrowing import narrowed
 
-Hidden = Mapping[str, int]
 FINE_TUNING_STEPS, BATCH, LEARNING_RATE = 100, 128, 0.02
 
 
-def magnitude(network: nn.Module, hidden: Hidden) -> nn.Module:
+def magnitude(network: nn.Module, share: float) -> nn.Module:
     """Keep the units whose kernels are largest, incoming times outgoing; the rest is as it was (arXiv 1608.08710)."""
-    return _without_data(network, hidden, lambda weights, biases, kept: _nothing(weights, kept))
+    return _without_data(network, share, lambda weights, biases, kept: _nothing(weights, kept))
 
 
-def neuron_merging(network: nn.Module, hidden: Hidden) -> nn.Module:
+def neuron_merging(network: nn.Module, share: float) -> nn.Module:
     """Each pruned unit's outgoing kernels go to the kept unit of the most similar kernel, scaled (arXiv 2010.13160)."""
 
     def merged(weights: Tensor, biases: Tensor, kept: Tensor) -> Tensor:
@@ -37,10 +35,10 @@ def neuron_merging(network: nn.Module, hidden: Hidden) -> nn.Module:
             shares[unit, nearest[unit]] = norms[unit] / norms[kept[nearest[unit]]]
         return shares
 
-    return _without_data(network, hidden, merged)
+    return _without_data(network, share, merged)
 
 
-def restoration(network: nn.Module, hidden: Hidden, ridge: float = 0.05) -> nn.Module:
+def restoration(network: nn.Module, share: float, ridge: float = 0.05) -> nn.Module:
     """Each pruned unit is a combination of kept ones, from kernels and BN alone, as in LBYL (arXiv 2502.08474)."""
 
     def combined(weights: Tensor, biases: Tensor, kept: Tensor) -> Tensor:
@@ -52,16 +50,17 @@ def restoration(network: nn.Module, hidden: Hidden, ridge: float = 0.05) -> nn.M
         shares[others] = torch.linalg.solve(gram, whole[kept] @ whole[others].T).T
         return shares
 
-    return _without_data(network, hidden, combined)
+    return _without_data(network, share, combined)
 
 
-def torch_pruning(network: nn.Module, hidden: Hidden, image_shape: tuple[int, ...]) -> nn.Module:
+def torch_pruning(network: nn.Module, share: float, image_shape: tuple[int, ...]) -> nn.Module:
     """Prune by the package Torch-Pruning (arXiv 2301.12900) with its group magnitudes."""
     import torch_pruning as tp
 
     small = copy.deepcopy(network).eval()
     ratios, ignored = {}, []
-    firsts = {f"{path}.conv1": width for path, width in hidden.items()}
+    wanted, sites = narrowed(network, share)
+    firsts = {f"{site.path}.conv1": wanted.get_submodule(f"{site.path}.conv1").out_channels for site in sites}
     for name, module in small.named_modules():
         if name in firsts:
             ratios[module] = 1 - firsts[name] / module.out_channels
@@ -101,21 +100,20 @@ def fine_tuned(network: nn.Module, images: LabelledImages, seed: int = 0) -> nn.
     return small.eval()
 
 
-def _without_data(network: nn.Module, hidden: Hidden, shares: Callable[[Tensor, Tensor, Tensor], Tensor]) -> nn.Module:
+def _without_data(network: nn.Module, share: float, shares: Callable[[Tensor, Tensor, Tensor], Tensor]) -> nn.Module:
     """Narrow each block: the units of the largest kernels kept, outgoing kernels of the others shared out [H, kept]."""
-    small = narrowed(network, hidden).eval()
-    for site in residual_sites(network):
+    small, sites = narrowed(network, share)
+    for site in sites:
         large, block = network.get_submodule(site.path), small.get_submodule(site.path)
-        weights, biases = fold(large.conv1, large.bn1)
-        outgoing, out_biases = fold(large.conv2, large.bn2)
+        (weights, biases), (outgoing, out_biases) = (layer.folded(large.state_dict()) for layer in site.source.layers())
         size = weights.flatten(1).norm(dim=1) * outgoing.transpose(0, 1).flatten(1).norm(dim=1)
-        kept = size.topk(hidden[site.path]).indices.sort().values
+        kept = size.topk(block.conv1.out_channels).indices.sort().values
         with torch.no_grad():
             block.conv1.weight.copy_(weights[kept])
             block.conv1.bias.copy_(biases[kept])
             block.conv2.weight.copy_(torch.einsum("ohxy,hk->okxy", outgoing, shares(weights, biases, kept)))
             block.conv2.bias.copy_(out_biases)
-    return small
+    return small.eval()
 
 
 def _nothing(weights: Tensor, kept: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from resnet_zoo import DEPTHS, DEVELOPMENT, fashion_mnist, member
 from torch.nn import functional
 from whole_networks import PROBES, SHARES, logits, translated
 
-from kt_ray.translation.narrowing import hidden_widths, residual_sites
 from kt_ray.translation.probe_images import mixture
 from kt_ray.translation.whole_network import Fitting
 
@@ -60,8 +59,7 @@ def main() -> None:
         fitting, divergences, began = suggested(trial), {}, time.process_time()
         for depth, network in networks.items():
             for width in TUNED:
-                hidden = hidden_widths(network, residual_sites(network), SHARES[width])
-                found = logits(translated(network, hidden, probes, fitting), images).log_softmax(1)
+                found = logits(translated(network, SHARES[width], probes, fitting), images).log_softmax(1)
                 missed = functional.kl_div(found, expected[depth], log_target=True, reduction="batchmean")
                 divergences[f"resnet{depth}, {width}"] = float(missed)
         trial.set_user_attr("divergences", divergences)

@@ -37,15 +37,15 @@ from whole_network_peers import (
 
 from kt_ray.data import Dataset, as_float
 from kt_ray.networks.cost import multiply_adds, parameter_count
-from kt_ray.translation.narrowing import hidden_widths, narrowed, residual_sites
+from kt_ray.translation.narrowing import narrowed
 from kt_ray.translation.probe_images import mixture, shapes
 from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_blocks, usual_steps
 
 SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
 PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training images that reconstruction reads
-SEEDED = 2  # networks of each depth that translators of further seeds translate, too
-FULL = 2  # networks of each depth that are narrowed to ¾, too, and in every way
+SEEDED = 1  # networks of each depth that translators of further seeds translate, too
+FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
 LONGER = 300
 SEEDS = (0, 1, 2)
 LEARNED, UNLEARNED = "kt_ray: learned probes, steps", "kt_ray: shapes, steps"
@@ -60,13 +60,13 @@ IMAGES = {
 }
 FIGURE = RESULTS.parent.parent / "docs" / "whole-networks.svg"
 Row = dict[str, Any]
-Method = Callable[[nn.Module, dict[str, int]], nn.Module]
+Method = Callable[[nn.Module], nn.Module]
 
 
-def translated(network: nn.Module, hidden: dict[str, int], probes: Tensor, fitting: Fitting) -> nn.Module:
+def translated(network: nn.Module, share: float, probes: Tensor, fitting: Fitting) -> nn.Module:
     """Return `network` with its blocks translated on `probes`."""
-    small = narrowed(network, hidden)
-    translate_blocks(network, small, residual_sites(network), probes, fitting)
+    small, sites = narrowed(network, share)
+    translate_blocks(network, small, sites, probes, fitting)
     return small
 
 
@@ -74,31 +74,27 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: floa
     """Return the ways to narrow a network; for seeds after the first those alone that have random parts of ours."""
     fitting = Fitting(steps=usual_steps(share), seed=seed)
     ours: dict[str, Method] = {
-        LEARNED: lambda network, hidden: translated(network, hidden, probes["mixture", seed], fitting),
-        UNLEARNED: lambda network, hidden: translated(network, hidden, probes["shapes", seed], fitting),
+        LEARNED: lambda network: translated(network, share, probes["mixture", seed], fitting),
     }
     if seed:
         return ours
     training = as_float(dataset.train.images[:PROBES])
     return ours | {
-        PATIENT: lambda network, hidden: translated(network, hidden, probes["mixture", 0], Fitting(steps=LONGER)),
-        "kt_ray: learned probes, least squares": lambda network, hidden: translated(
-            network, hidden, probes["mixture", 0], LEAST_SQUARES
+        UNLEARNED: lambda network: translated(network, share, probes["shapes", 0], fitting),
+        PATIENT: lambda network: translated(network, share, probes["mixture", 0], Fitting(steps=LONGER)),
+        "kt_ray: learned probes, least squares": lambda network: translated(
+            network, share, probes["mixture", 0], LEAST_SQUARES
         ),
-        "kt_ray: shapes, least squares": lambda network, hidden: translated(
-            network, hidden, probes["shapes", 0], LEAST_SQUARES
+        "kt_ray: shapes, least squares": lambda network: translated(network, share, probes["shapes", 0], LEAST_SQUARES),
+        "magnitude pruning": lambda network: magnitude(network, share),
+        "neuron merging": lambda network: neuron_merging(network, share),
+        "restoration as in LBYL": lambda network: restoration(network, share),
+        "Torch-Pruning": lambda network: torch_pruning(network, share, SHAPE),
+        "Torch-Pruning, fine-tuned": lambda network: fine_tuned(torch_pruning(network, share, SHAPE), dataset.train),
+        "least squares on training images": lambda network: translated(
+            network, share, training, replace(LEAST_SQUARES, images=RECONSTRUCTION)
         ),
-        "magnitude pruning": magnitude,
-        "neuron merging": neuron_merging,
-        "restoration as in LBYL": restoration,
-        "Torch-Pruning": lambda network, hidden: torch_pruning(network, hidden, SHAPE),
-        "Torch-Pruning, fine-tuned": lambda network, hidden: fine_tuned(
-            torch_pruning(network, hidden, SHAPE), dataset.train
-        ),
-        "least squares on training images": lambda network, hidden: translated(
-            network, hidden, training, replace(LEAST_SQUARES, images=RECONSTRUCTION)
-        ),
-        ON_IMAGES: lambda network, hidden: translated(network, hidden, training, fitting),
+        ON_IMAGES: lambda network: translated(network, share, training, fitting),
     }
 
 
@@ -126,7 +122,6 @@ def measure(
     for share_name, share in SHARES.items():
         if share_name == "three_quarters" and number >= FULL:
             continue
-        hidden = hidden_widths(network, residual_sites(network), share)
         for seed in SEEDS:
             if seed and (number >= SEEDED or share_name == "three_quarters"):
                 continue
@@ -135,7 +130,7 @@ def measure(
                     continue
                 began, wall = time.process_time(), time.perf_counter()
                 before = resident_mib()
-                small = method(network, hidden)
+                small = method(network)
                 row = common | {"width": share_name, "method": name, "seed": seed}
                 row |= {"seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
                 predicted = logits(small, test.images).argmax(1)

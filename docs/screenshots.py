@@ -26,7 +26,7 @@ COLOURS = 128  # of a palette: a page then takes a third of the bytes
 
 def picture(window: Browser, name: str) -> None:
     """Save what the window shows as `docs/NAME.png`, once its animations are over."""
-    time.sleep(2)
+    time.sleep(5)
     path = HERE / f"{name}.png"
     window.screenshot(path)
     image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
@@ -50,13 +50,10 @@ def main(root: Path, study: str, project: str = "kt_ray", model: str = "kt-trans
             pages = Pages(window, f"http://127.0.0.1:{port}", experiment)
             pages.trials(study)
             picture(window, "mlflow-trials")
-            pages.run(parent.info.run_id, "best trial", "Registered models")
+            pages.run(parent.info.run_id, "best trial", "all trials", "best_")
             picture(window, "mlflow-study")
             pages.metrics(best.info.run_id, "loss", "accuracy_mean")
             picture(window, "mlflow-metrics")
-            complete = [run.info.run_id for run in trials if run.info.status == "FINISHED"]
-            pages.compare(complete)
-            picture(window, "mlflow-parallel-coordinates")
             pages.version(model, version)
             picture(window, "mlflow-champion")
     finally:

@@ -24,16 +24,18 @@ import torch
 from kt_ray.config import (
     MemberCounts,
     SamplerConfig,
+    Source,
     StudyConfig,
     TranslatorConfig,
     TrialConfig,
     ZooConfig,
-    load_config,
+    validate_source,
 )
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, KTError, StudyError, ZooError
 from kt_ray.networks import PaperArchitecture
-from kt_ray.networks.checkpoint import read_state, read_written, write_state
+from kt_ray.networks.checkpoint import read_state
+from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.search.samplers import build_sampler
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
@@ -300,7 +302,7 @@ def test_a_hostile_study_file(text: str, tmp_path: Path, canary: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(text.replace("CANARY", str(canary)))
     with pytest.raises(ConfigError) as fault:
-        load_config(StudyConfig, file)
+        validate_source(StudyConfig, Source(file))
     assert len(str(fault.value)) < 4000
     assert "hunter2" not in str(fault.value)
 

@@ -48,6 +48,10 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Leave what the line shows on the screen; the next update is a new line."""
         if self.width:
             sys.stdout.write("\n")
             sys.stdout.flush()

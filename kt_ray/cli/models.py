@@ -15,8 +15,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="models:/NAME@champion, models:/NAME/3, a translator file, or pretrained:basic_to_simple, which is "
-        "bundled. `translate --network` takes probes: shapes, strokes, or mixture:DATASET.",
+        help="models:/NAME@champion, models:/NAME/3, a translator file, or a bundled one: pretrained:fast, "
+        "pretrained:exact, pretrained:basic_to_simple. `translate --network` takes probes: shapes, strokes, or "
+        "mixture:DATASET.",
     ),
 ]
 
@@ -37,7 +38,7 @@ def translate(
     network: Annotated[
         str | None,
         typer.Option(
-            help="Translate all residual blocks of a whole network: resnet (CIFAR's), torchvision:resnet18, …"
+            help="Translate all residual blocks of a whole network: a registered one, or torchvision:resnet18, …"
         ),
     ] = None,
     options: Annotated[
@@ -70,52 +71,37 @@ def translate(
     from kt_ray.config import DatasetConfig
     from kt_ray.config import validate as checked
     from kt_ray.data import load_dataset
+    from kt_ray.errors import ConfigError
     from kt_ray.jobs.device import use_device
     from kt_ray.studies.api import load_code
     from kt_ray.studies.models import translator_file
+    from kt_ray.studies.whole_networks import NetworkRequest, parse_options, parse_shape, translate_named
+    from kt_ray.translation.report import TranslationReport
     from kt_ray.translation.translate import translate as run
-    from kt_ray.translation.translate_sites import SitesTranslation
 
     use_device(device)
     load_code(*(code or ()))
     images = load_dataset(checked(DatasetConfig, {"name": dataset}, "--dataset")) if dataset else None
-    if network is not None:
-        from kt_ray.errors import ConfigError
-        from kt_ray.studies.whole_networks import NetworkRequest, parse_options, parse_shape, translate_named
-
+    measured = {"dataset": images, "state_dict": state_dict, "device": device}
+    if network is None:
+        model_file = translator_file(model, workspace)
+        report: TranslationReport = run(model_file, checkpoint, output, sites=sites, **measured)  # type: ignore[arg-type]
+    else:
         if images is None and image_shape is None:
             raise ConfigError("--network needs --dataset, or --image-shape such as 3x32x32")
         shape = parse_shape(image_shape) if image_shape else images.image_shape  # type: ignore[union-attr]
-        request = NetworkRequest(
-            network, parse_options(options), shape, images.classes if images else classes, imagenet
-        )
-        report = translate_named(
-            request,
-            model,
-            checkpoint,
-            output,
-            hidden,
-            steps=steps,
-            dataset=images,
-            state_dict=state_dict,
-            device=device,
-        )
-        if format_ == "json":
-            show_json(report.to_dict())
-            return
-        show_table(report.site_rows())
-        show_table(report.rows(), report.display_title())
-        say(f"read {checkpoint}: {report.checkpoint}")
-        say(f"wrote {output}, and {report.builder}, which builds the network that loads it")
+        count = images.classes if images else classes
+        request = NetworkRequest(network, parse_options(options), shape, count, imagenet)
+        report = translate_named(request, model, checkpoint, output, hidden, steps=steps, **measured)  # type: ignore[arg-type]
+    if format_ == "json":
+        show_json(report.to_dict())
         return
-    translation = run(translator_file(model, workspace), checkpoint, output, images, state_dict, device, sites)
-    if isinstance(translation, SitesTranslation) and format_ == "table":
-        show_table(translation.site_rows())
-    show(translation.to_dict(), translation.rows(), format_, f"translated in {1000 * translation.seconds:.0f} ms")
-    if format_ == "table":
-        say(f"read {checkpoint}: {translation.checkpoint}")
-        builder = translation.builder if isinstance(translation, SitesTranslation) else None
-        say(f"wrote {output}" + (f", and {builder}, which builds the network that loads it" if builder else ""))
+    if report.site_rows():
+        show_table(report.site_rows())
+    show_table(report.display_rows(), report.display_title())
+    say(f"read {checkpoint}: {report.checkpoint}")
+    builder = f", and {report.builder}, which builds the network that loads it" if report.builder else ""
+    say(f"wrote {output}{builder}")
 
 
 @app.command()

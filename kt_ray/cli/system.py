@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kt_ray.cli.options import Format, WorkspaceRoot
-from kt_ray.cli.output import show
+from kt_ray.cli.output import say, show
 
 app = typer.Typer()
 
@@ -24,7 +24,7 @@ def ui(
     from kt_ray.tracking.ui import serve
 
     opened = Workspace.existing(workspace)
-    raise typer.Exit(serve(opened.tracking_uri, opened.artifact_root, host, port))
+    raise typer.Exit(serve(opened.tracking_uri, opened.artifact_root, host, port, say))
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Configuration as frozen pydantic models. Light to import: no torch, ray or mlflow."""
 
-from kt_ray.config.base import Frozen, load_config, parse_overrides, read_source, read_yaml, validate, validate_source
+from kt_ray.config.base import Frozen, parse_overrides, read_source, validate, validate_source
 from kt_ray.config.distillation import (
     ATOptions,
     ClassifierConfig,
@@ -29,21 +29,23 @@ from kt_ray.config.study import (
     StudyConfig,
     TrialResources,
 )
-from kt_ray.config.trial import (
-    LOGIT_TERMS,
-    OUTPUT_TERMS,
-    STRUCTURE_TERMS,
-    AugmentationConfig,
+from kt_ray.config.translator import (
     AxialTransformerOptions,
     GraphOptions,
-    LossConfig,
     MixerOptions,
     MLPOptions,
     NeuronTransformerOptions,
     ProjectionOptions,
     RefinementOptions,
-    TrainingConfig,
     TranslatorConfig,
+)
+from kt_ray.config.trial import (
+    LOGIT_TERMS,
+    OUTPUT_TERMS,
+    STRUCTURE_TERMS,
+    AugmentationConfig,
+    LossConfig,
+    TrainingConfig,
     TrialConfig,
 )
 from kt_ray.config.zoo import (

@@ -91,11 +91,6 @@ class Resources(Frozen):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in the YAML file at `path`, with what it includes. Raises ConfigError as `Source` does."""
-    return Source(path).content
-
-
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """`["search.trials=20"]` as `{"search.trials": 20}`; values are read as YAML."""
     parsed = {}
@@ -154,8 +149,3 @@ def validate_source(model: type[Model], source: Source) -> Model:
         return model.model_validate(source.content)
     except ValidationError as error:
         raise source.error(explain(error)) from None
-
-
-def load_config(model: type[Model], path: Path, overrides: Sequence[str] = ()) -> Model:
-    """The YAML file at `path` with dotted `overrides` as a `model`. Raises ConfigError with all faults."""
-    return validate_source(model, read_source(path, overrides))

@@ -23,7 +23,7 @@ BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length 
 READERS = {  # of a section, also of those within it: the module or package that uses its values
     "code": "kt_ray.study_code",
     "dataset": "kt_ray.data",
-    "pair": "kt_ray.networks.architecture",
+    "pair": "kt_ray.networks.chosen",
     "zoo": "kt_ray.zoo",
     "trial": "kt_ray.translation",
     "trial.translator": "kt_ray.translation.translator",

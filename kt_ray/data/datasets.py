@@ -10,8 +10,7 @@ import torch
 
 from kt_ray._io.display import Displayed
 from kt_ray.config import SPLITS, DatasetConfig, Split
-from kt_ray.data.images import LabelledImages
-from kt_ray.data.seeds import SPLIT_SEED
+from kt_ray.data.images import SPLIT_SEED, LabelledImages
 from kt_ray.data.sources import load_images
 from kt_ray.errors import DataError
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SPLIT_SEED = 20240105  # decides which images are selection and, if a dataset has none, test images; never configurable
+
 
 @dataclass(frozen=True, repr=False)
 class LabelledImages:

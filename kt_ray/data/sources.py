@@ -17,8 +17,7 @@ from torch import Tensor
 from kt_ray._io.text import first_line
 from kt_ray.config import DatasetConfig, DatasetName, FolderOptions, NpzOptions
 from kt_ray.config.zoo import TORCHVISION
-from kt_ray.data.images import LabelledImages
-from kt_ray.data.seeds import SPLIT_SEED
+from kt_ray.data.images import SPLIT_SEED, LabelledImages
 from kt_ray.data.standard import VARIABLE, data_root, load_standard
 from kt_ray.errors import DataError
 from kt_ray.registry import register

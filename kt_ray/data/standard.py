@@ -13,8 +13,7 @@ from torch import Tensor
 
 from kt_ray._io.text import first_line
 from kt_ray.config import DatasetName
-from kt_ray.data.images import LabelledImages
-from kt_ray.data.seeds import SPLIT_SEED
+from kt_ray.data.images import SPLIT_SEED, LabelledImages
 from kt_ray.errors import DataError
 
 VARIABLE = "KT_RAY_DATA"

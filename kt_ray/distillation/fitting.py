@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kt_ray.config import FitConfig
 from kt_ray.data import LabelledImages
 from kt_ray.errors import CheckpointError, ConfigError
-from kt_ray.networks.checkpoint import read_written, write_state
+from kt_ray.networks.state_file import read_written, write_state
 
 Groups = Sequence[tuple[Sequence[nn.Parameter], float]]
 

@@ -1,4 +1,4 @@
-"""CIFAR ResNets in torchvision's names, and the pair that halves the hidden layer of residual blocks."""
+"""CIFAR ResNets (arXiv 1512.03385, section 4.2), and the pair that halves the hidden layer of residual blocks."""
 
 from __future__ import annotations
 
@@ -6,47 +6,49 @@ import copy
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional
 
+from kt_ray.config import ResNetOptions
 from kt_ray.config.base import Frozen
 from kt_ray.errors import ConfigError
+from kt_ray.networks.contracts import replace_module
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer, Layer
 from kt_ray.registry import register
 
 
-class ResNetNetworkOptions(Frozen):
-    """A ResNet of 6n + 2 layers (arXiv 1512.03385, section 4.2), shortcuts of another shape projected."""
+class PaddedShortcut(nn.Module):
+    """Every `stride`-th position, new channels filled with zeros: a shortcut without parameters (the paper's A)."""
 
-    depth: PositiveInt = Field(20, description="6n + 2 layers: 8, 14, 20, 32, 56, 110")
-    width: PositiveInt = Field(16, description="channels of the first stage")
-    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)
-    classes: PositiveInt = 10
-    mean: tuple[float, ...] = ()
-    deviation: tuple[float, ...] = ()
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, before = stride, (outputs - inputs) // 2
+        self.padding = (0, 0, 0, 0, before, outputs - inputs - before)
 
-    @field_validator("depth")
-    @classmethod
-    def _whole_blocks(cls, value: int) -> int:
-        if value < 8 or (value - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2 with n of at least 1 (8, 14, 20, 32, 56, 110), got {value}")
-        return value
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
 class ResidualBlock(nn.Module):
-    """conv 3×3 of `stride`, BN, ReLU, conv 3×3, BN, + input or its projection `downsample`, ReLU."""
+    """conv 3×3 of `stride`, BN, ReLU, conv 3×3, BN, + input or, of another shape, what `downsample` makes of it, ReLU.
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+    `downsample` is a projection with BN (the paper's B) or a `PaddedShortcut`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, projected: bool = True) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            if stride > 1 or inputs != outputs
-            else None
-        )
+        self.downsample: nn.Module | None = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = (
+                nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+                if projected
+                else PaddedShortcut(inputs, outputs, stride)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.relu(self.bn1(self.conv1(x)))
@@ -55,20 +57,15 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images [N, C, H, W] to logits [N, classes]; three stages `layer1`, `layer2`, `layer3` of residual blocks."""
+    """Images [N, C, H, W] to logits [N, classes], in torchvision's names and with projections."""
 
-    def __init__(self, options: ResNetNetworkOptions) -> None:
+    def __init__(self, options: ResNetOptions, image_channels: int, classes: int) -> None:
         super().__init__()
-        width, blocks = options.width, (options.depth - 2) // 6
-        self.conv1 = nn.Conv2d(options.image_shape[0], width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, 1, blocks)
-        self.layer2 = _stage(width, 2 * width, 2, blocks)
-        self.layer3 = _stage(2 * width, 4 * width, 2, blocks)
-        self.fc = nn.Linear(4 * width, options.classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.conv1 = nn.Conv2d(image_channels, options.width, 3, options.stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(options.width)
+        self.layer1, self.layer2, self.layer3 = _stages(options, projected=True)
+        self.fc = nn.Linear(4 * options.width, classes)
+        _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.layer3(self.layer2(self.layer1(torch.relu(self.bn1(self.conv1(x))))))
@@ -76,15 +73,66 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(
-        ResidualBlock(inputs, outputs, stride), *(ResidualBlock(outputs, outputs) for _ in range(blocks - 1))
-    )
+class Stem(nn.Sequential):
+    """conv 3×3 of `stride`, BN, ReLU."""
+
+    def __init__(self, image_channels: int, channels: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2d(image_channels, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+        )
 
 
-@register.network("resnet", options=ResNetNetworkOptions)
-class ResNetNetwork:
-    """The network `resnet`, all of whose residual blocks are sites."""
+class CifarResNet(nn.Module):
+    """Images [N, C, H, W] in [0, 1] to logits [N, classes], with shortcuts that have no parameters.
+
+    `stem`, `stage1`, `stage2`, `stage3` are the layers to take features from: `width`, 2·`width` and 4·`width`
+    channels, each stage after the first at half the height and width of the one before.
+    """
+
+    def __init__(self, options: ResNetOptions, image_channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = Stem(image_channels, options.width, options.stem_stride)
+        self.stage1, self.stage2, self.stage3 = _stages(options, projected=False)
+        self.linear = nn.Linear(4 * options.width, classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        logits: Tensor = self.linear(maps.mean((-2, -1)))
+        return logits
+
+
+def _stages(options: ResNetOptions, projected: bool) -> list[nn.Sequential]:
+    """Return the three stages, of `width`, 2·`width` and 4·`width` channels."""
+    stages, inputs = [], options.width
+    for outputs in (options.width, 2 * options.width, 4 * options.width):
+        first = ResidualBlock(inputs, outputs, 1 if outputs == options.width else 2, projected)
+        others = (ResidualBlock(outputs, outputs) for _ in range((options.depth - 2) // 6 - 1))
+        stages.append(nn.Sequential(first, *others))
+        inputs = outputs
+    return stages
+
+
+def _initialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ResNetNetworkOptions(ResNetOptions):
+    """Depth, width and stem of a ResNet, its images and classes."""
+
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)
+    classes: PositiveInt = 10
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+
+
+class _Registered:
+    """A kind of ResNet, all of whose residual blocks are sites."""
+
+    kind: type[ResNet] | type[CifarResNet]
+    stage: str
 
     def __init__(self, options: ResNetNetworkOptions) -> None:
         self.options = options
@@ -93,12 +141,26 @@ class ResNetNetwork:
 
     def build(self) -> nn.Module:
         """Return a fresh ResNet."""
-        return ResNet(self.options)
+        return self.kind(self.options, self.image_shape[0], self.classes)
 
     def sites(self) -> tuple[str, ...]:
         """Return the paths of all residual blocks."""
         blocks = (self.options.depth - 2) // 6
-        return tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(blocks))
+        return tuple(f"{self.stage}{stage}.{block}" for stage in (1, 2, 3) for block in range(blocks))
+
+
+@register.network("resnet", options=ResNetNetworkOptions)
+class ResNetNetwork(_Registered):
+    """The network `resnet`: torchvision's names and projections."""
+
+    kind, stage = ResNet, "layer"
+
+
+@register.network("cifar_resnet", options=ResNetNetworkOptions)
+class CifarResNetNetwork(_Registered):
+    """The network `cifar_resnet`, as `kt-ray distill` trains it."""
+
+    kind, stage = CifarResNet, "stage"
 
 
 class HalvedOptions(Frozen):
@@ -156,9 +218,9 @@ class Halved:
             inputs = old.in_channels if number == 0 else hidden
             outputs = hidden if number == 0 else old.out_channels
             convolution = nn.Conv2d(inputs, outputs, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
-            _put(target, path, convolution)
+            replace_module(target, path, convolution)
         for path in self.options.norms or ():
-            _put(target, path, nn.Identity())
+            replace_module(target, path, nn.Identity())
         return target
 
     def _check(self, source: nn.Module, layout: BlockLayout, hidden: int) -> None:
@@ -189,8 +251,3 @@ class Halved:
         own = {name for name, child in block.named_children() if any(True for _ in child.modules())}
         copied = tuple(name for name in self.options.shortcuts if name in own)
         return BlockLayout((hidden,), copied, shortcut=copied[0] if len(copied) == 1 else None)
-
-
-def _put(block: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(block.get_submodule(parent), leaf, module)

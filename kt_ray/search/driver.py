@@ -30,7 +30,7 @@ TRACEBACK = "traceback.txt"  # artifact of a failed trial's run
 
 
 class Tracking(Protocol):
-    """The part of `kt_ray.tracking.Tracker` that a search uses."""
+    """The part of `kt_ray.tracking.tracker.Tracker` that a search uses."""
 
     def study_run(self, study: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> str: ...
 

@@ -1,4 +1,4 @@
-"""Ray Tune as the executor of a search: a trainable for the workers, a searcher and a scheduler for the driver.
+"""Ray Tune as the executor of a search: a searcher and a scheduler for the driver; `trainable` is for the workers.
 
 Ray Tune places trials on the cluster, supervises their workers and reuses them. What to run, when to stop a trial and
 what was found is the study's; Ray Tune keeps no state of its own that anybody reads.
@@ -9,30 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from kt_ray._io.scratch import make_scratch
-from kt_ray.config import TrialResources, validate
+from kt_ray.config import TrialResources
 from kt_ray.config.code import CodeFile
 from kt_ray.errors import StudyError
-from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
 from kt_ray.search.driver import SearchDriver
 from kt_ray.search.lease import Lease
 from kt_ray.search.task import Task
 from kt_ray.search.tensor_transport import tensors_as_arrays
-from kt_ray.search.worker import Report, TrialSession, describe_failure
-from kt_ray.study_code import load_code
-
-logger = logging.getLogger(__name__)
+from kt_ray.search.trainable import TaskTrainable
 
 # Ray Tune without loggers, snapshots, output or signal handlers of its own.
 TUNE_SETTINGS = {
@@ -45,55 +39,6 @@ TUNE_SETTINGS = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-class TaskTrainable(tune.Trainable):
-    """Train the trials of a task, one after another, in a worker that Ray Tune reuses.
-
-    `config` holds `trial` (a dump of its configuration), `directory` and `reported`; the task is read from the object
-    store once per worker.
-    """
-
-    def setup(  # type: ignore[override]
-        self, config: dict[str, Any], task: Task, gpus: float, threads: int, code: Sequence[CodeFile]
-    ) -> None:
-        """Prepare the worker. Nothing of the trial yet: its errors are to be reported, not to end the worker."""
-        torch.set_num_threads(threads)
-        self._task = task
-        self._code = code
-        self._device = open_device(gpus)
-        self._trial: Any = None
-        self._session: TrialSession | None = None
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial."""
-        self._session = None
-        release_memory(self._device)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Train one epoch. Never `done`: Ray Tune would not show such a result to the scheduler, which stops trials."""
-        try:
-            report = self._advance()
-        except Exception as error:
-            end_if_device_broken(error)
-            self._session = None
-            reason, infrastructure = describe_failure(error)
-            logger.exception("the trial in %s failed", self.config["directory"])
-            report = Report(0, failure=reason, infrastructure=infrastructure, traceback=traceback.format_exc())
-        return {"report": report}
-
-    def _advance(self) -> Report:
-        directory = Path(self.config["directory"])
-        if self._session is None:
-            load_code(self._code)
-            self._trial = validate(self._task.config, self.config["trial"])
-            training = self._task.training(self._trial, self._device)
-            self._session = TrialSession(training, directory, self.config["reported"])
-        report = self._session.advance()
-        if report.finished:
-            self._task.export(self._session.training, self._trial, directory, report.metrics)
-        return report
 
 
 class StudySearcher(Searcher):

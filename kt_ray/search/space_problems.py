@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
-import random
 import types
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import optuna
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -27,6 +26,7 @@ from kt_ray.search.space import (
     value_at,
     values_of,
 )
+from kt_ray.search.storage import quiet_optuna
 
 PROBES = 200  # random points that `problems` tries on the base configuration
 
@@ -122,11 +122,13 @@ def _condition_problems(path: str, distribution: Distribution, space: Distributi
 
 
 def _joint_problems(space: Space, base: Frozen) -> list[str]:
-    """Faults of values that are fine one by one: tries random points on the base configuration."""
+    """Return the faults of values that are fine one by one: random points are tried on the base configuration."""
     faults = Counter[str]()
-    for seed in range(PROBES):
+    with quiet_optuna():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(PROBES):
         try:
-            apply(base, space(_Probe(seed)))
+            apply(base, space(study.ask()))
         except ConfigError as error:
             faults.update(problem.split(", got")[0] for problem in error.problems)
     return [
@@ -169,27 +171,6 @@ def _known_paths(model: type[BaseModel], path: str) -> str:
         walked.append(part)
     section = ".".join(walked) or "trial"
     return f"{section} has {', '.join(sorted(model.model_fields))}; `kt-ray spaces explain {section}` describes them"
-
-
-class _Probe:
-    """Stands in for an Optuna trial: uniform values from a seeded generator."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
-        if step is not None:
-            return low + step * self._random.randint(0, int((high - low) / step + 1e-9))
-        value = (
-            math.exp(self._random.uniform(math.log(low), math.log(high))) if log else self._random.uniform(low, high)
-        )
-        return min(max(value, low), high)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
-        return low + step * self._random.randint(0, (high - low) // step)
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return self._random.choice(choices)
 
 
 def _shown(values: list[Choice]) -> str:

@@ -1,4 +1,4 @@
-"""The Optuna study: the only truth about a search. No Ray here. Searches count *lineages* (`search/lineages.py`)."""
+"""The Optuna study: the only truth about a search. No Ray here. Searches count *lineages* (`kt_ray.search.retries`)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from kt_ray.search.retries import (
     retries_of,
     select_champion,
 )
-from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler
-from kt_ray.search.space import to_optuna
+from kt_ray.search.samplers import ORDINAL, build_pruner, build_sampler, trial_seed
+from kt_ray.search.space import count, to_optuna
 from kt_ray.search.storage import quiet_optuna
+from kt_ray.search.unrepeated import Unrepeated
 
 
 @dataclass
@@ -81,6 +82,7 @@ class SearchStudy:
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(config.name)
         self.space = to_optuna(config.space, config.trial)
+        self._points = count(config.space, config.trial)
         self._grid = self._grid_points() if config.search.sampler.name == "grid" else None
 
     @property
@@ -123,6 +125,14 @@ class SearchStudy:
         trials = self.trials()
         taken = {trial.user_attrs.get(GRID) for trial in trials}
         return len(taken - {None}) >= len(self._grid) and not any(trial.state is TrialState.WAITING for trial in trials)
+
+    def _sampler(self, ordinal: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler of lineage `ordinal`; TPE alone asks for the best points of a finite space again."""
+        search = self.config.search
+        sampler = build_sampler(search.sampler, search.seed, ordinal)
+        if search.sampler.name != "tpe" or math.isinf(self._points):
+            return sampler
+        return Unrepeated(sampler, self.space, trial_seed(search.seed, ordinal))
 
     def _grid_points(self) -> list[dict[str, Any]]:
         """Every point of the space, in an order that the seed decides."""
@@ -171,7 +181,7 @@ class SearchStudy:
             # Its values are drawn already: no sampler is to take it for a further one.
             self.optuna.sampler = optuna.samplers.RandomSampler(seed=0)
         else:
-            self.optuna.sampler = build_sampler(self.config.search.sampler, self.config.search.seed, drawn)
+            self.optuna.sampler = self._sampler(drawn)
         trial = self.optuna.ask()
         values = self.space(trial)
         if waiting is None:

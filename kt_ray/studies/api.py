@@ -23,7 +23,8 @@ from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.jobs.device import use_device
 from kt_ray.networks import State
-from kt_ray.networks.checkpoint import read_state, write_state
+from kt_ray.networks.checkpoint import read_state
+from kt_ray.networks.state_file import write_state
 from kt_ray.studies import zoos
 from kt_ray.studies.models import translator_file
 from kt_ray.study_code import load_code as run_code
@@ -74,6 +75,7 @@ def build_zoo(
     *,
     pair: str | dict[str, Any] = "basic_to_simple",
     ray: bool | str = False,
+    device: str = "cpu",
     progress: bool = True,
     **settings: Any,
 ) -> ZooStore:
@@ -88,6 +90,7 @@ def build_zoo(
         pair: The block pair: which block the networks have, and which small block is trained in its place.
         ray: False trains in this process; True uses the Ray session of this process or starts one for the call; a
             string is the address of a Ray cluster.
+        device: As torch names it, for training in this process; with Ray, `actors={"gpus": 0.5}` asks for GPUs.
         progress: Whether a line shows how far the build is, on terminals and in notebooks.
         **settings: The keys of `zoo` in a study file: `members`, `recipe`, `network`, `seed`, `actors`.
 
@@ -97,7 +100,7 @@ def build_zoo(
     Raises:
         ConfigError: If a setting is unknown or out of its range.
         ZooError: If another zoo is stored there, or it cannot be written.
-        ResourceError: If Ray cannot be reached, or no node can train a member.
+        ResourceError: If Ray cannot be reached, no node can train a member, or torch cannot compute on `device`.
 
     Example:
         >>> import kt_ray as kt
@@ -122,7 +125,7 @@ def build_zoo(
         if ray is False:
             from kt_ray.zoo.local import build_zoo_locally
 
-            build_zoo_locally(config, pair, images, store, show)  # type: ignore[arg-type]
+            build_zoo_locally(config, pair, images, store, show, use_device(device))  # type: ignore[arg-type]
         else:
             from kt_ray.jobs.connection import connected
             from kt_ray.zoo.actors import build_zoo as build_with_actors
@@ -335,7 +338,7 @@ class TranslatedNetwork(Displayed):
         return self.report.display_title()
 
     def display_rows(self) -> list[dict[str, Any]]:
-        return self.report.rows()
+        return self.report.display_rows()
 
 
 def translate(

@@ -1,4 +1,4 @@
-"""The output of a long command while it works: a live table on a terminal, plain lines elsewhere."""
+"""The output of a long command while it works: a live table on a terminal, a line in a notebook, else plain lines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from kt_ray._io.display import ProgressLine, in_notebook
 from kt_ray._io.tables import render
 from kt_ray._io.text import duration, number
 from kt_ray.translation.evaluation import Evaluation
@@ -36,6 +37,7 @@ class StudyConsole:
             markup=False, highlight=False, width=width, soft_wrap=width is not None, quiet=quiet
         )
         self._live: Live | None = None
+        self._line = ProgressLine(not quiet) if in_notebook() else None
         self._last_line = 0.0
         self._last_done = -1
 
@@ -58,6 +60,8 @@ class StudyConsole:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._line is not None:
+            self._line.end()
         self._last_line, self._last_done = 0.0, -1
 
     def building(self, progress: BuildProgress) -> None:
@@ -114,7 +118,11 @@ class StudyConsole:
                 table.add_row(label, value)
             self._live.update(table)
             return
+        line = f"{stage}: " + "; ".join(f"{label} {value}" for label, value in cells.items() if value != "-")
+        if self._line is not None:
+            self._line.update(line, last=done == total)
+            return
         now = time.monotonic()
         if now - self._last_line >= LINE_EVERY or (done == total and done != self._last_done):
             self._last_line, self._last_done = now, done
-            self.say(f"{stage}: " + "; ".join(f"{label} {value}" for label, value in cells.items() if value != "-"))
+            self.say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from kt_ray.config import read_yaml
+from kt_ray.config import Source
 from kt_ray.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def locate(name: str) -> Path:
 
 def description(path: Path) -> str:
     """The first line of the `description` in the study file at `path`."""
-    return (str(read_yaml(path).get("description", "")).strip().splitlines() or [""])[0]
+    return (str(Source(path).content.get("description", "")).strip().splitlines() or [""])[0]
 
 
 def copy(name: str, destination: Path) -> Path:

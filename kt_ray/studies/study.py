@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kt_ray.studies.workspace import Workspace
 File = str | Path | Mapping[str, Any]
 
 
+@dataclass(frozen=True, repr=False)
 class Study(Displayed):
     """A study in a workspace, as its storages have it now: also while another process runs it.
 
@@ -31,9 +33,8 @@ class Study(Displayed):
         workspace: Where it is kept.
     """
 
-    def __init__(self, name: str, workspace: Workspace) -> None:
-        self.name = name
-        self.workspace = workspace
+    name: str
+    workspace: Workspace
 
     @property
     def config(self) -> Config:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kt_ray.config import MemberCounts, StudyConfig
+from kt_ray.config.code import CodeFile
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.jobs.connection import connected
+from kt_ray.jobs.remote import Report, run_remotely
 from kt_ray.networks import architecture_of
 from kt_ray.networks.cost import parameter_count
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.doubts import doubts
 from kt_ray.studies.study_task import Demand, Result, StudyTask
 from kt_ray.studies.workspace import Workspace, open_tracker
+from kt_ray.study_code import load_code
 from kt_ray.tracking.promotion import Measured
 from kt_ray.tracking.tracker import Input, Tracker
-from kt_ray.translation.checkpoint import load_translator
+from kt_ray.translation.checkpoint import FILE, load_translator
 from kt_ray.translation.evaluation import Evaluation, evaluate, free_accuracies
 from kt_ray.translation.figures import figures
 from kt_ray.translation.task import TranslatorTask
@@ -115,7 +119,7 @@ class TranslationStudy(StudyTask):
     def measure(self, file: Path, previous: Evaluation | Distillation | None) -> Result:
         loaded = load_translator(file)
         zoo, dataset, translator = self.zoo, self.dataset, loaded.translator
-        found = previous if isinstance(previous, Evaluation) else evaluate(translator, zoo, dataset)
+        found = previous if isinstance(previous, Evaluation) else self._evaluate(file)
         translated, tested = found.row("translated"), zoo.where("test").views()[0]
         return Result(
             evaluation=found,
@@ -135,6 +139,26 @@ class TranslationStudy(StudyTask):
             figures=figures(found),
             trained={f"{row.name} blocks": row.mean for row in found.rows if row.name in TRAINED},
         )
+
+    def _evaluate(self, file: Path) -> Evaluation:
+        """Evaluate the translator in `file` on the test members: with `gpus` where a trial would run, else here."""
+        if not self.config.search.resources.gpus:
+            return evaluate(load_translator(file).translator, self.zoo, self.dataset)
+        demand = self.demands["trials"]
+        with connected(self.config.ray):
+            demand.fitting()
+            given = file.read_bytes(), self.config.code, self.zoo, self.dataset
+            return run_remotely(_evaluate_on, demand.amounts, demand.labels, lambda _: None, *given)
+
+
+def _evaluate_on(
+    device: str, report: Report, content: bytes, code: Sequence[CodeFile], zoo: AnyZoo, dataset: Dataset
+) -> Evaluation:
+    load_code(code)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / FILE
+        file.write_bytes(content)
+        return evaluate(load_translator(file).translator.to(device), zoo, dataset)
 
 
 def selection_accuracy(loaded: LoadedTranslator, zoo: AnyZoo) -> float | None:

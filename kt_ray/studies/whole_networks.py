@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from kt_ray import data
 from kt_ray._io.text import first_line
-from kt_ray.config import ClassifierConfig, DatasetConfig, validate
+from kt_ray.config import DatasetConfig, validate
 from kt_ray.config.yaml_rules import parse
 from kt_ray.data import Dataset
-from kt_ray.distillation.networks import build_network
 from kt_ray.errors import ConfigError
+from kt_ray.networks.contracts import Network, Normalised, built, make_network
 from kt_ray.translation.probe_images import mixture, shapes, strokes
 from kt_ray.translation.translate_network import NetworkTranslation, translate_network
 from kt_ray.translation.whole_network import Fitting, SiteReport, usual_steps
@@ -30,7 +30,10 @@ FITTED = 4  # the least squares read one of so many probes, at most
 
 @dataclass(frozen=True)
 class NetworkRequest:
-    """The network of a checkpoint: its name, options, image shape (C, H, W), classes, and normalisation."""
+    """The network of a checkpoint: a registered one or torchvision's, options, image shape (C, H, W) and classes.
+
+    Images are normalised as the registered network says, or as torchvision's weights expect if `imagenet`.
+    """
 
     name: str
     options: Mapping[str, Any]
@@ -42,17 +45,17 @@ class NetworkRequest:
         """Return a fresh network. Raises ConfigError if there is none of this name, or its options are wrong."""
         if self.name.startswith(TORCHVISION):
             return _torchvision(self.name.removeprefix(TORCHVISION), self.options, self.classes)
-        if self.name != "resnet":
-            raise ConfigError(f"no network is called {self.name!r}; there are resnet and {TORCHVISION}NAME")
-        config = validate(ClassifierConfig, {"family": "resnet", "resnet": dict(self.options)}, "--set")
-        return build_network(config, self.image_shape, self.classes, seed=0)
+        return built(self._registered())
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Return `images` in [0, 1] as the network takes them."""
-        if not self.imagenet:
-            return images
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in IMAGENET)
-        return (images - mean) / deviation
+        if self.imagenet:
+            mean, deviation = (images.new_tensor(values)[:, None, None] for values in IMAGENET)
+            return (images - mean) / deviation
+        return images if self.name.startswith(TORCHVISION) else Normalised(self._registered())(images)
+
+    def _registered(self) -> Network:
+        return make_network(self.name, self.options, self.image_shape, self.classes)
 
 
 def translate_named(

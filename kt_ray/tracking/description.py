@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from kt_ray.tracking.tracker import Tracker
-from kt_ray.tracking.view import view_page
+from kt_ray.tracking.view import run_page, version_page, view_page
 
 if TYPE_CHECKING:
     from kt_ray.tracking.promotion import Candidate, ChampionResult
@@ -21,17 +20,18 @@ def describe_study(tracker: Tracker, model_name: str, candidate: Candidate, resu
     trial_run = tracker.run_id(candidate.run_id)
     trial = tracker.client.get_run(trial_run)
     study_run = trial.data.tags.get(PARENT, trial_run)
-    version = f"models/{quote(model_name)}/versions/{result.version}"
+    version = version_page(model_name, result.version)
+    trials = f"; [all trials]({view_page(tracker.experiment_id, candidate.study)})" if study_run != trial_run else ""
     params = "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in sorted(trial.data.params.items()))
-    page = f"experiments/{tracker.experiment_id}/runs"
-    trials = view_page(tracker.experiment_id, candidate.study)
+    page = run_page(tracker.experiment_id, trial_run)
+    report = run_page(tracker.experiment_id, study_run, "artifacts")
     text = (
-        f"**{_cell(candidate.study)}**: best trial [trial {candidate.trial}](#/{page}/{trial_run}), registered as "
-        f"[{_cell(model_name)} version {result.version}](#/{version}){', the champion' if result.promoted else ''}.\n\n"
+        f"**{_cell(candidate.study)}**: best trial [trial {candidate.trial}]({page}), registered as "
+        f"[{_cell(model_name)} version {result.version}]({version}){', the champion' if result.promoted else ''}"
+        f"{trials}.\n\n"
         f"{result.comparison}\n\n"
-        + (f"[All trials]({trials}), the best first.\n\n" if study_run != trial_run else "")
         + (f"**Weak:** {result.weakness}\n\n" if result.weakness else "")
-        + f"Go on with `kt-ray resume {candidate.study}`; the report is [report.html](#/{page}/{study_run}/artifacts), "
+        + f"Go on with `kt-ray resume {candidate.study}`; the report is [report.html]({report}), "
         "figures are beside it.\n\n"
         + (f"| best parameter | value |\n|---|---|\n{params}\n" if params else "")
         + candidate.card

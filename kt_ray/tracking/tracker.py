@@ -17,6 +17,7 @@ from kt_ray.errors import TrackingError
 from kt_ray.tracking.outbox import PENDING, Entry, Outbox
 from kt_ray.tracking.runs import STUDY_ID, Input, Runs, Status
 from kt_ray.tracking.store import StoreAway, check_tracking, probe, reaching
+from kt_ray.tracking.view import run_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -291,7 +292,7 @@ class Tracker:
     def run_url(self, run_id: str) -> str:
         """The run's page: on the tracking server, or on the one that `kt-ray ui` starts."""
         server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments/{self.experiment_id}/runs/{self._ids.get(run_id, run_id)}"
+        return f"{server}/{run_page(self.experiment_id, self._ids.get(run_id, run_id))}"
 
 
 def texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -34,8 +34,8 @@ def serve(
         probe(uri)
         announce(f"the tracking server has its own UI: {uri}")
         return 0
-    server = start(uri, artifact_root, host, port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a server must not outlive the command
+    server = start(uri, artifact_root, host, port)
     try:
         with reaching(uri):
             page = newest_page(open_store(uri, make=False))
@@ -72,11 +72,15 @@ def start(uri: str, artifact_root: str | None, host: str = "127.0.0.1", port: in
     )
     address = "127.0.0.1" if host == "0.0.0.0" else host
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(TrackingError):
-            probe(f"http://{address}:{port}")
-            return server
-        time.sleep(0.2)
+    try:
+        while time.monotonic() < deadline and server.poll() is None:
+            with contextlib.suppress(TrackingError):
+                probe(f"http://{address}:{port}")
+                return server
+            time.sleep(0.2)
+    except BaseException:  # Ctrl-C, SIGTERM
+        stop(server)
+        raise
     stop(server)
     raise TrackingError(f"MLflow's UI did not start on {host}:{port}; try `{' '.join(command)}` to see why")
 

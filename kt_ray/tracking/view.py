@@ -1,4 +1,4 @@
-"""A study's trials as a saved view of MLflow's table of runs: the best first, with the columns that tell them apart.
+"""Pages of MLflow's UI, and a study's trials as one: the best first, with the columns that tell them apart.
 
 MLflow opens its table with the columns Source, Models and Dataset, and a browser remembers what a person changes. A
 view saved as a tag of the experiment (https://mlflow.org/releases/3.15.0) is the one setting on the server's side; it
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kt_ray.tracking.tracker import Tracker
 
 VIEW = "mlflow.sharedViewState."  # before the key of a view, in the tags of an experiment
-TRAINING = "workflowType=machine_learning"  # the UI's side bar then is that of training, not of GenAI
+TRAINING = "workflowType=machine_learning"  # without it the UI is that of GenAI: a run is an evaluation there
 NARROWEST, MARGIN, LETTER = 90, 40, 7.5  # pixels of a column: at least, beside its name, for each letter of that
 MOST_PARAMETERS = 5  # columns that fit a laptop's screen beside metrics and the run's name
 
@@ -49,6 +49,16 @@ def save_view(
     with reaching(tracker.uri):
         if VIEW + study not in tracker.client.get_experiment(tracker.experiment_id).tags:
             tracker.client.set_experiment_tag(tracker.experiment_id, VIEW + study, json.dumps(view))
+
+
+def run_page(experiment_id: str, run_id: str, tab: str = "") -> str:
+    """Return the page of a run, or a tab of it such as `artifacts`, to be put after the server's address."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}{tab and '/'}{tab}?{TRAINING}"
+
+
+def version_page(model_name: str, version: int) -> str:
+    """Return the page of a version of a registered model, to be put after the server's address."""
+    return f"#/models/{quote(model_name)}/versions/{version}?{TRAINING}"
 
 
 def view_page(experiment_id: str, study: str) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
 from kt_ray.errors import CheckpointError
-from kt_ray.translation.whole_network import Branch, ResidualSite
+from kt_ray.networks.contracts import replace_module
+from kt_ray.networks.resnet import Halved, HalvedOptions
+from kt_ray.translation.whole_network import ResidualSite
 
-NARROWED = Branch(norm1=None, norm2=None)
 
-
-def residual_sites(network: nn.Module) -> list[ResidualSite]:
-    """Return the residual blocks of `network` in the order of its modules, as torchvision and CIFAR ResNets have them:
-    modules with conv1, bn1, conv2, bn2 and no conv3.
+def residual_blocks(network: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the residual blocks of `network` in the order of its modules, as torchvision and CIFAR
+    ResNets have them: modules with conv1, bn1, conv2, bn2 and no conv3.
 
     Raises CheckpointError if there are none.
     """
@@ -24,45 +23,29 @@ def residual_sites(network: nn.Module) -> list[ResidualSite]:
     for path, module in network.named_modules():
         children = {name for name, _ in module.named_children()}
         if path and {"conv1", "bn1", "conv2", "bn2"} <= children and "conv3" not in children:
-            found.append(ResidualSite(path, Branch(), NARROWED))
+            found.append(path)
     if not found:
         raise CheckpointError(
-            f"{type(network).__name__} has no residual block with conv1, bn1, conv2 and bn2; name its sites"
+            f"{type(network).__name__} has no residual block with conv1, bn1, conv2 and bn2; name its blocks"
         )
-    return found
+    return tuple(found)
 
 
-def hidden_widths(network: nn.Module, sites: Sequence[ResidualSite], share: float) -> dict[str, int]:
-    """Return `share` of the hidden units at each site, rounded, at least one."""
-    layers = {site.path: network.get_submodule(f"{site.path}.{site.source.conv1}") for site in sites}
-    return {path: max(1, round(share * len(layer.weight))) for path, layer in layers.items()}  # type: ignore[arg-type]
+def narrowed(
+    network: nn.Module, share: float, paths: Sequence[str] | None = None
+) -> tuple[nn.Module, list[ResidualSite]]:
+    """Return a copy of `network` with `share` of the hidden units in the blocks at `paths`, and these blocks' sites.
 
-
-def narrowed(network: nn.Module, hidden: Mapping[str, int]) -> nn.Module:
-    """Return a copy of `network` whose blocks at the paths of `hidden` have so many hidden units.
-
-    Convolutions of these blocks are new, with biases; their batch norms become identities.
+    Convolutions of these blocks are new, with biases; their batch norms become identities, as the pair `halved` has it.
+    All residual blocks are taken if `paths` is None. Raises ConfigError for a block that the pair does not serve.
     """
-    small = copy.deepcopy(network)
-    for path, width in hidden.items():
-        narrow_block(small.get_submodule(path), width)
-    return small
-
-
-def narrow_block(block: nn.Module, width: int) -> None:
-    """Replace a block's convolutions by new ones with `width` hidden units and biases, its norms by identities."""
-    first, last = block.get_submodule("conv1"), block.get_submodule("conv2")
-    if not isinstance(first, nn.Conv2d) or not isinstance(last, nn.Conv2d):
-        raise CheckpointError(f"conv1 and conv2 are {first} and {last}, expected Conv2d")
-    block.conv1 = _like(first, first.in_channels, width)
-    block.conv2 = _like(last, width, last.out_channels)
-    block.bn1 = nn.Identity()
-    block.bn2 = nn.Identity()
-
-
-def _like(old: nn.Conv2d, inputs: int, outputs: int) -> nn.Conv2d:
-    geometry: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
-    return nn.Conv2d(inputs, outputs, **geometry).to(old.weight.device, old.weight.dtype)
+    small, pair, sites = copy.deepcopy(network), Halved(HalvedOptions(share=share)), []
+    for path in residual_blocks(network) if paths is None else paths:
+        source = network.get_submodule(path)
+        target = pair.target(source)
+        replace_module(small, path, target)
+        sites.append(ResidualSite(path, pair.layout(source), pair.target_layout(target)))
+    return small, sites
 
 
 def builder_text(kind: str, file: str, hidden: Mapping[str, int]) -> str:

@@ -30,6 +30,7 @@ class TranslationReport(Displayed):
     parameters_after: int
     multiply_adds_before: int
     multiply_adds_after: int
+    builder: str | None = None  # a Python file that builds the network which loads `output`
     dataset: str | None = None
     accuracy_before: float | None = None
     accuracy_after: float | None = None
@@ -37,10 +38,11 @@ class TranslationReport(Displayed):
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def display_rows(self) -> list[dict[str, Any]]:
-        return self.rows()
+    def site_rows(self) -> list[dict[str, Any]]:
+        """Return a row for each block, if there are several."""
+        return []
 
-    def rows(self) -> list[dict[str, Any]]:
+    def display_rows(self) -> list[dict[str, Any]]:
         """Return a row for each quantity of the whole network, before and after."""
         rows: list[dict[str, Any]] = [
             {"": "parameters", "before": self.parameters_before, "after": self.parameters_after},

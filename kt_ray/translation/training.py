@@ -21,12 +21,12 @@ from kt_ray.config.trial import BASELINE_IMAGES
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
 from kt_ray.networks import Architecture, State, stacked
-from kt_ray.networks.checkpoint import read_written, write_state
+from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
-from kt_ray.translation.evaluation import KEPT, Transplants, network_accuracies, translate, transplant_accuracy
 from kt_ray.translation.losses import TranslationLoss
 from kt_ray.translation.translator import Translator, build_translator
+from kt_ray.translation.transplants import KEPT, Transplants, network_accuracies, translate, transplant_accuracy
 from kt_ray.zoo.members import AnyZoo, SitesZoo
 
 Result = TypeVar("Result")

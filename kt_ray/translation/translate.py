@@ -13,7 +13,8 @@ from kt_ray.config import NetworkConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import PaperArchitecture, State, stacked
-from kt_ray.networks.checkpoint import find_network, network_state, write_state
+from kt_ray.networks.checkpoint import find_network, network_state
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
 from kt_ray.translation.translate_sites import SitesTranslation, translate_sites

@@ -15,8 +15,9 @@ from kt_ray._io.files import write_whole
 from kt_ray._io.text import first_line
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
-from kt_ray.translation.narrowing import builder_text, hidden_widths, narrowed, residual_sites
+from kt_ray.networks.checkpoint import STEPS, find_network, network_state
+from kt_ray.networks.state_file import write_state
+from kt_ray.translation.narrowing import builder_text, narrowed
 from kt_ray.translation.report import (
     Preprocessing,
     TranslationReport,
@@ -33,7 +34,6 @@ class NetworkTranslation(TranslationReport):
     """The result of translating all blocks; `agreement` is the share of the probes on which both networks predict
     the same."""
 
-    builder: str
     sites: list[SiteReport]
     agreement: float
     peak_mib: float
@@ -42,9 +42,8 @@ class NetworkTranslation(TranslationReport):
         """Return number of blocks and time."""
         return f"{len(self.sites)} blocks, translated in {self.seconds:.1f} s"
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each quantity of the whole network, before and after."""
-        rows = super().rows()
+    def display_rows(self) -> list[dict[str, Any]]:
+        rows = super().display_rows()
         return [*rows[:2], {"": "agreement on probes", "before": 1.0, "after": self.agreement}, *rows[2:]]
 
     def site_rows(self) -> list[dict[str, Any]]:
@@ -106,14 +105,13 @@ def translate_network(
         raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
     found = find_network(checkpoint, network.state_dict().keys(), state_dict)
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
-    network.to(device).eval().requires_grad_(False)
-    probes = probes.to(device)
+    network.eval().requires_grad_(False)
     prepare = preprocessing or (lambda images: images)
     _check_images(network, prepare(probes[:2]))
+    probes = probes.to(device)
     began = time.perf_counter()
-    sites = residual_sites(network)
-    hidden = hidden_widths(network, sites, share)
-    small = narrowed(network, hidden)
+    small, sites = narrowed(network, share)
+    network, small = network.to(device), small.to(device)
     report = translate_blocks(network, small, sites, prepare(probes), fitting, progress)
     seconds = time.perf_counter() - began
     written = {name: value.cpu() for name, value in small.state_dict().items()}
@@ -121,6 +119,7 @@ def translate_network(
     check_finite("network", checkpoint, state)
     counters = {name: value for name, value in written.items() if name.endswith(STEPS)}
     write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
+    hidden = {site.path: site.hidden_after for site in report.sites}
     write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
     return NetworkTranslation(
         output=str(output),

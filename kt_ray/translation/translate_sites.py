@@ -14,8 +14,9 @@ import torch
 from kt_ray._io.files import write_whole
 from kt_ray.data import Dataset
 from kt_ray.networks import NetworkSites, SiteArchitecture, stacked
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state, write_state
+from kt_ray.networks.checkpoint import STEPS, find_network, network_state
 from kt_ray.networks.cost import multiply_adds, parameter_count
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import LoadedTranslator
 from kt_ray.translation.report import TranslationReport, builder_beside, check_finite, check_output, measured
 from kt_ray.translation.site_walk import walk
@@ -62,7 +63,6 @@ class SitesTranslation(TranslationReport):
 
     translator: str
     pair: str
-    builder: str
     sites: list[SiteTranslation]
 
     def display_title(self) -> str:

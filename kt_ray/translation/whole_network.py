@@ -23,6 +23,8 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from kt_ray.errors import CheckpointError
+from kt_ray.networks.contracts import layout_widths
+from kt_ray.networks.layouts import BlockLayout, Layer
 from kt_ray.translation.projected import convolution_equations, eliminate, fit
 
 ROUNDS = 32  # of elimination: several units at once where more are to go
@@ -31,30 +33,15 @@ OFFSET, LARGEST_OFFSET = 64.0, 1e7  # added to a branch so that a block's last R
 
 
 @dataclass(frozen=True)
-class Branch:
-    """Module paths within a residual block: two convolutions, and the batch norm after each if there is one."""
-
-    conv1: str = "conv1"
-    norm1: str | None = "bn1"
-    conv2: str = "conv2"
-    norm2: str | None = "bn2"
-
-    @property
-    def end(self) -> str:
-        """Return the module whose output is added to the shortcut."""
-        return self.norm2 or self.conv2
-
-
-@dataclass(frozen=True)
 class ResidualSite:
-    """A block at a module path of a network, and where large and small block have their convolutions.
+    """A block at a module path of a network, and where large and small block have their two convolutions.
 
     The block is any module that computes activation(shortcut(x) + norm2(conv2(activation(norm1(conv1(x)))))).
     """
 
     path: str
-    source: Branch = Branch()
-    target: Branch = Branch()
+    source: BlockLayout
+    target: BlockLayout
 
 
 @dataclass(frozen=True)
@@ -134,8 +121,7 @@ def translate_blocks(
     fitting = fitting or Fitting()
     network, small = copy.deepcopy(network).eval(), small.eval()
     for site in sites:
-        _check(network, site, site.source)
-        _check(small, site, site.target)
+        _check(site)
     fitted = probes[: fitting.images]
     given = run_blocks(network, [site.path for site in sites], fitted)
     if not given.logits.isfinite().all():
@@ -148,14 +134,11 @@ def translate_blocks(
         large, block = network.get_submodule(site.path), small.get_submodule(site.path)
         if before is not given.inputs[site.path]:  # something lies between this site and the one before
             inputs = run_blocks(small, [site.path], fitted, stop=True).inputs[site.path]
-        wanted = preactivation(large, site.source, given.inputs[site.path])
+        wanted = preactivation(large, site.source.layers()[-1], given.inputs[site.path])
         error = write_block(large, block, site, inputs, wanted, fitting.ridge)
         before, inputs = given.outputs[site.path], block(inputs)
-        widths = (
-            _convolution(large, site.source.conv1).out_channels,
-            _convolution(block, site.target.conv1).out_channels,
-        )
-        reports.append(SiteReport(site.path, *widths, error, time.perf_counter() - started))
+        (hidden,), (kept,) = layout_widths(site.source, large), layout_widths(site.target, block)
+        reports.append(SiteReport(site.path, hidden, kept, error, time.perf_counter() - started))
         if progress is not None:
             progress(reports[-1])
     if fitting.steps:
@@ -204,14 +187,14 @@ def run_blocks(network: nn.Module, paths: Sequence[str], images: Tensor, stop: b
     return BlockRun(inputs, outputs, logits)
 
 
-def preactivation(block: nn.Module, branch: Branch, inputs: Tensor, shortcut_alone: bool = False) -> Tensor:
-    """Return a block's output before its last activation, or what its shortcut alone gives.
+def preactivation(block: nn.Module, last: Layer, inputs: Tensor, shortcut_alone: bool = False) -> Tensor:
+    """Return a block's output before its last activation, or what its shortcut alone gives; `last` ends its branch.
 
     The block need not say where its last activation is: with a constant added to the branch, a ReLU passes everything.
     """
     offset = OFFSET
     while True:
-        with _branch_plus(block, branch, offset, shortcut_alone):
+        with _branch_plus(block, last, offset, shortcut_alone):
             output: Tensor = block(inputs)
         if output.amin() > 0 or offset > LARGEST_OFFSET or not output.isfinite().all():
             return output - offset
@@ -226,42 +209,28 @@ def write_block(
 
     Both blocks read `inputs`. Returns the share of the variance of `wanted` that is missed.
     """
-    first, last = _convolution(large, site.source.conv1), _convolution(large, site.source.conv2)
+    first, last = site.source.layers()
     hidden = dict[str, Tensor]()
     with ExitStack() as hooks:
-        _until(hooks, last.register_forward_pre_hook(lambda _, given: hidden.update(units=given[0])))
-        skipped = preactivation(large, site.source, inputs, shortcut_alone=True)
-    equations = convolution_equations(hidden["units"], wanted - skipped, last.kernel_size[0])
-    width = _convolution(small, site.target.conv1).out_channels
-    if width < first.out_channels:
-        units = eliminate(equations, first.out_channels, width, ridge, ROUNDS)
+        reads = large.get_submodule(last.path)
+        _until(hooks, reads.register_forward_pre_hook(lambda _, given: hidden.update(units=given[0])))
+        skipped = preactivation(large, last, inputs, shortcut_alone=True)
+    equations = convolution_equations(hidden["units"], wanted - skipped, last.kernel[0])
+    (count,), (width,) = layout_widths(site.source, large), layout_widths(site.target, small)
+    if width < count:
+        units = eliminate(equations, count, width, ridge, ROUNDS)
     else:
         units = torch.arange(width, device=inputs.device)
-    fits = fit(equations, first.out_channels, units[None], ridge)
-    weights, biases = fold(first, _norm(large, site.source.norm1))
-    _assign(small, site.target.conv1, site.target.norm1, weights[units], biases[units])
-    kernels = fits.weights[0].reshape(last.out_channels, width, *last.kernel_size)
-    _assign(small, site.target.conv2, site.target.norm2, kernels, None if fits.biases is None else fits.biases[0])
+    fits = fit(equations, count, units[None], ridge)
+    weights, biases = first.folded(large.state_dict())
+    kernels = fits.weights[0].reshape(-1, width, *last.kernel)
+    assert fits.biases is not None  # the equations have a constant
+    into, out = site.target.layers()
+    written = {into.weight: weights[units], f"{into.path}.bias": biases[units]}
+    written |= {out.weight: kernels, f"{out.path}.bias": fits.biases[0]}
+    small.load_state_dict(written, strict=False)
     spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
     return float(fits.errors[0] / spread.clamp_min(1e-30))
-
-
-def fold(convolution: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Return kernels and biases of `convolution` followed by `norm` in evaluation mode.
-
-    Raises CheckpointError if `norm` is not BN with running statistics.
-    """
-    weight = convolution.weight.detach()
-    bias = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias.detach()
-    if norm is None or isinstance(norm, nn.Identity):
-        return weight, bias
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-        raise CheckpointError(f"{norm} follows a convolution; only BatchNorm2d with running statistics can be folded")
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight.detach()
-    bias = (bias - norm.running_mean) * scale
-    return weight * scale[:, None, None, None], bias + norm.bias.detach() if norm.affine else bias
 
 
 def _refine(
@@ -325,35 +294,26 @@ def _logits(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network(part) for part in torch.split(images, 256)])
 
 
-def _check(network: nn.Module, site: ResidualSite, branch: Branch) -> None:
-    """Raise CheckpointError unless `network` has a block at `site` with plain convolutions where `branch` says."""
-    for path in (branch.conv1, branch.conv2):
-        try:
-            layer = network.get_submodule(f"{site.path}.{path}")
-        except AttributeError:
-            raise CheckpointError(
-                f"{type(network).__name__} has no module {site.path}.{path}; name the paths of the block and of its "
-                "convolutions"
-            ) from None
-        if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.dilation != (1, 1):
-            raise CheckpointError(f"{site.path}.{path} is {layer}, expected a Conv2d of one group, without dilation")
-        size = layer.kernel_size[0]
-        plain = layer.kernel_size == (size, size) and layer.padding == (size // 2, size // 2) and size % 2
-        if path == branch.conv2 and (not plain or layer.stride != (1, 1) or layer.padding_mode != "zeros"):
-            raise CheckpointError(
-                f"{site.path}.{path} is {layer}, expected stride 1 and an odd square kernel padded by half of it"
-            )
+def _check(site: ResidualSite) -> None:
+    """Raise CheckpointError unless the convolution that ends a branch reads what it writes, position by position."""
+    last = site.source.layers()[-1]
+    size = last.kernel[0] if last.kernel else 0
+    if last.kernel != (size, size) or size % 2 == 0 or (last.stride, last.padding) != (1, size // 2):
+        raise CheckpointError(
+            f"{site.path}.{last.path} has kernel {last.kernel}, stride {last.stride} and padding {last.padding}, "
+            "expected stride 1 and an odd square kernel padded by half of it"
+        )
 
 
 @contextmanager
-def _branch_plus(block: nn.Module, branch: Branch, offset: float, shortcut_alone: bool) -> Iterator[None]:
+def _branch_plus(block: nn.Module, last: Layer, offset: float, shortcut_alone: bool) -> Iterator[None]:
     """Add `offset` to what the branch gives, or give it instead."""
 
     def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return torch.full_like(output, offset) if shortcut_alone else output + offset
 
     with ExitStack() as hooks:
-        _until(hooks, block.get_submodule(branch.end).register_forward_hook(hook))
+        _until(hooks, block.get_submodule(last.norm or last.path).register_forward_hook(hook))
         yield
 
 
@@ -361,35 +321,6 @@ def _until(stack: ExitStack, handle: RemovableHandle) -> None:
     stack.callback(handle.remove)
 
 
-def _convolution(block: nn.Module, path: str) -> nn.Conv2d:
-    layer = block.get_submodule(path)
-    assert isinstance(layer, nn.Conv2d)
-    return layer
-
-
-def _norm(block: nn.Module, path: str | None) -> nn.Module | None:
-    return None if path is None else block.get_submodule(path)
-
-
-def _parameters(block: nn.Module, branch: Branch) -> list[nn.Parameter]:
-    """Return the parameters of a block's convolutions and norms."""
-    paths = [path for path in (branch.conv1, branch.norm1, branch.conv2, branch.norm2) if path is not None]
-    return [one for path in paths for one in block.get_submodule(path).parameters()]
-
-
-def _assign(block: nn.Module, path: str, norm_path: str | None, weight: Tensor, bias: Tensor | None) -> None:
-    """Write kernels and biases, these into the norm if the convolution has none, and make the norm the identity else.
-
-    Without any place for biases they are left out.
-    """
-    layer, norm = _convolution(block, path), _norm(block, norm_path)
-    layer.weight.copy_(weight)
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1)
-        if norm.affine:
-            norm.weight.fill_((1 + norm.eps) ** 0.5)
-            norm.bias.copy_(torch.zeros_like(bias) if layer.bias is not None else bias)
-    if layer.bias is not None:
-        layer.bias.copy_(bias)
+def _parameters(block: nn.Module, layout: BlockLayout) -> list[nn.Parameter]:
+    """Return kernels and biases of a block's convolutions."""
+    return [block.get_parameter(name) for layer in layout.layers() for name in (layer.weight, f"{layer.path}.bias")]

@@ -60,6 +60,15 @@ def build_zoo(
     return store.read()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """An actor that has started; `device` as torch names it, `name` of it and of the actor's share."""
+
+    actor: Any
+    device: str
+    name: str
+
+
 class _Build:
     """One build: actors starting, idle and running, and the batches left."""
 
@@ -77,8 +86,9 @@ class _Build:
         slim = dataclasses.replace(dataset, test=dataset.test.take(slice(0, 0)))  # actors see no test image
         self.dataset = ray.put(slim)
         self.starting: dict[Any, Any] = {}
-        self.idle: list[Any] = []
-        self.running: dict[Any, tuple[Any, list[Member]]] = {}
+        self.idle: list[_Worker] = []
+        self.running: dict[Any, tuple[_Worker, list[Member]]] = {}
+        self.plans: dict[str, Plan] = {}  # by the name of a device: nodes may have unlike ones
         self.tries: dict[str, int] = {}
         self.buffer = Buffer(store)
         self.count = Count(len(members_of(config.seed, config.members)), len(missing))
@@ -88,18 +98,21 @@ class _Build:
         """Train until nothing is missing. Actors are gone afterwards, and what was trained is in the store."""
         try:
             self._recruit()
-            plan = self._plan()
             while self.batches or self.running:
                 while self.batches and self.idle and len(self.running) < self.in_flight:
-                    actor, batch = self.idle.pop(), self.batches.popleft()
-                    self.running[actor.train.remote(batch, plan)] = (actor, batch)
+                    name = self.idle[-1].name
+                    if name in self.plans:
+                        worker, batch = self.idle.pop(), self.batches.popleft()
+                        self.running[worker.actor.train.remote(batch, self.plans[name])] = (worker, batch)
+                    else:
+                        self._find_plan(name)
                 self._wait()
                 if time.monotonic() - self.last_look > WATCH_SECONDS:
                     self.last_look = time.monotonic()
                     self._recruit()
         finally:
-            crew = [*self.starting.values(), *self.idle, *(actor for actor, _ in self.running.values())]
-            for actor in crew:
+            crew = [*self.idle, *(worker for worker, _ in self.running.values())]
+            for actor in [*self.starting.values(), *(worker.actor for worker in crew)]:
                 ray.kill(actor)
             self.buffer.flush()
 
@@ -144,21 +157,20 @@ class _Build:
             if reference in self.starting:
                 actor = self.starting.pop(reference)
                 try:
-                    ray.get(reference)
-                    self.idle.append(actor)
+                    self.idle.append(_Worker(actor, *ray.get(reference)))
                 except RayActorError as error:
                     self._failed_start(error)
                 continue
-            actor, batch = self.running.pop(reference)
+            worker, batch = self.running.pop(reference)
             try:
                 trained = ray.get(reference)
             except RayTaskError as error:
                 raise ZooError(f"training {batch[0].id} failed: {error.cause!r}") from error
             except RayError as error:
-                ray.kill(actor)
+                ray.kill(worker.actor)
                 self._lost(batch, error)
                 continue
-            self.idle.append(actor)
+            self.idle.append(worker)
             self._take(batch, trained)
 
     def _take(self, batch: list[Member], trained: Trained) -> None:
@@ -189,46 +201,62 @@ class _Build:
             raise ZooError(f"{TRIES} zoo actors died while they started ({_reason(error)}); see Ray's logs")
         self._recruit()
 
-    def _plan(self) -> Plan:
-        """The fastest plan for the actors' device, from memory or measured by the first actor that has started."""
-        while not self.idle:
-            self._wait()
-            self._recruit()
-        memory, recipe = ProbeMemory(self.store.uri), self.config.recipe
+    def _find_plan(self, name: str) -> None:
+        """Keep the fastest plan for the device `name`, from memory or measured on it, unless its actors all died.
+
+        The first device's decides how many members a batch has; another trains as many of them at once as it holds.
+        """
+        memory, recipe, worker = ProbeMemory(self.store.uri), self.config.recipe, self._idle_on(name)
+        if worker is None:
+            return
         try:
-            actor = self.idle[0]
-            device, name = ray.get([actor.ready.remote(), actor.device_name.remote()])
-            if self.config.actors.members_at_once is None:
-                self._cut(ray.get(actor.members_that_fit.remote()))
+            at_once = self.config.actors.members_at_once or ray.get(worker.actor.members_that_fit.remote())
         except RayActorError as error:
-            self.idle.pop(0)
+            self.idle.remove(worker)
             self._failed_start(error)
-            return self._plan()
-        at_once = self.at_once
+            return
         key = memory.key(self.architecture, recipe, at_once, name)
         plan = memory.recall(key)
-        if plan is None or not runs(plan, self.architecture, device, at_once):
-            plan = choose({phase: self._measure(phase, device, at_once) for phase in ("source", "target")})
-            plan = dataclasses.replace(plan, counter_draws=device != "cpu")
+        if plan is None or not runs(plan, self.architecture, worker.device, at_once):
+            measured = [self._measure(name, worker.device, phase, at_once) for phase in ("source", "target")]
+            if None in measured:
+                return
+            plan = choose(dict(zip(("source", "target"), measured, strict=True)))  # type: ignore[arg-type]
+            plan = dataclasses.replace(plan, counter_draws=worker.device != "cpu")
             memory.keep(key, plan)
-        return plan
+        if not self.plans:
+            self._cut(at_once)
+        self.plans[name] = plan
 
-    def _measure(self, phase: str, device: str, at_once: int) -> dict[Candidate, float]:
-        """Seconds of each candidate that runs; one that crashes its actor or runs out of memory is out."""
+    def _measure(self, name: str, device: str, phase: str, at_once: int) -> dict[Candidate, float] | None:
+        """Return the seconds of each candidate that runs; one that crashes its actor or runs out of memory is out.
+
+        None if no actor is left on the device.
+        """
         seconds = {}
         for candidate in candidates(self.architecture, device, phase, at_once):
-            while not self.idle:
-                self._wait()
-                self._recruit()
+            worker = self._idle_on(name)
+            if worker is None:
+                return None
             try:
-                seconds[candidate] = ray.get(self.idle[0].measure.remote(candidate, phase))
+                seconds[candidate] = ray.get(worker.actor.measure.remote(candidate, phase))
             except RayTaskError as error:
                 logger.warning("%s cannot train the %s phase here: %s", candidate, phase, _reason(error))
             except RayActorError as error:
                 logger.warning("%s crashed in the %s phase here: %s", candidate, phase, _reason(error))
-                self.idle.pop(0)
-                self._recruit()
+                self.idle.remove(worker)
         return seconds
+
+    def _idle_on(self, name: str) -> _Worker | None:
+        """Return an idle actor on the device `name`, waiting for one; None if there are only actors on others."""
+        while True:
+            self._recruit()
+            for worker in self.idle:
+                if worker.name == name:
+                    return worker
+            if self.idle and not self.starting and not self.running:
+                return None
+            self._wait()
 
 
 def _most_in_flight(architecture: AnyArchitecture, rows: int) -> int:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from kt_ray.config import ResNetOptions
-from kt_ray.distillation.networks import CifarResNet
 from kt_ray.networks import PaperArchitecture
+from kt_ray.networks.resnet import ResNet
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translator import build_translator
 
@@ -111,11 +111,11 @@ def test_an_unreachable_ray_and_mlflow(study: Path, tmp_path: Path) -> None:
 
 
 def test_a_zoo_of_another_pair(study: Path, tmp_path: Path) -> None:
-    from kt_ray.config import StudyConfig, load_config
+    from kt_ray.config import Source, StudyConfig, validate_source
     from kt_ray.data import load_dataset
     from kt_ray.zoo.store import ZooStore
 
-    config = load_config(StudyConfig, study)
+    config = validate_source(StudyConfig, Source(study))
     ZooStore(str(tmp_path / "ws" / "zoos" / "miniature")).create(
         config.zoo, "basic_to_mlp", load_dataset(config.dataset)
     )
@@ -189,7 +189,7 @@ class TestWholeNetworks:
     @pytest.fixture
     def checkpoint(self, tmp_path: Path) -> Path:
         options = ResNetOptions(depth=8, width=2)
-        torch.save(CifarResNet(options, 1, 10).state_dict(), tmp_path / "resnet8.pth")
+        torch.save(ResNet(options, 1, 10).state_dict(), tmp_path / "resnet8.pth")
         return tmp_path / "resnet8.pth"
 
     def test_a_resnet_is_halved(self, checkpoint: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from hosts import Network
 from services import BIN, DASHBOARD, Database, RayNode, Tracking, wait_for
 
 from kt_ray import __version__
-from kt_ray.config import StudyConfig, load_config
+from kt_ray.config import Source, StudyConfig, validate_source
 from kt_ray.zoo.store import ZooStore
 
 STUDY = Path(__file__).parent / "study.yaml"
@@ -373,7 +373,7 @@ def main() -> int:
     if reason:
         print(f"no rig here: {reason}")
         return 77
-    config = load_config(StudyConfig, STUDY)
+    config = validate_source(StudyConfig, Source(STUDY))
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # leaves every `with` behind
     directory = Path(tempfile.mkdtemp(prefix="ktrig-", dir="/tmp"))
     directory.chmod(0o755)  # PostgreSQL's user looks in

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kt_ray.config import DistillConfig, StudyConfig, load_config, validate
+from kt_ray.config import DistillConfig, StudyConfig, read_source, validate, validate_source
 from kt_ray.errors import ConfigError
 
 
@@ -63,7 +63,7 @@ def test_a_distribution_keeps_its_words_through_a_dump() -> None:
 def test_overrides_reach_nested_paths(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("name: x\nsearch: {trials: 3}\n")
-    config = load_config(StudyConfig, path, ["search.trials=7", "trial.translator.mixer.size=tiny"])
+    config = validate_source(StudyConfig, read_source(path, ["search.trials=7", "trial.translator.mixer.size=tiny"]))
     assert config.search.trials == 7
     assert config.trial.translator.mixer.size == "tiny"
 
@@ -80,14 +80,14 @@ def test_files_that_are_not_study_files(tmp_path: Path, content: str, expected: 
     path = tmp_path / "study.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=str(path)) as error:
-        load_config(StudyConfig, path)
+        validate_source(StudyConfig, read_source(path))
     assert expected in str(error.value)
 
 
 def test_a_missing_file_and_a_malformed_override(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file: .*none.yaml; `kt-ray spaces list`"):
-        load_config(StudyConfig, tmp_path / "none.yaml")
+        validate_source(StudyConfig, read_source(tmp_path / "none.yaml"))
     path = tmp_path / "study.yaml"
     path.write_text("name: x\n")
     with pytest.raises(ConfigError, match="override 'trials' is not of the form path=value"):
-        load_config(StudyConfig, path, ["trials"])
+        validate_source(StudyConfig, read_source(path, ["trials"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kt_ray.config import Source, StudyConfig, read_source, read_yaml, validate_source
+from kt_ray.config import Source, StudyConfig, read_source, validate_source
 from kt_ray.errors import ConfigError
 from kt_ray.studies.spaces import shipped
 from kt_ray.studies.study_file import read_study
@@ -121,7 +121,7 @@ def test_a_file_elsewhere_is_included_only_from_a_folder_that_is_allowed(place: 
     (tmp_path / "mine" / "link.yaml").symlink_to(tmp_path / "shared.yaml")
     path = write("mine/study.yaml", f"name: study\nzoo: {{include: {place.format(folder=tmp_path)}}}\n")
     with pytest.raises(ConfigError, match=r"study.yaml:2: include: .* --allow-include DIR") as error:
-        read_yaml(path)
+        Source(path)
     assert "secret" not in str(error.value)
     (tmp_path / "shared.yaml").write_text("seed: 4\n")
     assert read_source(path, folders=[tmp_path]).content["zoo"] == {"seed": 4}
@@ -161,7 +161,7 @@ def test_what_cannot_be_read_is_one_line(files: dict[str, str], expected: str) -
     for name, text in files.items():
         write(name, text)
     with pytest.raises(ConfigError) as error:
-        read_yaml(Path("study.yaml"))
+        Source(Path("study.yaml"))
     assert str(error.value).startswith(expected)
     assert "\n" not in str(error.value)
 
@@ -179,7 +179,7 @@ def test_one_text_holds_what_a_file_includes() -> None:
     path = write("study.yaml", "# kept\nname: study\n")
     assert Source(path).text() == path.read_text()
     path = write("study.yaml", "name: study\nspace: {include: b.yaml, y: 2}\n")
-    assert read_yaml(write("elsewhere/study.yaml", Source(path).text())) == {
+    assert Source(write("elsewhere/study.yaml", Source(path).text())).content == {
         "name": "study",
         "space": {"x": [1, "é"], "y": 2},
     }

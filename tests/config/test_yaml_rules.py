@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kt_ray.config import StudyConfig
-from kt_ray.config.base import load_config, parse_overrides
+from kt_ray.config.base import parse_overrides, read_source, validate_source
 from kt_ray.config.yaml_rules import parse
 from kt_ray.errors import ConfigError
 
@@ -87,7 +87,7 @@ def test_wrong_values_are_told_with_their_path(entry: str, path: str, tmp_path: 
     file = tmp_path / "study.yaml"
     file.write_text(entry if entry.startswith("name:") else f"name: study\n{entry}")
     with pytest.raises(ConfigError, match=path) as raised:
-        load_config(StudyConfig, file)
+        validate_source(StudyConfig, read_source(file))
     assert len(str(raised.value)) < 2_000
 
 
@@ -96,4 +96,4 @@ def test_other_encodings_are_named(encoding: str, named: str, tmp_path: Path) ->
     file = tmp_path / "study.yaml"
     file.write_bytes("name: études".encode(encoding))
     with pytest.raises(ConfigError, match=named):
-        load_config(StudyConfig, file)
+        validate_source(StudyConfig, read_source(file))

@@ -14,8 +14,9 @@ from kt_ray.data import Dataset, LabelledImages, as_float
 from kt_ray.networks import State
 from kt_ray.translation import baselines
 from kt_ray.translation.checkpoint import LoadedTranslator
-from kt_ray.translation.evaluation import Transplants, evaluate
+from kt_ray.translation.evaluation import evaluate
 from kt_ray.translation.translator import Translator, build_translator
+from kt_ray.translation.transplants import Transplants
 from kt_ray.zoo.members import Zoo
 from tests.devices.pretended import PlacementError, pretended_cuda
 from tests.devices.test_translator_training import CASES

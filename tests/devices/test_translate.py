@@ -10,8 +10,9 @@ from torch import nn
 
 from kt_ray.config import ResNetOptions
 from kt_ray.data import Dataset
-from kt_ray.distillation.networks import CifarResNet
-from kt_ray.networks.checkpoint import read_state, write_state
+from kt_ray.networks.checkpoint import read_state
+from kt_ray.networks.resnet import CifarResNet
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.probe_images import shapes
 from kt_ray.translation.translate import translate

@@ -17,6 +17,7 @@ from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 from tests.devices.pretended import DeviceMode, pretended_cuda
+from tests.translation.everything import ALL_AUGMENTATIONS, ALL_LOSSES
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixer": {"size": "tiny"},
@@ -24,28 +25,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "neuron_transformer": {"width": 16, "depth": 1, "dropout": 0.1},
     "axial_transformer": {"width": 16, "depth": 1, "dropout": 0.1},
     "graph": {"width": 16, "depth": 1, "dropout": 0.1},
-}
-ALL_LOSSES = {
-    "weight_mse": 1,
-    "normalised_mse": 1,
-    "aligned_mse": 1,
-    "block_output": 1,
-    "head_input": 1,
-    "kl": 1,
-    "cross_entropy": 1,
-    "images": 8,
-}
-ALL_AUGMENTATIONS = {
-    "mask": {"probability": 0.1, "sides": "both"},
-    "kernel_mask": {"probability": 0.1, "sides": "both"},
-    "noise": {"std": 0.1, "sides": "both", "relative": True},
-    "channel_permutation": True,
-    "hidden_permutation": True,
-    "rescale": 0.1,
-    "swap_units": 0.2,
-    "mixup": 0.3,
-    "flips": True,
-    "transposes": True,
 }
 BEHAVIOUR = {"weight_mse": 0, "kl": 1, "images": 8}
 

@@ -82,8 +82,7 @@ def test_draws_on_the_device_are_those_of_a_hash_on_the_cpu(images: Dataset) -> 
 def test_an_actor_measures_its_share_of_a_device(images: Dataset) -> None:
     with pretended_cuda():
         actor = trainer.Trainer(RECIPES["the paper's"], PaperArchitecture(PAIRS[0]), images, 0.25)
-        assert actor.ready() == "cuda"
-        assert actor.device_name() == "Pretended, 20.0 GiB"
+        assert actor.ready() == ("cuda", "Pretended, 20.0 GiB")
         fastest = candidates(actor.architecture, "cuda", "target", 2)[0]
         assert actor.measure(fastest, "target") > 0
 

@@ -7,9 +7,10 @@ import torch
 
 from kt_ray.config import ClassifierConfig, ResNetOptions
 from kt_ray.distillation.features import common_size, feature_shapes, pooled, run_with_features
-from kt_ray.distillation.networks import CifarResNet, build_network
+from kt_ray.distillation.networks import build_network
 from kt_ray.errors import ConfigError
 from kt_ray.networks.cost import parameter_count
+from kt_ray.networks.resnet import CifarResNet
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (32, 464_154), (56, 853_018), (110, 1_727_962)])

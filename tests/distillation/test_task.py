@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kt_ray.config import DistillConfig, DistillTrialConfig, load_config, validate
+from kt_ray.config import DistillConfig, DistillTrialConfig, read_source, validate, validate_source
 from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import load_student
@@ -74,7 +74,7 @@ def test_a_choice_that_cannot_be_carried_out(trial: DistillTrialConfig, stages: 
 
 
 def test_the_papers_file_is_the_defaults() -> None:
-    config = load_config(DistillConfig, locate("factor_transfer_paper"))
+    config = validate_source(DistillConfig, read_source(locate("factor_transfer_paper")))
     assert config.trial == DistillTrialConfig()
     assert (config.method.ft.beta, config.paraphraser.rate, config.method.ft.p) == (500, 0.5, 1)
     assert (config.method.name, config.method.ft.layers) == ("ft", ("stage3",))
@@ -87,7 +87,7 @@ def test_the_papers_file_is_the_defaults() -> None:
 
 
 def test_the_search_that_ships_can_be_carried_out(dataset: Dataset, tmp_path: Path) -> None:
-    config = load_config(DistillConfig, locate("factor_transfer"))
+    config = validate_source(DistillConfig, read_source(locate("factor_transfer")))
     assert config.search.objectives[0].metric == "accuracy"
     stages = Stages(Cache(tmp_path), dataset)  # of the same image shape
     for choice in choices(config):

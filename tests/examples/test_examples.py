@@ -111,6 +111,12 @@ def test_a_network_of_ones_own_from_zoo_to_translated_checkpoint(folder: Path, t
     assert "trials 3 done" in finished(kt_ray("resume", "resnet20-halved", workspace=workspace))
 
     (folder / "kept.txt").rename(code)
+    said = finished(
+        kt_ray("evaluate", "models:/resnet20-halved/1", "resnet20", "--code", str(code), workspace=workspace)
+    )
+    assert "translated, all blocks" in said
+    assert "translated, layer3.1" in said
+
     network = runpy.run_path(str(code))["ResNet20"](4, 2)
     torch.save(network.state_dict(), folder / "large.pth")
     large, small = str(folder / "large.pth"), folder / "small.safetensors"

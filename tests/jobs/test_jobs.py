@@ -103,7 +103,7 @@ def test_the_entrypoint_quotes_what_people_give() -> None:
 def test_what_travels_is_small_and_runs_by_itself() -> None:
     with packed(STUDY) as directory:
         files = [file for file in directory.rglob("*") if file.is_file()]
-        assert sum(file.stat().st_size for file in files) < 5_000_000
+        assert sum(file.stat().st_size for file in files) < 8_000_000
         assert not [file for file in files if file.suffix == ".pyc" or "tests" in file.parts]
         show = "import kt_ray, kt_ray.search_spaces as s; print(kt_ray.__file__, s.__file__)"
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

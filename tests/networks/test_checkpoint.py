@@ -14,8 +14,9 @@ from torch import nn
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import PaperArchitecture
-from kt_ray.networks.checkpoint import find_network, network_state, read_network, read_written, write_state
+from kt_ray.networks.checkpoint import find_network, network_state, read_network
 from kt_ray.networks.paper_names import network_name
+from kt_ray.networks.state_file import read_written, write_state
 
 STATE = {"weight": torch.ones(2)}
 

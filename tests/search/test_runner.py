@@ -209,6 +209,7 @@ def test_a_trial_runs_where_its_labels_are_and_is_tried_again_when_out_of_memory
     assert [run.info.status for run in bench.runs()] == ["FINISHED"]
 
 
+@pytest.mark.slow  # test_device.py: such an error ends the worker; above: a lost worker's trial is tried again
 def test_a_broken_device_is_no_fault_of_the_trial_which_another_worker_takes(bench: Bench, ray_session: None) -> None:
     content = study_config(trials=1).model_dump() | {"space": {"training.weight_decay": {"categorical": [0.03125]}}}
     assert bench.search(StudyConfig.model_validate(content)).progress.done == 1

@@ -12,7 +12,7 @@ import torch
 
 from kt_ray.config import TrialConfig
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import write_state
+from kt_ray.networks.state_file import write_state
 from kt_ray.search.worker import (
     HISTORY,
     STATE,

@@ -1,4 +1,4 @@
-"""What is left and told of a finished study; `test_pipeline` runs one to its end."""
+"""What is left and told of a finished study; `test_runner` runs one to its end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from kt_ray.studies.translation_study import TranslationStudy, model_card, selec
 from kt_ray.studies.workspace import Workspace
 from kt_ray.studies.zoos import open_zoo
 from kt_ray.translation.checkpoint import load_translator
-from kt_ray.translation.evaluation import translate, transplant_accuracy
 from kt_ray.translation.task import TranslatorTask
 from kt_ray.translation.training import TranslatorTraining
+from kt_ray.translation.transplants import translate, transplant_accuracy
 
 CONFIG = StudyConfig(name="s")
 ROW = {

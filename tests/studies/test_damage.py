@@ -17,7 +17,7 @@ from kt_ray.config import TrialConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import KTError
 from kt_ray.networks import PaperArchitecture
-from kt_ray.networks.checkpoint import write_state
+from kt_ray.networks.state_file import write_state
 from kt_ray.search.worker import TrialSession
 from kt_ray.tracking.outbox import Outbox
 from kt_ray.translation.checkpoint import load_translator

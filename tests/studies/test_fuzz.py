@@ -12,7 +12,7 @@ import optuna
 import pytest
 import yaml
 
-from kt_ray.config import read_yaml
+from kt_ray.config import Source
 from kt_ray.errors import ConfigError
 from kt_ray.search.space import apply
 from kt_ray.search.study import SearchStudy
@@ -89,7 +89,7 @@ def test_a_mutant_is_refused_or_its_first_trials_are_drawn(name: str, tmp_path: 
     chance, path = random.Random(name), tmp_path / "study.yaml"
     path.write_text({"everything of it": EVERYTHING, "a grid": GRID}.get(name) or shipped()[name].read_text())
     draw_first_trials(read_study_file(path))
-    tree, text = read_yaml(path), path.read_text()
+    tree, text = Source(path).content, path.read_text()
     valid = 0
     for _ in range(MUTANTS):
         mutant = text_mutant(text, chance) if chance.random() < 0.3 else tree_mutant(tree, chance)

@@ -17,29 +17,9 @@ from kt_ray.search.study_identity import ATTRIBUTE, FILES
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.runner import run_study, search_study
 from kt_ray.studies.workspace import Workspace
+from tests.own_network import network_code
 from tests.studies.miniature import finished, kt_ray
 
-CODE = """
-import os
-from pathlib import Path
-from torch import nn
-from kt_ray import register
-from kt_ray.networks.resnet import ResidualBlock
-
-Path({marks!r}, str(os.getpid())).touch()
-
-@register.network("mine")
-class Mine:
-    image_shape, classes, mean, deviation = (1, 28, 28), 10, (), ()
-
-    def __init__(self, options): ...
-
-    def build(self):
-        return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), ResidualBlock(4, 4), nn.Flatten(), nn.Linear(196, 10))
-
-    def sites(self):
-        return ("1",)
-"""
 STUDY = """
 name: own
 code: [net.py]
@@ -61,7 +41,7 @@ def test_a_study_needs_its_file_once(tmp_path: Path, workspace: Path) -> None:
     sent, marks = tmp_path / "sent", tmp_path / "marks"
     sent.mkdir()
     marks.mkdir()
-    (sent / "net.py").write_text(CODE.format(marks=str(marks)))
+    (sent / "net.py").write_text(network_code(f"Path({str(marks)!r}, str(os.getpid())).touch()"))
     (sent / "study.yaml").write_text(STUDY)
     driver = kt_ray("run", str(sent / "study.yaml"), "--allow-code", "--accept-weak", workspace=workspace)
     finished(driver)

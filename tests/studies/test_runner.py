@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from kt_ray.cli import app
 from kt_ray.errors import KTError
 from kt_ray.networks import PaperArchitecture
-from kt_ray.networks.checkpoint import read_network, write_state
+from kt_ray.networks.checkpoint import read_network
+from kt_ray.networks.state_file import write_state
 from kt_ray.studies.conclusion import CONCLUSION
 from kt_ray.tracking.view import newest_page
 from kt_ray.zoo.store import ZooStore

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from optuna.storages import InMemoryStorage
 
-from kt_ray.config import AugmentationConfig, LossConfig, TranslatorConfig, read_yaml
+from kt_ray.config import AugmentationConfig, LossConfig, Source, TranslatorConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError
 from kt_ray.search.space import apply, size
@@ -15,7 +15,7 @@ from kt_ray.studies.study_file import read_study, space_rows
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.members import Zoo
 
-STUDIES = sorted(name for name, path in shipped().items() if "trial" in read_yaml(path))
+STUDIES = sorted(name for name, path in shipped().items() if "trial" in Source(path).content)
 
 
 def test_the_promised_files_ship() -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from kt_ray.tracking.view import view_page
+from kt_ray.tracking.view import run_page, version_page, view_page
 from tests.tracking.browser import Browser
 
 COLUMNS = "return [...document.querySelectorAll('[role=columnheader]')].map(e => e.innerText)"
@@ -31,7 +31,7 @@ class Pages:
     def trials(self, study: str) -> list[str]:
         """The saved view of the study's trials; the names of its columns."""
         self.browser.open(f"{self.root}/{view_page(self.number, study)}")
-        self.browser.wait_for("trial ", "Duration")
+        self.browser.wait_for("trial ", "Metrics")
         return list(self.browser.run(COLUMNS))
 
     def runs(self, study: str) -> str:
@@ -44,12 +44,12 @@ class Pages:
 
     def run(self, run_id: str, *words: str) -> str:
         """A run's first page; its text, once it has `words`."""
-        self.browser.open(f"{self.experiment}/runs/{run_id}")
+        self.browser.open(f"{self.root}/{run_page(self.number, run_id)}")
         return self.browser.wait_for(*words)
 
     def metrics(self, run_id: str, *metrics: str) -> int:
         """The charts of a run's metrics; how many are drawn."""
-        self.browser.open(f"{self.experiment}/runs/{run_id}/model-metrics")
+        self.browser.open(f"{self.root}/{run_page(self.number, run_id, 'model-metrics')}")
         self.browser.wait_for(*metrics)
         return int(self.browser.wait_until(CHARTS))
 
@@ -67,7 +67,7 @@ class Pages:
 
     def version(self, name: str, version: int) -> str:
         """One version of the registered model; its text."""
-        self.browser.open(f"{self.address}/models/{name}/versions/{version}")
+        self.browser.open(f"{self.root}/{version_page(name, version)}")
         return self.browser.wait_for("Source Run", "Schema")
 
     def artifact(self, run_id: str, name: str) -> str:

@@ -32,6 +32,9 @@ SMALL = {
 }
 REFINED = {"refinement": {"steps": 3, "probes": 4, "probe_sets": 2, "width": 8, "starts": 2}}
 STEPS_OF_ADAM = {"refinement": {"steps": 3, "probes": 4, "probe_sets": 2, "trained": False}}
+NEWTON = {"refinement": {"steps": 2, "method": "newton", "products": 2, "probes": 4, "trained": False}}
+GAUSS_NEWTON = {"refinement": {"steps": 2, "method": "gauss_newton", "probes": 4, "trained": False}}
+PROJECTED = {"base": "projected", "projection": {"probes": 4, "images": "strokes"}}
 
 # Loads a model in a process that cannot import kt_ray, and writes what it predicts.
 BARE = """
@@ -107,8 +110,14 @@ def test_an_exported_model_loads_where_this_package_is_missing(flavour: str, ran
         np.testing.assert_array_equal(flat(again(blocks)).numpy(), expected)
 
 
-@pytest.mark.parametrize("options", [REFINED, STEPS_OF_ADAM], ids=["learned steps", "steps of Adam"])
-def test_refinement_loads_with_the_code_beside_it(options: dict[str, Any], random_zoo: Zoo, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [REFINED, STEPS_OF_ADAM, NEWTON, GAUSS_NEWTON, PROJECTED],
+    ids=["learned steps", "steps of Adam", "steps of Newton", "steps of Gauss-Newton", "least squares"],
+)
+def test_what_cannot_be_exported_loads_with_the_code_beside_it(
+    options: dict[str, Any], random_zoo: Zoo, tmp_path: Path
+) -> None:
     blocks, expected, reason = written({**SMALL["mixer"], **options}, random_zoo, tmp_path)
     assert reason
     np.testing.assert_allclose(predicted_elsewhere(tmp_path, flat(blocks)), expected, rtol=1e-4, atol=1e-5)
@@ -124,9 +133,15 @@ def test_models_are_served_on_loopback(options: dict[str, Any], random_zoo: Zoo,
     blocks, expected, _ = written({**SMALL["mixer"], **options}, random_zoo, tmp_path)
     port = free_port()
     command = f"-m mlflow models serve -m model --env-manager local --host 127.0.0.1 --port {port}"
+    programs = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # MLflow starts `uvicorn`
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, *command.split()], cwd=tmp_path, start_new_session=True, stdout=log, stderr=log
+            [sys.executable, *command.split()],
+            cwd=tmp_path,
+            env=os.environ | programs,
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
         )
     try:
         deadline = time.monotonic() + 300
@@ -135,6 +150,7 @@ def test_models_are_served_on_loopback(options: dict[str, Any], random_zoo: Zoo,
                 requests.get(f"http://127.0.0.1:{port}/ping", timeout=60).raise_for_status()
                 break
             except requests.RequestException:
+                assert server.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.3)
         body = {"inputs": flat(blocks).tolist()}

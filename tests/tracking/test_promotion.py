@@ -14,6 +14,7 @@ from kt_ray.tracking.model import TRANSLATOR_FILE
 from kt_ray.tracking.promotion import promote, register_champion
 from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.tracker import Tracker
+from kt_ray.tracking.view import run_page, version_page, view_page
 from tests.tracking.conftest import NAME
 
 
@@ -212,10 +213,10 @@ def test_the_page_of_the_study_says_what_it_came_to(register: Any, tracker: Trac
     tags = tracker.client.get_run(study).data.tags
     note = tags["mlflow.note.content"]
     for words in (
-        f"[trial 1](#/experiments/{tracker.experiment_id}/runs/{trial})",
-        f"[{NAME} version 1](#/models/{NAME}/versions/1)",
+        f"[trial 1]({run_page(tracker.experiment_id, trial)})",
+        f"[{NAME} version 1]({version_page(NAME, 1)})",
+        f"[all trials]({view_page(tracker.experiment_id, 's')})",
         result.comparison,
-        f"[All trials](#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=s)",
         "**Weak:** 70.00% on selection is below the pruned block",
         "| training.learning_rate | 0.01 |",
         "| loss | a\\|b c |",

@@ -12,6 +12,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.tracker import Input, Tracker
+from kt_ray.tracking.view import run_page
 
 
 def every_run(tracker: Tracker) -> list:
@@ -197,7 +198,7 @@ def test_a_deleted_experiment_is_named(tracker: Tracker) -> None:
 
 def test_the_page_of_a_run(tracker: Tracker) -> None:
     run = tracker.study_run("s", {}, {})
-    assert tracker.run_url(run) == f"http://127.0.0.1:5000/#/experiments/{tracker.experiment_id}/runs/{run}"
+    assert tracker.run_url(run) == f"http://127.0.0.1:5000/{run_page(tracker.experiment_id, run)}"
 
 
 def test_nothing_is_printed(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -40,6 +42,21 @@ def test_the_ui_of_a_workspace_ends_with_the_command(workspace: Workspace) -> No
         assert command.wait(300) == 0
     with pytest.raises(StoreAway, match="connection failed"):
         probe(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.slow
+def test_a_server_does_not_outlive_a_command_that_ends_while_it_starts(workspace: Workspace) -> None:
+    command = [sys.executable, "-m", "kt_ray", "ui", "--workspace", str(workspace.root), "--port", str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 300
+        while not (servers := psutil.Process(process.pid).children(recursive=True)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        process.wait(300)
+    _, left = psutil.wait_procs(servers, timeout=300)
+    assert left == []
 
 
 def test_a_port_in_use_is_named(workspace: Workspace) -> None:

@@ -36,10 +36,10 @@ from kt_ray.registry import register, registering
 from kt_ray.translation import augmentations, baselines
 from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.checkpoint import load_translator, save_translator
-from kt_ray.translation.evaluation import readable
 from kt_ray.translation.losses import TranslationLoss
 from kt_ray.translation.translate_sites import translate_sites
 from kt_ray.translation.translator import build_translator
+from kt_ray.translation.transplants import readable
 from kt_ray.translation.units import layouts, to_units, write
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from kt_ray.config import NetworkConfig, NeuronTransformerOptions, TranslatorConfig
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import PaperArchitecture, stacked
-from kt_ray.networks.checkpoint import read_written, write_state
+from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.translation import refinement
 from kt_ray.translation.checkpoint import FORMAT, LoadedTranslator, load_translator, save_translator
 from kt_ray.translation.translator import build_translator

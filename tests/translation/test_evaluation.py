@@ -15,8 +15,9 @@ from kt_ray.config import MemberCounts, MixerOptions, TranslatorConfig, ZooConfi
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import PAIRS, PaperArchitecture
-from kt_ray.translation.evaluation import Evaluation, Transplants, evaluate, transplant_accuracy
+from kt_ray.translation.evaluation import Evaluation, evaluate
 from kt_ray.translation.translator import Translator, build_translator
+from kt_ray.translation.transplants import Transplants, transplant_accuracy
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.paper_layout import export_zoo, import_zoo
 from kt_ray.zoo.store import ZooStore

@@ -15,8 +15,8 @@ from kt_ray.data import Dataset, as_float
 from kt_ray.networks import PAIRS, PaperArchitecture, stacked
 from kt_ray.translation.block_runner import fold_batch_norm, stem_activations, surround
 from kt_ray.translation.divergences import kl, relative_error
-from kt_ray.translation.evaluation import readable
 from kt_ray.translation.losses import TranslationLoss, aligned_mse, best_order, normalised_mse, weight_mse
+from kt_ray.translation.transplants import readable
 from kt_ray.translation.units import Units, target_layout, to_units, write
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo

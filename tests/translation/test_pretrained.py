@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kt_ray.config import StudyConfig
+from kt_ray.config import DatasetConfig, StudyConfig
+from kt_ray.data import load_dataset
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.cost import parameter_count
@@ -16,7 +17,10 @@ from kt_ray.studies.extension import started_from
 from kt_ray.studies.workspace import Workspace
 from kt_ray.translation.bundled import TRANSLATORS
 from kt_ray.translation.checkpoint import load_translator
+from kt_ray.translation.transplants import translate, transplant_accuracy
+from kt_ray.zoo.bundled import ZOOS
 from kt_ray.zoo.members import Zoo
+from kt_ray.zoo.store import ZooStore
 
 
 def test_what_is_promised_ships_and_is_packaged() -> None:
@@ -37,6 +41,16 @@ def test_shipped_translators_load_and_have_a_card(random_zoo: Zoo, name: str) ->
     assert {key: value.shape[1:] for key, value in blocks.items()} == {k: v.shape for k, v in expected.items()}
     assert (TRANSLATORS.directory / f"{name}.md").read_text().startswith("#")
     assert TRANSLATORS.path(name).stat().st_size < 5 * 2**20
+
+
+@pytest.mark.parametrize("name", ["fast", "exact"])
+def test_the_bundled_fast_and_exact_translators_keep_the_accuracy_of_networks_of_another_zoo(name: str) -> None:
+    zoo = ZooStore(str(ZOOS.path("mnist5k"))).read().where("test").take(torch.arange(4))
+    images = load_dataset(DatasetConfig(name="mnist5k")).test.take(slice(0, 200))
+    translator = load_translator(TRANSLATORS.path(name)).translator
+    source = transplant_accuracy(zoo, zoo.part("source"), images)
+    translated = transplant_accuracy(zoo, translate(translator, zoo), images)
+    assert translated.mean() > 0.95 * source.mean()
 
 
 def test_only_what_was_learned_counts_as_a_parameter_of_the_shipped_translator() -> None:

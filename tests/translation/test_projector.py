@@ -11,10 +11,10 @@ from kt_ray.networks import PAIRS, PaperArchitecture
 from kt_ray.translation.bases import one_shot_block
 from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.divergences import relative_error
-from kt_ray.translation.evaluation import readable
 from kt_ray.translation.probe_images import strokes, to_images
 from kt_ray.translation.projector import projected_block, projections
 from kt_ray.translation.translator import Translator, build_translator
+from kt_ray.translation.transplants import readable
 from kt_ray.translation.units import read
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo

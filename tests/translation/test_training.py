@@ -16,12 +16,13 @@ from torch import Tensor
 from kt_ray.config import MemberCounts, TrialConfig, validate
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, ZooError
-from kt_ray.networks.checkpoint import read_written, write_state
+from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.search.space import apply
-from kt_ray.translation.evaluation import Transplants
 from kt_ray.translation.training import TranslatorTraining, learning_rate
+from kt_ray.translation.transplants import Transplants
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
+from tests.translation.everything import ALL_AUGMENTATIONS, ALL_LOSSES
 
 
 def config(**fields: object) -> TrialConfig:
@@ -120,29 +121,8 @@ def test_everything_at_once(random_zoo: Zoo, dataset: Dataset) -> None:
             "context": "network",
             "refinement": {"steps": 2, "probes": 2, "width": 8},
         },
-        loss={
-            "weight_mse": 1,
-            "normalised_mse": 1,
-            "aligned_mse": 1,
-            "block_output": 1,
-            "head_input": 1,
-            "kl": 1,
-            "cross_entropy": 1,
-            "images": 4,
-            "structure_until": 0.5,
-            "outputs_from": 0.1,
-            "logits_from": 0.2,
-        },
-        augmentation={
-            "mask": {"probability": 0.1},
-            "kernel_mask": {"probability": 0.1},
-            "noise": {"std": 0.1, "relative": True},
-            "channel_permutation": True,
-            "hidden_permutation": True,
-            "rescale": 0.1,
-            "swap_units": 0.1,
-            "mixup": 0.2,
-        },
+        loss=ALL_LOSSES | {"images": 4, "structure_until": 0.5, "outputs_from": 0.1, "logits_from": 0.2},
+        augmentation=ALL_AUGMENTATIONS | {"flips": False, "transposes": False},  # networks that run are not flipped
     )
     training = TranslatorTraining(everything, random_zoo, dataset)
     while not training.finished:

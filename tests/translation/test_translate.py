@@ -19,8 +19,9 @@ from kt_ray.config import (
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import Architecture, PaperArchitecture, checkpoint
-from kt_ray.networks.checkpoint import read_network, write_state
+from kt_ray.networks.checkpoint import read_network
 from kt_ray.networks.paper_names import network_name
+from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import save_translator
 from kt_ray.translation.translate import translate
 from kt_ray.translation.translator import build_translator

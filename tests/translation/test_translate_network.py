@@ -12,10 +12,10 @@ from torch import nn
 from torchvision.models import resnet18
 
 from kt_ray.config import ResNetOptions
-from kt_ray.distillation.networks import CifarResNet
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import write_state
-from kt_ray.translation.narrowing import residual_sites
+from kt_ray.networks.resnet import CifarResNet
+from kt_ray.networks.state_file import write_state
+from kt_ray.translation.narrowing import residual_blocks
 from kt_ray.translation.probe_images import shapes
 from kt_ray.translation.translate_network import translate_network
 from kt_ray.translation.whole_network import Fitting
@@ -56,8 +56,8 @@ def test_all_units_kept_give_the_same_network(tmp_path: Path) -> None:
 
 
 def test_the_blocks_of_torchvisions_resnets_are_found() -> None:
-    sites = residual_sites(resnet18())
-    assert [site.path for site in sites] == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    paths = residual_blocks(resnet18())
+    assert list(paths) == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 
 
 @pytest.mark.parametrize(

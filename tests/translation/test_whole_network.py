@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from kt_ray.config import ResNetOptions
-from kt_ray.distillation.networks import CifarResNet
-from kt_ray.errors import CheckpointError
-from kt_ray.translation.narrowing import NARROWED, hidden_widths, narrowed, residual_sites
+from kt_ray.errors import CheckpointError, ConfigError
+from kt_ray.networks.layouts import BlockLayout, HiddenLayer
+from kt_ray.networks.resnet import CifarResNet
+from kt_ray.translation.narrowing import narrowed, residual_blocks
 from kt_ray.translation.whole_network import (
     LEAST_SQUARES,
-    Branch,
     Fitting,
-    ResidualSite,
     orthogonalised,
     preactivation,
     run_blocks,
@@ -66,47 +66,36 @@ def resnet() -> nn.Module:
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_units_that_give_nothing_are_left_out_and_the_network_is_unchanged(resnet: nn.Module, share: float) -> None:
     """Half of the hidden units are cut off: half of the width is enough, at every site and for the whole network."""
-    sites, images = residual_sites(resnet), random(64, 1, 12, 12, seed=5)
+    images = random(64, 1, 12, 12, seed=5)
     with torch.no_grad():
-        for site in sites:
-            resnet.get_submodule(site.path).conv2.weight[:, ::2] = 0.0
-    small = narrowed(resnet, hidden_widths(resnet, sites, share))
+        for path in residual_blocks(resnet):
+            resnet.get_submodule(path).conv2.weight[:, ::2] = 0.0
+    small, sites = narrowed(resnet, share)
     fitting = Fitting(ridge=1e-9, steps=0)
     report = translate_blocks(resnet, small, sites, images, fitting)
     torch.testing.assert_close(small(images), resnet(images), atol=2e-3, rtol=2e-3)
     assert report.agreement == 1.0
-    assert [site.path for site in report.sites] == [site.path for site in sites]
+    assert tuple(site.path for site in report.sites) == residual_blocks(resnet)
 
 
 def test_a_block_of_another_kind_is_written_from_its_modules_alone() -> None:
     torch.manual_seed(1)
     block = warmed(Projection(3, 6, 8), 3, 12, 12)
-    inputs, branch = torch.relu(random(32, 3, 12, 12)), Branch()
-    expected = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(inputs))))) + block.downsample(inputs)
-    wanted = preactivation(block, branch, inputs)
-    torch.testing.assert_close(wanted, expected, atol=1e-4, rtol=1e-4)
-    small = narrowed(nn.ModuleDict({"only": block}), {"only": 8})["only"]
-    missed = write_block(block, small, ResidualSite("only", branch, NARROWED), inputs, wanted, ridge=1e-9)
-    assert missed < 1e-6
-    torch.testing.assert_close(small(inputs), torch.relu(expected), atol=1e-3, rtol=1e-3)
-
-
-def test_a_target_may_keep_its_batch_norms() -> None:
-    """The norms of a target of the source's own class become identities with biases."""
-    torch.manual_seed(1)
-    block, small = warmed(Projection(3, 6, 8), 3, 12, 12), Projection(3, 6, 8).eval()
-    small.downsample.load_state_dict(block.downsample.state_dict())
     inputs = torch.relu(random(32, 3, 12, 12))
-    write_block(block, small, ResidualSite("only"), inputs, preactivation(block, Branch(), inputs), ridge=1e-9)
-    torch.testing.assert_close(small(inputs), block(inputs), atol=1e-3, rtol=1e-3)
+    expected = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(inputs))))) + block.downsample(inputs)
+    small, (site,) = narrowed(nn.ModuleDict({"only": block}), share=1.0)
+    wanted = preactivation(block, site.source.layers()[-1], inputs)
+    torch.testing.assert_close(wanted, expected, atol=1e-4, rtol=1e-4)
+    assert write_block(block, small["only"], site, inputs, wanted, ridge=1e-9) < 1e-6
+    torch.testing.assert_close(small["only"](inputs), torch.relu(expected), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("fault", ["dead", "collinear"])
 def test_dead_and_collinear_units_leave_the_fit_finite(resnet: nn.Module, fault: str) -> None:
-    sites, images = residual_sites(resnet), random(32, 1, 12, 12, seed=5)
+    images = random(32, 1, 12, 12, seed=5)
     with torch.no_grad():
-        for site in sites:
-            block = resnet.get_submodule(site.path)
+        for path in residual_blocks(resnet):
+            block = resnet.get_submodule(path)
             if fault == "dead":
                 block.bn1.bias[1:] = -1e3
             else:
@@ -117,7 +106,7 @@ def test_dead_and_collinear_units_leave_the_fit_finite(resnet: nn.Module, fault:
                         for name, part in block.bn1.state_dict().items()
                     }
                 )
-    small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
+    small, sites = narrowed(resnet, 0.5)
     translate_blocks(resnet, small, sites, images, LEAST_SQUARES)
     torch.testing.assert_close(small(images), resnet(images), atol=0.05, rtol=0.05)
 
@@ -125,14 +114,13 @@ def test_dead_and_collinear_units_leave_the_fit_finite(resnet: nn.Module, fault:
 @torch.no_grad()
 def test_later_blocks_make_up_for_errors_of_earlier_ones(resnet: nn.Module) -> None:
     """The outputs of the last block are nearer than with every block fitted to the original's own inputs."""
-    sites, images = residual_sites(resnet), random(128, 1, 12, 12, seed=5)
-    hidden = hidden_widths(resnet, sites, 0.25)
-    in_order, apart = narrowed(resnet, hidden), narrowed(resnet, hidden)
+    images = random(128, 1, 12, 12, seed=5)
+    (in_order, sites), (apart, _) = narrowed(resnet, 0.25), narrowed(resnet, 0.25)
     translate_blocks(resnet, in_order, sites, images, LEAST_SQUARES)
     given = run_blocks(resnet, [site.path for site in sites], images)
     for site in sites:
         block, inputs = resnet.get_submodule(site.path), given.inputs[site.path]
-        wanted = preactivation(block, site.source, inputs)
+        wanted = preactivation(block, site.source.layers()[-1], inputs)
         write_block(block, apart.get_submodule(site.path), site, inputs, wanted, LEAST_SQUARES.ridge)
     last = sites[-1].path
     missed = [
@@ -144,20 +132,20 @@ def test_later_blocks_make_up_for_errors_of_earlier_ones(resnet: nn.Module) -> N
 
 @torch.no_grad()
 def test_steps_bring_the_network_nearer_to_the_original(resnet: nn.Module) -> None:
-    sites, probes, fresh = residual_sites(resnet), random(256, 1, 12, 12, seed=5), random(64, 1, 12, 12, seed=6)
+    probes, fresh = random(256, 1, 12, 12, seed=5), random(64, 1, 12, 12, seed=6)
     errors = []
     for fitting in (LEAST_SQUARES, Fitting(steps=30)):
-        small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
+        small, sites = narrowed(resnet, 0.5)
         translate_blocks(resnet, small, sites, probes, fitting)
         errors.append(float((small(fresh) - resnet(fresh)).square().mean()))
     assert errors[1] < errors[0]
 
 
 def test_the_original_is_not_changed_and_the_result_is_repeated(resnet: nn.Module) -> None:
-    sites, probes, before = residual_sites(resnet), random(64, 1, 12, 12, seed=5), copy.deepcopy(resnet.state_dict())
+    probes, before = random(64, 1, 12, 12, seed=5), copy.deepcopy(resnet.state_dict())
     states = []
     for _ in range(2):
-        small = narrowed(resnet, hidden_widths(resnet, sites, 0.5))
+        small, sites = narrowed(resnet, 0.5)
         translate_blocks(resnet, small, sites, probes, Fitting(steps=2))
         states.append(small.state_dict())
     for name, value in resnet.state_dict().items():
@@ -166,12 +154,22 @@ def test_the_original_is_not_changed_and_the_result_is_repeated(resnet: nn.Modul
         torch.testing.assert_close(value, states[1][name], rtol=0, atol=0)
 
 
-def test_a_site_that_is_no_block_is_named(resnet: nn.Module) -> None:
-    for site in (ResidualSite("stage9.0"), ResidualSite("stage1.0", Branch(conv2="bn2")), ResidualSite("stem")):
-        with pytest.raises(CheckpointError, match=site.path):
-            translate_blocks(resnet, copy.deepcopy(resnet), [site], random(4, 1, 12, 12))
-    with pytest.raises(CheckpointError):
-        residual_sites(nn.Sequential(nn.Linear(2, 2)))
+def test_blocks_that_are_not_served_are_named(resnet: nn.Module) -> None:
+    resnet.stage1[0].conv2 = nn.Conv2d(4, 4, 3, padding=(1, 2))
+    with pytest.raises(ConfigError, match="conv2"):
+        narrowed(resnet, 0.5, ["stage1.0"])
+    with pytest.raises(ConfigError, match="conv1"):
+        narrowed(resnet, 0.5, ["stem"])
+    with pytest.raises(CheckpointError, match="Sequential"):
+        residual_blocks(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_convolution_that_changes_the_size_of_maps_is_refused(resnet: nn.Module) -> None:
+    small, (site, *_) = narrowed(resnet, 0.5)
+    first, last = site.source.layers()
+    strided = BlockLayout((HiddenLayer((first,), (replace(last, stride=2),)),))
+    with pytest.raises(CheckpointError, match=r"stage1\.0\.conv2"):
+        translate_blocks(resnet, small, [replace(site, source=strided)], random(4, 1, 12, 12))
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 2, 3, 3), (5,)])

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -25,6 +28,7 @@ from kt_ray.zoo.training import trainer
 from kt_ray.zoo.training.members import Plan
 from kt_ray.zoo.training.plan import ProbeMemory
 from kt_ray.zoo.training.trainer import Trained, Trainer
+from tests.own_network import network_code
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -101,6 +105,31 @@ def test_members_of_an_actor_whose_device_broke_go_to_another(
     assert "go to another" in caplog.text
 
 
+def test_each_kind_of_device_has_a_plan_of_its_own(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnOneOfTwoKinds(Trainer):
+        def ready(self) -> tuple[str, str]:
+            for kind in ("large", "small"):
+                with suppress(FileExistsError):
+                    (tmp_path / kind).touch(exist_ok=False)
+                    self.kind = kind
+                    return "cpu", kind
+            raise AssertionError("a third actor")
+
+        def train(self, members: Sequence[Member], plan: Plan) -> Trained:
+            (tmp_path / f"{self.kind} has work").touch()
+            while len(list(tmp_path.glob("* has work"))) < 2:
+                time.sleep(0.1)
+            return super().train(members, plan)
+
+    monkeypatch.setattr(actors, "Trainer", OnOneOfTwoKinds)
+    config = CONFIG.model_copy(update={"actors": ActorConfig(count=2, members_at_once=1)})
+    zoo = build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
+    assert zoo.index["id"].to_pylist() == sorted(member.id for member in members_of(0, CONFIG.members))
+    assert {key.split()[0] for key in json.loads((tmp_path / "probe.json").read_text())} == {"large", "small"}
+
+
 def _key(crew: ActorConfig) -> str:
     architecture = PaperArchitecture("basic_to_simple")
     return ProbeMemory.key(architecture, CONFIG.recipe, crew.members_at_once, device_name("cpu"))
@@ -112,33 +141,10 @@ def test_a_demand_no_node_meets_is_an_error(tmp_path: Path, dataset: Dataset) ->
         build_zoo(config, "basic_to_simple", dataset, ZooStore(str(tmp_path / "zoo")))
 
 
-NETWORK = """
-import os
-from torch import nn
-from kt_ray import register
-from kt_ray.networks.resnet import ResidualBlock
-
-if os.getpid() != DRIVER:
-    HERE
-
-@register.network("mine")
-class Mine:
-    image_shape, classes, mean, deviation = (1, 28, 28), 10, (), ()
-
-    def __init__(self, options): ...
-
-    def build(self):
-        return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), ResidualBlock(4, 4), nn.Flatten(), nn.Linear(196, 10))
-
-    def sites(self):
-        return ("1",)
-"""
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_actors_first_run_the_code_that_registered_the_network(tmp_path: Path, dataset: Dataset, fails: bool) -> None:
     there = "import a_package_that_this_node_has_not" if fails else "pass"
-    text = NETWORK.replace("DRIVER", str(os.getpid())).replace("HERE", there)
+    text = network_code(f"if os.getpid() != {os.getpid()}: {there}")
     load_code([CodeFile.model_validate({"name": "mine.py", "text": text})])
     config, store = CONFIG.model_copy(update={"network": NetworkChoice(name="mine")}), ZooStore(str(tmp_path / "zoo"))
     try:

@@ -6,7 +6,7 @@ family's options, the translator's configuration and the architecture of its blo
 
 from __future__ import annotations
 
-from kt_ray.config.trial import FAMILIES
+from kt_ray.config.translator import FAMILIES
 from kt_ray.translation.families import axial_transformer, graph, mixer, mlp, neuron_transformer
 
 __all__ = ["FAMILIES", "axial_transformer", "graph", "mixer", "mlp", "neuron_transformer"]

@@ -42,13 +42,9 @@ class Trainer:
         self.recipe, self.architecture, self.dataset = recipe, architecture, dataset
         self.gpus, self.device = gpus, open_device(gpus)
 
-    def ready(self) -> str:
-        """Return the device, once the actor has started."""
-        return self.device
-
-    def device_name(self) -> str:
-        """Return the name of the device and of the share that this actor has of it."""
-        return device_name(self.device, self.gpus)
+    def ready(self) -> tuple[str, str]:
+        """Return the device, as torch names it, and the name of it and of this actor's share, once this has started."""
+        return self.device, device_name(self.device, self.gpus)
 
     def members_that_fit(self) -> int:
         """Return how many members to train at once if the configuration does not say."""

@@ -12,7 +12,7 @@ from kt_ray.networks.blocks import SimpleBlock
 from kt_ray.networks.contracts import make_pair
 from kt_ray.networks.layouts import BlockLayout
 from kt_ray.registry import register, registering
-from kt_ray.translation.evaluation import transplant_accuracy
+from kt_ray.translation.transplants import transplant_accuracy
 from kt_ray.zoo.members import Zoo, members_of
 from kt_ray.zoo.training import fused
 from kt_ray.zoo.training.members import train_members

@@ -1,0 +1,60 @@
+"""What is of translation studies alone: where their champion is evaluated, and what they can search for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kt_ray.config import MemberCounts, StudyConfig, TranslatorConfig
+from kt_ray.data import Dataset
+from kt_ray.errors import ConfigError, ResourceError
+from kt_ray.jobs.remote import run_remotely
+from kt_ray.networks import PaperArchitecture
+from kt_ray.studies.translation_study import TranslationStudy, _evaluate_on
+from kt_ray.studies.workspace import Workspace
+from kt_ray.translation.checkpoint import load_translator, save_translator
+from kt_ray.translation.evaluation import evaluate
+from kt_ray.translation.translator import build_translator
+from kt_ray.zoo.untrained import untrained_zoo
+
+ARCHITECTURE = PaperArchitecture("basic_to_simple")
+
+
+@pytest.fixture
+def translator(tmp_path: Path) -> Path:
+    config, path = TranslatorConfig(family="mlp"), tmp_path / "translator.safetensors"
+    save_translator(path, build_translator(config, ARCHITECTURE), config, ARCHITECTURE, {})
+    return path
+
+
+def test_a_champion_is_evaluated_in_a_task_as_it_would_be_here(
+    translator: Path, dataset: Dataset, ray_session: None
+) -> None:
+    zoo = untrained_zoo(ARCHITECTURE, MemberCounts(train=2, selection=1, test=2))
+    given = translator.read_bytes(), (), zoo, dataset
+
+    there = run_remotely(_evaluate_on, {"CPU": 1}, {}, lambda _: None, *given)
+
+    here = evaluate(load_translator(translator).translator, zoo, dataset)
+    assert [row.accuracies for row in there.rows] == [row.accuracies for row in here.rows]
+
+
+def test_of_trials_on_gpus_the_champion_is_evaluated_on_one(
+    translator: Path, dataset: Dataset, tmp_path: Path, ray_session: None
+) -> None:
+    config = StudyConfig.model_validate({"name": "gpus", "search": {"resources": {"gpus": 0.5}}})
+    study = TranslationStudy(config, Workspace(tmp_path))
+    study.zoo, study.dataset = untrained_zoo(ARCHITECTURE, MemberCounts(train=2, selection=1, test=2)), dataset
+
+    with pytest.raises(ResourceError, match=r"no node has CPU=1, GPU=0\.5; the cluster's nodes have: CPU=2"):
+        study.measure(translator, None)
+
+
+def test_a_network_with_one_site_has_no_accuracy_of_all_sites(dataset: Dataset, tmp_path: Path) -> None:
+    search = {"objectives": [{"metric": "network_accuracy", "direction": "maximize"}]}
+    trial = {"translator": {"family": "mlp"}, "training": {"batch_size": 2}}
+    config = StudyConfig.model_validate({"name": "one", "search": search, "trial": trial})
+
+    with pytest.raises(ConfigError, match=r"network_accuracy is of networks with blocks at several sites"):
+        TranslationStudy(config, Workspace(tmp_path)).try_batch(dataset)
