@@ -32,7 +32,7 @@ from kt_ray.translation.transplants import translate, transplant_accuracy
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
-SOURCES = (2532, 630, 160)
+SOURCES = (2532, 160, 630)
 STEPS = {"written": 300, "family": 600}  # optimiser steps in all
 POINT = 50  # steps between points of a curve
 FITTED = 64  # training members on which the fit is measured
@@ -208,7 +208,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    runs = [Run(kind, sources, arguments.work) for sources in SOURCES for kind in STEPS]
+    runs = [Run(kind, sources, arguments.work) for kind in STEPS for sources in SOURCES]
     store = ZooStore(arguments.zoo)
     zoo, dataset = store.read(), load_dataset(DatasetConfig(**store.definition()["dataset"]))
     if arguments.report:

@@ -13,9 +13,11 @@ are of test accuracy to the original's; seconds are of one core's processor.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +179,7 @@ def summary(rows: list[Row]) -> list[Row]:
     return found
 
 
-def table(found: list[Row], networks: int, mean: float) -> str:
+def table(found: list[Row], networks: str, mean: float) -> str:
     """Return the Markdown table, the best without images of each width in bold."""
     columns = (
         "hidden width, method, images, networks, mean ratio, worst ratio, agreement, multiply-adds, parameters, seconds"
@@ -202,11 +204,22 @@ def table(found: list[Row], networks: int, mean: float) -> str:
         "",
         f"Three seeds of probes and steps, learned, on {2 * SEEDED} networks: {'; '.join(seeds)}.",
         "",
-        f"{networks} networks (ResNet-8 and ResNet-20; mean accuracy of the originals {mean:.4f}), 10,000 test images. "
+        f"{networks} (mean accuracy of the originals {mean:.4f}), 10,000 test images. "
         "Multiply-adds and parameters are of the whole network, over the original's; seconds are of the processor, for "
         "one network. Images are of the user's data, beside the network.",
     ]
     return "\n".join(lines)
+
+
+def by_depth(rows: list[Row]) -> str:
+    """Return the mean ratios and seconds of the learned translation for each depth, as a sentence."""
+    parts = []
+    for depth, width in itertools.product(DEPTHS, ("half", "quarter")):
+        wanted = (depth, width, LEARNED, 0)
+        group = [row for row in rows if (row["depth"], row["width"], row["method"], row["seed"]) == wanted]
+        ratio, seconds = (statistics.mean(row[key] for row in group) for key in ("ratio", "seconds"))
+        parts.append(f"ResNet-{depth} {width} {ratio:.4f} in {seconds:.1f} s")
+    return f"Learned probes and steps by depth: {'; '.join(parts)}."
 
 
 def headline(found: list[Row]) -> dict[str, float]:
@@ -282,7 +295,9 @@ def main() -> None:
     trained = json.loads(speed.read_text())
     found = summary(rows)
     networks = {(row["depth"], row["network"]): row["original"] for row in rows}
-    text = table(found, len(networks), statistics.mean(networks.values()))
+    counts = Counter(depth for depth, _ in networks)
+    named = " and ".join(f"{counts[depth]} ResNet-{depth}" for depth in DEPTHS)
+    text = f"{table(found, named, statistics.mean(networks.values()))}\n\n{by_depth(rows)}"
     recipe = {"depths": DEPTHS, "width": WIDTH, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
     results = {"recipe": recipe, "summary": found, "training_step": trained, "rows": rows}
     figures = headline(found) | {"zoo_speedup": trained["speedup"]}
