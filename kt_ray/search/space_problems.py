@@ -59,15 +59,20 @@ def point_problems(points: Sequence[Mapping[str, Any]], space: Distributions) ->
     return found
 
 
+def step_problems(space: Distributions) -> list[str]:
+    """Return the ranges whose steps miss the upper bound: no trial would ever try it."""
+    found = []
+    for path, distribution in space.items():
+        low, high = distribution.float_range or distribution.int_range or (0, 0)
+        if distribution.step is not None and (last := last_value(low, high, distribution.step)) != high:
+            found.append(f"space.{path}: steps of {distribution.step:g} from {low:g} end at {last:g}, not at {high:g}")
+    return found
+
+
 def _path_problems(path: str, distribution: Distribution, base: Frozen) -> list[str]:
     """Unknown path; bounds, step or choices that the field does not admit."""
     if distribution.int_range is not None and distribution.step is not None and distribution.step % 1:
         return [f"space.{path}: `step` of an int must be whole, got {distribution.step}"]
-    if distribution.step is not None:
-        low, high = distribution.float_range or distribution.int_range or (0, 0)
-        last = last_value(low, high, distribution.step)
-        if last != high:
-            return [f"space.{path}: steps of {distribution.step:g} from {low:g} end at {last:g}, not at {high:g}"]
     field_info = _field(type(base), path)
     if field_info is None:
         return [f"space.{path}: unknown path; {_known_paths(type(base), path)}"]

@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from kt_ray._compat.optuna import with_cache
 from kt_ray._io import sqlite
+from kt_ray._io.files import is_full
 from kt_ray._io.text import first_line
 from kt_ray._io.urls import in_memory, redacted, sqlite_path
 from kt_ray.errors import StudyError
@@ -239,12 +240,21 @@ class RetryingStorage(BaseStorage):
                 raise self._damaged(reason) from None
             if any(words in reason for words in DAMAGED):
                 raise self._damaged(reason)
-            if time.monotonic() >= deadline:
-                raise StudyError(f"the study storage {redacted(self._url)} does not answer: {reason}")
-            logger.warning("the study storage does not answer (%s); trying again in %.0f s", reason, pause)
+            fault = self._passing_fault(reason)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise StudyError(fault)
+            logger.warning("%s; trying again in %.0f s, for %.0f s more", fault, pause, left)
             time.sleep(pause)
             pause = min(2 * pause, 30)
             call = again
+
+    def _passing_fault(self, reason: str) -> str:
+        """Return a line about a fault that may pass: a disk that is full, or a database that does not answer."""
+        name, file = redacted(self._url), _file(self._url)
+        if is_full(reason, file.parent if file else None):
+            return f"the study storage {name} cannot be written: its disk is full ({reason}); free some space"
+        return f"the study storage {name} does not answer: {reason}"
 
     def _damaged(self, reason: str) -> StudyError:
         return StudyError(

@@ -27,7 +27,7 @@ from kt_ray.errors import ConfigError, StudyError
 from kt_ray.registry import register
 from kt_ray.search.samplers import build_pruner, build_sampler
 from kt_ray.search.space import grid_problems
-from kt_ray.search.space_problems import point_problems, problems
+from kt_ray.search.space_problems import point_problems, problems, step_problems
 from kt_ray.studies.permission import Permission
 from kt_ray.studies.workspace import Workspace, read_json
 
@@ -154,7 +154,8 @@ def _model(content: Mapping[str, Any], kind: Kind | None, where: str) -> type[Co
 def search_problems(config: Config) -> list[str]:
     """Return what is wrong with the space, the first points, sampler and pruner of values that are valid alone."""
     search = config.search
-    faults = problems(config.space, config.trial) + point_problems(search.points, config.space)
+    faults = problems(config.space, config.trial) or step_problems(config.space)
+    faults += point_problems(search.points, config.space)
     if search.sampler.name == "grid":
         faults += grid_problems(config.space)
     for build in (lambda: build_sampler(search.sampler, seed=0), lambda: build_pruner(search.pruner)):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from kt_ray._io.files import is_full
 from kt_ray._io.text import first_line
 from kt_ray._io.urls import redacted, sqlite_path
 from kt_ray.errors import TrackingError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FULL = ("disk is full", "No space left", "Disk quota exceeded")
 PASSING = ("locked", "busy", "unable to open database file", "disk I/O error", "Connection", "connection", "timed out")
 
 PROBE_SECONDS = 8.0  # until a store counts as away; a busy server may take seconds to answer
@@ -82,7 +82,7 @@ def reaching(uri: str) -> Iterator[None]:
 def _unreached(reason: str, uri: str) -> TrackingError:
     """An error of a database or a connection as ours: only what may pass by itself is a StoreAway."""
     reason = redacted(reason)
-    if any(words in reason for words in FULL):
+    if is_full(reason):
         return StoreAway(f"MLflow at {redacted(uri)} cannot be written: its disk is full ({reason}); free some space")
     if not sqlite_path(uri) or any(words in reason for words in PASSING):
         return StoreAway(f"MLflow at {redacted(uri)} does not answer ({reason})")

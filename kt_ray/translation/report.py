@@ -76,12 +76,26 @@ def measured(
     return fields
 
 
+WRITTEN, BEGINNING = b"Written by `kt-ray translate`", 1_000  # what each builder says of itself, in its first bytes
+
+
 def check_output(output: Path, *inputs: Path) -> None:
     """Raise CheckpointError unless `output` is a safetensors file and would replace none of `inputs`."""
     if output.suffix != ".safetensors":
         raise CheckpointError(f"output {output} must end in .safetensors")
     if {output.resolve(), output.with_suffix(".py").resolve()} & {path.resolve() for path in inputs}:
         raise CheckpointError(f"output {output} is a file that is read and would be lost; name another --output")
+
+
+def builder_beside(output: Path) -> Path:
+    """Return the Python file that builds the network in `output`. Raises CheckpointError if it is someone else's."""
+    builder = output.with_suffix(".py")
+    if builder.exists() and not (builder.is_file() and WRITTEN in builder.read_bytes()[:BEGINNING]):
+        raise CheckpointError(
+            f"{builder}, which was not written by kt-ray, would be replaced by what builds the network; "
+            "name another --output"
+        )
+    return builder
 
 
 def check_finite(what: str, checkpoint: Path, state: Mapping[str, Tensor]) -> None:

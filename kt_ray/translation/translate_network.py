@@ -18,7 +18,14 @@ from kt_ray.errors import CheckpointError
 from kt_ray.networks.checkpoint import STEPS, find_network, network_state
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.narrowing import builder_text, narrowed
-from kt_ray.translation.report import Preprocessing, TranslationReport, check_finite, check_output, measured
+from kt_ray.translation.report import (
+    Preprocessing,
+    TranslationReport,
+    builder_beside,
+    check_finite,
+    check_output,
+    measured,
+)
 from kt_ray.translation.whole_network import Fitting, SiteReport, translate_blocks
 
 
@@ -93,6 +100,7 @@ def translate_network(
             no residual blocks, or the output is not safetensors, would replace the checkpoint, or cannot be written.
     """
     check_output(output, checkpoint)
+    builder = builder_beside(output)
     if not 0 < share <= 1:
         raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
     found = find_network(checkpoint, network.state_dict().keys(), state_dict)
@@ -111,7 +119,6 @@ def translate_network(
     check_finite("network", checkpoint, state)
     counters = {name: value for name, value in written.items() if name.endswith(STEPS)}
     write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
-    builder = output.with_suffix(".py")
     hidden = {site.path: site.hidden_after for site in report.sites}
     write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
     return NetworkTranslation(

@@ -18,7 +18,7 @@ from kt_ray.networks.checkpoint import STEPS, find_network, network_state
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import LoadedTranslator
-from kt_ray.translation.report import TranslationReport, check_finite, check_output, measured
+from kt_ray.translation.report import TranslationReport, builder_beside, check_finite, check_output, measured
 from kt_ray.translation.site_walk import walk
 
 BUILDER = '''"""Builds the smaller network that {file} holds. Written by `kt-ray translate`.
@@ -118,7 +118,7 @@ def translate_sites(
         ConfigError: If a site is none of the network's.
     """
     check_output(output, translator, checkpoint)
-    builder = output.with_suffix(".py")
+    builder = builder_beside(output)
     trained = loaded.architecture
     assert isinstance(trained, NetworkSites)
     network = trained.whole()

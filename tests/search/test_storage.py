@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from kt_ray.search import storage as storages
 from kt_ray.search.storage import RetryingStorage, open_retrying_storage, open_storage, study_names
 from kt_ray.search.study import SearchStudy
 from kt_ray.search.summary import summaries, trial_rows
+from tests.disks import small_disk
 from tests.search.stand_in import study_config
 from tests.search.test_study import SAMPLERS, Died, Raising, driver, outcome, searched
 from tests.tracking.servers import POSTGRES, Postgres, postgres_server
@@ -120,13 +122,32 @@ def test_calls_are_tried_again_for_a_while(monkeypatch: pytest.MonkeyPatch, capl
     failing.failures = 1
     enduring = RetryingStorage(failing, "postgresql://me:secret@host/db", patience=600.0)
     assert enduring.get_study_name_from_id(0) == "s"
-    assert "the study storage does not answer (gone)" in caplog.text
+    assert "does not answer: gone; trying again in" in caplog.text
     enduring = RetryingStorage(failing, "postgresql://me:secret@host/db", patience=0.0)
     failing.failures = 5
     with pytest.raises(StudyError, match=r"the study storage postgresql://me:\*\*\*@host/db does not answer: gone"):
         enduring.get_study_name_from_id(0)
     with pytest.raises(StudyError, match=r"is damaged .*not the network"):
         enduring.get_all_studies()
+
+
+def test_a_full_disk_is_told_as_that_and_the_search_goes_on_with_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", kilobytes=700) as disk:
+        storage = open_storage(f"sqlite:///{disk}/optuna.db")
+        study = optuna.create_study(storage=storage, study_name="s")
+        with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+            while True:
+                ballast.write(bytes(4096))
+        large = "x" * 200_000
+        with pytest.raises(StudyError, match=r"optuna.db cannot be written: its disk is full .*; free some space"):
+            study.set_user_attr("large", large)
+        monkeypatch.setattr(time, "sleep", lambda _: (disk / "ballast").unlink(missing_ok=True))
+        enduring = RetryingStorage(storage.inner, f"sqlite:///{disk}/optuna.db", patience=600.0)
+        enduring.set_study_user_attr(study._study_id, "large", large)
+        assert "its disk is full" in caplog.text
+        assert study.user_attrs["large"] == large
 
 
 def test_processes_that_open_a_new_storage_at_once_all_succeed(tmp_path: Path) -> None:

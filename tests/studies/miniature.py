@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -83,3 +84,19 @@ def assert_every_trial_once(workspace: Path) -> None:
     expected = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED"}
     assert statuses == sorted(expected[trials[0].state] for trials in ends.values())
     assert {run.info.status for run in runs if run.info.run_id in parents} == {"FINISHED"}
+
+
+def wait_until_searching(process: subprocess.Popen[str], workspace: Path, seconds: float = 400) -> None:
+    """Until a trial ended and another runs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        if (workspace / "optuna.db").is_file():
+            try:
+                states = [trial.state for trial in study_of(workspace).trials]
+            except Exception:  # the study is being made
+                states = []
+            if TrialState.RUNNING in states and any(state in ENDS for state in states):
+                return
+        time.sleep(0.05)
+    raise AssertionError("the search did not begin")

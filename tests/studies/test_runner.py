@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -33,6 +32,7 @@ from tests.studies.miniature import (
     runs_of,
     said,
     study_of,
+    wait_until_searching,
 )
 
 
@@ -172,22 +172,6 @@ def test_a_start_that_cannot_be(finished_workspace: Path, arguments: list[str], 
         CliRunner().invoke(
             app, ["run", str(MINIATURE), *arguments, "-w", str(finished_workspace)], catch_exceptions=False
         )
-
-
-def wait_until_searching(process: subprocess.Popen[str], workspace: Path, seconds: float = 400) -> None:
-    """Until a trial ended and another runs."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        if (workspace / "optuna.db").is_file():
-            try:
-                states = [trial.state for trial in study_of(workspace).trials]
-            except Exception:  # the study is being made
-                states = []
-            if TrialState.RUNNING in states and any(state in ENDS for state in states):
-                return
-        time.sleep(0.05)
-    raise AssertionError("the search did not begin")
 
 
 @pytest.mark.slow  # tests/search: a driver dies after each of its writes, and ends on signals, in seconds

@@ -29,7 +29,7 @@ from kt_ray.config import (
 )
 from kt_ray.config.base import Frozen
 from kt_ray.data import Dataset
-from kt_ray.errors import ConfigError, ZooError
+from kt_ray.errors import CheckpointError, ConfigError, ZooError
 from kt_ray.networks import SiteArchitecture, architecture_of, stacked
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer, Layer
 from kt_ray.registry import register, registering
@@ -284,6 +284,20 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
         [sys.executable, "-c", program + "load(pathlib.Path(sys.argv[1]))", str(path)], capture_output=True, text=True
     )
     assert "no pair is called 'test_narrowed'" in done.stderr
+
+
+def test_a_persons_python_file_is_not_replaced_by_what_builds_the_network(tmp_path: Path) -> None:
+    here, config = architecture(), TranslatorConfig(family="mlp")
+    translator, large, small = (tmp_path / f"{name}.safetensors" for name in ("translator", "large", "net"))
+    save_translator(translator, build_translator(config, here), config, here, {})
+    save_file(here.whole().state_dict(), large)
+    (tmp_path / "net.py").write_text("mine = 1\n")
+    with pytest.raises(CheckpointError, match=r"net.py, which was not written by kt-ray, would be replaced"):
+        translate_sites(load_translator(translator), translator, large, small)
+    assert (tmp_path / "net.py").read_text() == "mine = 1\n"
+    (tmp_path / "net.py").unlink()
+    for _ in range(2):  # its own may be
+        translate_sites(load_translator(translator), translator, large, small)
 
 
 def test_the_api_translates_some_sites(tmp_path: Path) -> None:

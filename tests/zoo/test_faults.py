@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.plan import ProbeMemory
 from kt_ray.zoo.training.trainer import Trainer
+from tests.disks import enlarge, small_disk
 
 PHASE = PhaseConfig(epochs=1, batch_size=128)
 CONFIG = ZooConfig(
@@ -272,23 +272,19 @@ def add_each(store: ZooStore, rows: list[Zoo]) -> None:
         store.add(row.parameters, row.index)
 
 
-def test_a_full_disk_is_an_error_and_the_build_goes_on_with_space(dataset: Dataset, undisturbed: Zoo) -> None:
+def test_a_full_disk_is_an_error_and_the_build_goes_on_with_space(
+    dataset: Dataset, undisturbed: Zoo, tmp_path: Path
+) -> None:
     """A small tmpfs; skipped where this user may not mount one."""
-    with tempfile.TemporaryDirectory() as folder:
-        mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a tmpfs needs more rights than these")
-        try:
-            store = ZooStore(f"{folder}/zoo")
-            store.create(CONFIG, "basic_to_simple", dataset)
-            rows = [undisturbed.take(torch.tensor([row])) for row in range(len(undisturbed))]
-            with pytest.raises(ZooError, match=r"cannot be written \(No space left on device\); free some space"):
-                add_each(store, rows)
-            assert store.verify() == []
-            present = store.present()
-            assert 0 < len(present) < len(rows)
-            subprocess.run(["mount", "-o", "remount,size=10m", folder], check=True)
+    with small_disk(tmp_path / "disk", kilobytes=200) as disk:
+        store = ZooStore(f"{disk}/zoo")
+        store.create(CONFIG, "basic_to_simple", dataset)
+        rows = [undisturbed.take(torch.tensor([row])) for row in range(len(undisturbed))]
+        with pytest.raises(ZooError, match=r"cannot be written \(No space left on device\); free some space"):
             add_each(store, rows)
-            assert_same(store.read(), undisturbed)
-        finally:
-            subprocess.run(["umount", folder], check=False)
+        assert store.verify() == []
+        present = store.present()
+        assert 0 < len(present) < len(rows)
+        enlarge(disk, kilobytes=10_000)
+        add_each(store, rows)
+        assert_same(store.read(), undisturbed)
