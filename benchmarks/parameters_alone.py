@@ -33,8 +33,8 @@ from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
 SOURCES = (2532, 160, 630)
-STEPS = {"written": 300, "family": 600}  # optimiser steps in all
-POINT = 50  # steps between points of a curve
+STEPS = {"written": 3000, "family": 3000}  # optimiser steps in all
+POINT = 150  # steps between points of a curve
 FITTED = 64  # training members on which the fit is measured
 TRANSLATORS: dict[str, dict[str, Any]] = {
     "written": {
