@@ -111,7 +111,7 @@ class Lease:
 @contextmanager
 def hold_lease(study: optuna.Study) -> Iterator[Lease]:
     """Hold the lease of `study`. Raises StudyError naming the holder if another driver lives."""
-    _wait_for_death(study)
+    wait_until_free(study)
     mine = Holder.here()
     study.set_user_attr(ATTRIBUTE, asdict(mine))
     time.sleep(SETTLE)
@@ -126,7 +126,7 @@ def hold_lease(study: optuna.Study) -> Iterator[Lease]:
         lease.release()
 
 
-def _wait_for_death(study: optuna.Study) -> None:
+def wait_until_free(study: optuna.Study) -> None:
     """Return once no living driver holds the lease. Raises StudyError as soon as one is seen to."""
     holder = holder_of(study)
     if holder is None or holder.gone():

@@ -9,6 +9,7 @@ from kt_ray.config import DistillConfig
 from kt_ray.data import load_dataset
 from kt_ray.errors import TrackingError
 from kt_ray.jobs.connection import connected, ending_on_sigterm
+from kt_ray.search.lease import wait_until_free
 from kt_ray.search.runner import SearchResult, run_search
 from kt_ray.search.storage import open_storage, study_names
 from kt_ray.search.study import SearchStudy
@@ -48,7 +49,7 @@ def run_study(
     Returns None if the search was stopped before its end. Raises the KTError of the stage that cannot go on, a
     StudyError if code, zoo, dataset or base trial are not those of the study's trials, unless `accept_changes`.
     """
-    _check_code(config, workspace, accept_changes)
+    _check_study(config, workspace, accept_changes)
     task = study_task(config, workspace)
     present = read_conclusion(workspace, config.name)
     if present is not None and _complete(task, present):
@@ -74,15 +75,20 @@ def search_study(
 
     Raises ZooError if members of the zoo are missing, StudyError as `run_study` does.
     """
-    _check_code(config, workspace, accept_changes)
+    _check_study(config, workspace, accept_changes)
     tracker = open_tracker(config, workspace)
     return _best(study_task(config, workspace), tracker, console, build=False, accept_changes=accept_changes)
 
 
-def _check_code(config: Config, workspace: Workspace, accept_changes: bool) -> None:
-    """Raise StudyError, before anything is stored or trained, if trials of the study ran other code."""
-    if not accept_changes and config.name in study_names(workspace.study_storage):
-        check_code(config, load_study(workspace.study_storage, config.name))
+def _check_study(config: Config, workspace: Workspace, accept_changes: bool) -> None:
+    """Raise StudyError, before anything is read, stored or trained, if trials of the study ran other code, or another
+    driver is searching it, whose entries for MLflow may be waiting."""
+    if config.name not in study_names(workspace.study_storage):
+        return
+    study = load_study(workspace.study_storage, config.name)
+    if not accept_changes:
+        check_code(config, study)
+    wait_until_free(study)
 
 
 def _complete(task: StudyTask, conclusion: Conclusion) -> bool:

@@ -77,8 +77,8 @@ class Outbox:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.entries: deque[Entry] = deque(_read(path) if path else [])
-        if path is not None and path.exists():
-            self.save()
+        if path is not None and path.exists() and path.read_bytes().count(b"\n") != len(self.entries):
+            self.save()  # a last line that was cut off would be joined with the next
 
     def __len__(self) -> int:
         return len(self.entries)

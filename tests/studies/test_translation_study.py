@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from kt_ray.config import MemberCounts, StudyConfig, TranslatorConfig
 from kt_ray.data import Dataset
-from kt_ray.errors import ConfigError, ResourceError
+from kt_ray.errors import ConfigError, ResourceError, StudyError
 from kt_ray.jobs.remote import run_remotely
 from kt_ray.networks import PaperArchitecture
+from kt_ray.search.lease import hold_lease
+from kt_ray.search.storage import open_storage
+from kt_ray.studies.console import StudyConsole
+from kt_ray.studies.runner import run_study
 from kt_ray.studies.translation_study import TranslationStudy, _evaluate_on
-from kt_ray.studies.workspace import Workspace
+from kt_ray.studies.workspace import OUTBOX, Workspace
 from kt_ray.translation.checkpoint import load_translator, save_translator
 from kt_ray.translation.evaluation import evaluate
 from kt_ray.translation.translator import build_translator
@@ -58,3 +63,16 @@ def test_a_network_with_one_site_has_no_accuracy_of_all_sites(dataset: Dataset, 
 
     with pytest.raises(ConfigError, match=r"network_accuracy is of networks with blocks at several sites"):
         TranslationStudy(config, Workspace(tmp_path)).try_batch(dataset)
+
+
+def test_what_a_living_driver_has_for_mlflow_is_left_alone(tmp_path: Path) -> None:
+    workspace, config = Workspace.open(tmp_path), StudyConfig.model_validate({"name": "held"})
+    study = optuna.create_study(storage=open_storage(workspace.study_storage), study_name="held")
+    waiting = workspace.study_directory("held") / OUTBOX
+    waiting.parent.mkdir(parents=True)
+    waiting.write_text("half a li")  # as it looks while it is written
+
+    with hold_lease(study), pytest.raises(StudyError, match=r"study held is being searched by"):
+        run_study(config, workspace, StudyConsole(), accept_changes=True)
+
+    assert waiting.read_text() == "half a li"

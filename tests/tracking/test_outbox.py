@@ -212,3 +212,12 @@ def test_every_kind_of_entry_is_one(tracker: Tracker, gate: Gate, outbox: Path, 
     sent = [json.dumps(entry, sort_keys=True) for entry in tracker._outbox.entries]
     assert [json.dumps(entry, sort_keys=True) for entry in Outbox(copy).entries] == sent
     assert not list(tmp_path.glob("*damaged*"))
+
+
+def test_opening_a_whole_file_does_not_write_it_anew(outbox: Path) -> None:
+    Outbox(outbox).put({"do": "log", "time": 1, "run": "a", "metrics": {"loss": 1.0}, "step": 1})
+    before = outbox.stat()
+
+    assert len(Outbox(outbox)) == 1
+
+    assert (outbox.stat().st_ino, outbox.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
