@@ -46,7 +46,7 @@ from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_b
 SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
 PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training images that reconstruction reads
-SEEDED = 1  # networks of each depth that translators of further seeds translate, too
+SEEDED = 8  # networks of each depth that translators of further seeds translate, too
 FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
 LONGER = 300
 SEEDS = (0, 1, 2)
