@@ -48,6 +48,12 @@ class Row:
     multiply_adds: int
     seconds: float | None
 
+    @classmethod
+    def of(cls, name: str, accuracies: Tensor, **facts: Any) -> Row:
+        """Return the row of these accuracies, float [R]."""
+        mean, least, most = float(accuracies.mean()), float(accuracies.min()), float(accuracies.max())
+        return cls(name, mean, least, most, tuple(accuracies.tolist()), **facts)
+
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Displayed):
@@ -148,7 +154,8 @@ def _at_all_sites(
     device = next(translator.parameters()).device
     here = [translator.for_architecture(view.architecture).to(device) for view in views]
     found = [evaluate(one, view, dataset, members, images, fit_steps) for one, view in zip(here, views, strict=True)]
-    rows = [_together(name, [one.row(name) for one in found]) for name in (row.name for row in found[0].rows)]
+    known = [row.name for row in found[0].rows if all(row.name in {other.name for other in one.rows} for one in found)]
+    rows = [_together([one.row(name) for one in found]) for name in known]
     held_out, pictures = _members(zoo, members), dataset.images(images)
     labels = pictures.labels.cpu()
     source = Transplants(held_out.views()[0], pictures, keep=0)
@@ -159,15 +166,12 @@ def _at_all_sites(
     sites = zoo.architecture.sites
     predicted = torch.cat([predictions(zoo.architecture, some, pictures, sites, BATCH).cpu() for some in networks])
     translated = next(row for row in rows if row.name == "translated")
-    accuracies = (predicted == labels).float().mean(1)
-    whole = replace(
-        translated,
-        name="translated, all blocks",
-        mean=float(accuracies.mean()),
-        min=float(accuracies.min()),
-        max=float(accuracies.max()),
-        accuracies=tuple(accuracies.tolist()),
+    whole = Row.of(
+        "translated, all blocks",
+        (predicted == labels).float().mean(1),
         agreement=float((predicted == original).float().mean()),
+        parameters=translated.parameters,
+        multiply_adds=translated.multiply_adds,
         seconds=seconds,
     )
     at_sites = [
@@ -176,16 +180,12 @@ def _at_all_sites(
     return replace(found[0], rows=(*rows, whole, *at_sites), confusion=_confusion(labels, predicted, dataset.classes))
 
 
-def _together(name: str, rows: list[Row]) -> Row:
-    """One row of the rows called `name` at several sites."""
-    accuracies = [accuracy for row in rows for accuracy in row.accuracies]
+def _together(rows: list[Row]) -> Row:
+    """Return one row of the rows of a kind of block at several sites."""
     seconds = [row.seconds for row in rows if row.seconds is not None]
-    return Row(
-        name=name,
-        mean=sum(accuracies) / len(accuracies),
-        min=min(accuracies),
-        max=max(accuracies),
-        accuracies=tuple(accuracies),
+    return Row.of(
+        rows[0].name,
+        torch.tensor([accuracy for row in rows for accuracy in row.accuracies]),
         agreement=sum(row.agreement for row in rows) / len(rows),
         parameters=sum(row.parameters for row in rows),
         multiply_adds=sum(row.multiply_adds for row in rows),
@@ -277,12 +277,9 @@ def _rows(
         accuracies = (classes == labels).float().mean(1)
         block = kinds["source" if name == "source" else "target"]
         rows.append(
-            Row(
-                name=name,
-                mean=float(accuracies.mean()),
-                min=float(accuracies.min()),
-                max=float(accuracies.max()),
-                accuracies=tuple(accuracies.tolist()),
+            Row.of(
+                name,
+                accuracies,
                 agreement=float((classes == predicted["source"]).float().mean()),
                 parameters=parameter_count(block),
                 multiply_adds=multiply_adds(block, architecture.activation_shape),
