@@ -174,6 +174,7 @@ def summary(rows: list[Row]) -> list[Row]:
                     ),
                     "parameters": statistics.mean(row["parameters"] / row["original_parameters"] for row in first),
                     "mean_ratio_by_seed": seeded,
+                    "min_ratio_of_all_seeds": min(row["ratio"] for row in group),
                 }
             )
     return found
@@ -196,7 +197,8 @@ def table(found: list[Row], networks: str, mean: float) -> str:
                 f"| {row['parameters']:.2f} | {row['seconds']:.1f} |"
             )
     seeds = [
-        f"{labels[row['width']]} {', '.join(f'{ratio:.4f}' for ratio in row['mean_ratio_by_seed'].values())}"
+        f"{labels[row['width']]} {', '.join(f'{ratio:.4f}' for ratio in row['mean_ratio_by_seed'].values())} (worst "
+        f"network {row['min_ratio_of_all_seeds']:.4f})"
         for row in found
         if row["method"] == LEARNED and len(row["mean_ratio_by_seed"]) > 1
     ]
