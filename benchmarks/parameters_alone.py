@@ -63,10 +63,6 @@ class Run:
         path = self.file(".jsonl")
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def share(self) -> float:
-        """Return the share of the steps that are done."""
-        return len(self.points()) * POINT / STEPS[self.kind]
-
     def config(self) -> TrialConfig:
         """Return the trial."""
         known = {"family": "axial_transformer", "statistics": True, "context": "network", "output": "residual"}
@@ -121,10 +117,10 @@ def sampled(zoo: Zoo, count: int) -> Zoo:
     return zoo.take(torch.cat([chosen, selection]))
 
 
-def train(runs: list[Run], zoo: Zoo, dataset: Dataset, until: float) -> None:
-    """Advance one run after the other until all are done or the clock says `until`."""
+def train(runs: list[Run], zoo: Zoo, dataset: Dataset, steps: int, until: float) -> None:
+    """Advance one run after the other until all are done, or at `steps`, or the clock says `until`."""
     for run in runs:
-        while run.share() < 1 and time.time() < until:
+        while len(run.points()) * POINT < min(steps, STEPS[run.kind]) and time.time() < until:
             run.advance(zoo, dataset)
 
 
@@ -204,6 +200,7 @@ def main() -> None:
     parser.add_argument("--zoo", required=True, help="zoo of sources to learn from")
     parser.add_argument("--report", metavar="FRESH", help="zoo whose test members are held out")
     parser.add_argument("--images", type=int, default=10_000, help="test images of the report")
+    parser.add_argument("--steps", type=int, default=max(STEPS.values()), help="train no run further than this")
     parser.add_argument("--minutes", type=float, default=60, help="stop training after so many")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -214,7 +211,7 @@ def main() -> None:
     if arguments.report:
         report(runs, zoo, ZooStore(arguments.report).read().where("test"), dataset, arguments.images)
     else:
-        train(runs, zoo, dataset, time.time() + 60 * arguments.minutes)
+        train(runs, zoo, dataset, arguments.steps, time.time() + 60 * arguments.minutes)
 
 
 if __name__ == "__main__":
