@@ -65,7 +65,7 @@ def trial(steps: int) -> TrialConfig:
 
 def plain_translations(training: TranslatorTraining, count: int) -> None:
     """Translate `count` members one by one."""
-    rows = training.translator.read({name: value[:count] for name, value in training.members.items()})
+    rows = training.translator.read({name: value[:count] for name, value in training.sites[0].members.items()})
     with torch.no_grad():
         for row in range(count):
             training.translator({name: value[row : row + 1] for name, value in rows.items()})

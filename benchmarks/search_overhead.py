@@ -164,7 +164,7 @@ class Holder:
 
         trial = TrialConfig.model_validate({"translator": {"mixer": {"size": "tiny"}}})
         self.training = TranslatorTraining(trial, zoo, dataset)
-        for tensors in (zoo.parameters, self.training.members):
+        for tensors in (zoo.parameters, self.training.sites[0].members):
             for value in tensors.values():
                 float(value.reshape(-1)[:: PAGE // 4].nan_to_num().sum())
         return own_mib()

@@ -70,7 +70,7 @@ def trained(translator: dict[str, Any], zoos: list[Zoo], dataset: Dataset, seed:
         training.optimizer = first.optimizer
     for _ in range(rounds):
         for training in trainings:
-            print(training.architecture.network, training.run_epoch(), flush=True)
+            print(training.zoo.architecture.network, training.run_epoch(), flush=True)
     return first.model
 
 

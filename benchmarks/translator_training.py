@@ -176,8 +176,8 @@ def report_shares(name: str, rounds: int) -> dict[str, float]:
     blocks: State = {}
     works = {
         "training": lambda: training._train(generator),
-        "translating": lambda: blocks.update(translate(training.translator, training.transplants.zoo)),
-        "counting": lambda: training.transplants.accuracy(blocks),
+        "translating": lambda: blocks.update(translate(training.translator, training.sites[0].transplants.zoo)),
+        "counting": lambda: training.sites[0].transplants.accuracy(blocks),
     }
     row = medians(in_turn(works, rounds))
     row["training"] *= ARM_STEPS / training.steps_per_epoch
