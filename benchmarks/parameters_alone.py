@@ -182,8 +182,9 @@ def table(found: list[dict[str, Any]], members: int, images: int, ceiling: float
 def draw(found: list[dict[str, Any]], path: Path) -> None:
     """Draw held-out accuracy against steps, a line for each number of sources."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, kind in zip(panels, STEPS, strict=True):
+    kinds = list(dict.fromkeys(entry["translator"] for entry in found))
+    (panels,) = figure.subplots(1, len(kinds), sharey=True, squeeze=False)
+    for panel, kind in zip(panels, kinds, strict=True):
         for entry in (entry for entry in found if entry["translator"] == kind):
             panel.plot(*zip(*entry["curve"], strict=True), label=f"{entry['sources']} sources")
         panel.set_title(kind)

@@ -39,6 +39,13 @@ SHOWN = (
         "{:.3f}",
     ),
     (
+        "The same with no image at all, given or carried: a learned network writes block inputs from the stem's "
+        "parameters, and the block is fitted to them; the mean, and the worst network",
+        "parameters_alone",
+        "mean_ratio",
+        "{:.3f}; {min_ratio:.3f}",
+    ),
+    (
         "The same within 5 and 50 ms a network, on images that the translator carries: learned; what the same closed "
         "forms reach unlearned",
         "frontier",
