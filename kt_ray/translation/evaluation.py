@@ -151,8 +151,7 @@ def _at_all_sites(
 ) -> Evaluation:
     """`evaluate` at each site, made into one table."""
     views = zoo.views()
-    device = next(translator.parameters()).device
-    here = [translator.for_architecture(view.architecture).to(device) for view in views]
+    here = [translator.for_architecture(view.architecture) for view in views]
     found = [evaluate(one, view, dataset, members, images, fit_steps) for one, view in zip(here, views, strict=True)]
     known = [row.name for row in found[0].rows if all(row.name in {other.name for other in one.rows} for one in found)]
     rows = [_together([one.row(name) for one in found]) for name in known]

@@ -106,7 +106,7 @@ class TranslatorTraining:
             torch.manual_seed(_seed(self.config.seed, self.epoch))  # dropout
             loss = self._train(torch.Generator(self.device).manual_seed(_seed(self.config.seed, self.epoch, 1)))
         self.epoch += 1
-        accuracies, cost = self._selected()
+        (accuracies, cost), of_networks = self._selected(), self._of_networks()
         metrics = {
             "loss": loss,
             "translation_cost": cost,
@@ -115,7 +115,8 @@ class TranslatorTraining:
             "accuracy_max": float(accuracies.max()),
             "seconds": time.perf_counter() - started,
             "parameters": float(sum(parameter.numel() for parameter in self.model.parameters())),
-        } | self._of_networks()
+            **of_networks,
+        }
         return metrics if self.config.training.patience is None else self._best(metrics)
 
     def _best(self, metrics: dict[str, float]) -> dict[str, float]:

@@ -81,6 +81,7 @@ class Translator(nn.Module):
                     "one for these (the families axial_transformer and graph serve any width)"
                 )
         translator.load_state_dict(weights, assign=True)
+        translator.to(next(self.parameters()).device)  # what is no part of the state
         return translator.train(self.training)
 
     def read(self, members: State) -> State:
