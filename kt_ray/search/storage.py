@@ -70,7 +70,7 @@ def open_retrying_storage(url: str) -> RetryingStorage:
     """
     if in_memory(url):
         raise StudyError(f"the study storage {url} ends with this process; a search needs one that stays: name a file")
-    return RetryingStorage(open_storage(url).inner, url, PATIENCE)  # type: ignore[abstract]
+    return RetryingStorage(open_storage(url).inner, url)  # type: ignore[abstract]
 
 
 def study_names(url: str) -> list[str]:
@@ -184,7 +184,7 @@ class RetryingStorage(BaseStorage):
     are done, which is possible with one driver per study (`kt_ray.search.lease`). A damaged database raises at once.
     """
 
-    def __init__(self, inner: BaseStorage, url: str, patience: float) -> None:
+    def __init__(self, inner: BaseStorage, url: str, patience: float = PATIENCE) -> None:
         self.inner, self._url, self._patience = inner, url, patience
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
