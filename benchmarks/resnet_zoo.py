@@ -10,6 +10,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from common.plain import PILImages
@@ -25,11 +26,24 @@ from kt_ray.distillation.networks import build_network
 from kt_ray.networks.checkpoint import read_network
 from kt_ray.networks.state_file import write_state
 
-DEPTHS = (20, 8)
-WIDTH, STEM_STRIDE = 16, 2
+STEM_STRIDE = 2
 EPOCHS, BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 2, 128, 0.1, 0.9, 5e-4
 SELECTION_IMAGES = 5000
 DEVELOPMENT = 1000  # seeds from here on are of networks on which methods may be tried; those below are reported
+
+
+class Kind(NamedTuple):
+    """A ResNet's layers and the channels of its first stage."""
+
+    depth: int
+    width: int = 16
+
+    def __str__(self) -> str:
+        return f"resnet{self.depth}" if self.width == 16 else f"resnet{self.depth}x{self.width}"
+
+
+KINDS = (Kind(20), Kind(8))
+UNSEEN = (Kind(14), Kind(8, width=24))  # of a depth and of a width on which nothing was tuned
 
 
 def fashion_mnist() -> Dataset:
@@ -37,9 +51,9 @@ def fashion_mnist() -> Dataset:
     return load_dataset(DatasetConfig(name="fashion_mnist", selection_images=SELECTION_IMAGES))
 
 
-def build(depth: int, seed: int) -> nn.Module:
+def build(kind: Kind, seed: int) -> nn.Module:
     """Return a fresh network of the zoo."""
-    options = ResNetOptions(depth=depth, width=WIDTH, stem_stride=STEM_STRIDE)
+    options = ResNetOptions(depth=kind.depth, width=kind.width, stem_stride=STEM_STRIDE)
     return build_network(ClassifierConfig(resnet=options), (1, 28, 28), 10, seed)
 
 
@@ -82,7 +96,7 @@ def speedup(dataset: Dataset, rounds: int = 3, steps: int = 12) -> dict[str, flo
     loader = DataLoader(PILImages(images, transform), BATCH, shuffle=True, drop_last=True)
 
     def plain() -> None:
-        network = build(20, 0).train()
+        network = build(KINDS[0], 0).train()
         optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
         for batch, labels in loader:
             optimizer.zero_grad()
@@ -90,15 +104,15 @@ def speedup(dataset: Dataset, rounds: int = 3, steps: int = 12) -> dict[str, flo
             optimizer.step()
 
     small = replace(dataset, train=images)
-    works = {"plain": plain, "ours": lambda: train(build(20, 0), small, 0, epochs=1)}
+    works = {"plain": plain, "ours": lambda: train(build(KINDS[0], 0), small, 0, epochs=1)}
     found = {name: value / steps for name, value in medians(in_turn(works, rounds, time.process_time)).items()}
     return found | {"speedup": found["plain"] / found["ours"]}
 
 
-def member(directory: Path, depth: int, seed: int, dataset: Dataset) -> nn.Module:
+def member(directory: Path, kind: Kind, seed: int, dataset: Dataset) -> nn.Module:
     """Return the trained network, from its file if there is one, else trained and kept there."""
-    path = directory / f"resnet{depth}-{seed}.safetensors"
-    network = build(depth, seed)
+    path = directory / f"{kind}-{seed}.safetensors"
+    network = build(kind, seed)
     if path.exists():
         network.load_state_dict(read_network(path, network), strict=False)
         return network.eval()
@@ -120,19 +134,18 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--members", type=int, default=16, help="networks to report on, of each depth")
     parser.add_argument("--development", type=int, default=2, help="networks to try methods on, of each depth")
+    parser.add_argument("--unseen", type=int, default=3, help="networks of each depth and width not tuned on")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     dataset = fashion_mnist()
-    seeds = [*range(DEVELOPMENT, DEVELOPMENT + arguments.development), *range(arguments.members)]
-    for seed in seeds:
-        for depth in DEPTHS:
-            began = time.perf_counter()
-            network = member(arguments.directory, depth, seed, dataset)
-            reached = accuracy(network, dataset.selection.images, dataset.selection.labels)
-            print(
-                f"resnet{depth} {seed}: {reached:.4f} on selection images, {time.perf_counter() - began:.0f} s",
-                flush=True,
-            )
+    development = range(DEVELOPMENT, DEVELOPMENT + arguments.development)
+    wanted = [(kind, seed) for seed in (*development, *range(arguments.members)) for kind in KINDS]
+    wanted += [(kind, seed) for seed in range(arguments.unseen) for kind in UNSEEN]
+    for kind, seed in wanted:
+        began = time.perf_counter()
+        network = member(arguments.directory, kind, seed, dataset)
+        reached = accuracy(network, dataset.selection.images, dataset.selection.labels)
+        print(f"{kind} {seed}: {reached:.4f} on selection images, {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

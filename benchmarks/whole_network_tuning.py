@@ -17,7 +17,7 @@ from pathlib import Path
 
 import optuna
 import torch
-from resnet_zoo import DEPTHS, DEVELOPMENT, fashion_mnist, member
+from resnet_zoo import DEVELOPMENT, KINDS, fashion_mnist, member
 from torch.nn import functional
 from whole_networks import PROBES, SHARES, logits, translated
 
@@ -52,16 +52,16 @@ def main() -> None:
     dataset = fashion_mnist()
     images = dataset.selection.images
     probes = mixture(dataset.train.images, PROBES, torch.Generator().manual_seed(0))
-    networks = {depth: member(arguments.directory, depth, arguments.network, dataset).eval() for depth in DEPTHS}
-    expected = {depth: logits(network, images).log_softmax(1) for depth, network in networks.items()}
+    networks = {kind: member(arguments.directory, kind, arguments.network, dataset).eval() for kind in KINDS}
+    expected = {kind: logits(network, images).log_softmax(1) for kind, network in networks.items()}
 
     def objective(trial: optuna.Trial) -> float:
         fitting, divergences, began = suggested(trial), {}, time.process_time()
-        for depth, network in networks.items():
+        for kind, network in networks.items():
             for width in TUNED:
                 found = logits(translated(network, SHARES[width], probes, fitting), images).log_softmax(1)
-                missed = functional.kl_div(found, expected[depth], log_target=True, reduction="batchmean")
-                divergences[f"resnet{depth}, {width}"] = float(missed)
+                missed = functional.kl_div(found, expected[kind], log_target=True, reduction="batchmean")
+                divergences[f"{kind}, {width}"] = float(missed)
         trial.set_user_attr("divergences", divergences)
         trial.set_user_attr("seconds", time.process_time() - began)
         return math.exp(statistics.mean(map(math.log, divergences.values())))

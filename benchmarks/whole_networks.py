@@ -18,7 +18,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from common.memory import peak_mib, resident_mib
 from common.results import RESULTS, write
-from resnet_zoo import BATCH, DEPTHS, EPOCHS, STEM_STRIDE, WIDTH, fashion_mnist, member, speedup
+from resnet_zoo import BATCH, EPOCHS, KINDS, STEM_STRIDE, UNSEEN, Kind, fashion_mnist, member, speedup
 from torch import Tensor, nn
 from whole_network_peers import (
     FINE_TUNING_STEPS,
@@ -47,6 +47,7 @@ SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
 PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training images that reconstruction reads
 SEEDED = 8  # networks of each depth that translators of further seeds translate, too
+UNSEEN_MEMBERS = 3  # networks of each kind not tuned on
 FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
 LONGER = 300
 SEEDS = (0, 1, 2)
@@ -54,6 +55,7 @@ LEARNED, UNLEARNED = "kt_ray: learned probes, steps", "kt_ray: shapes, steps"
 PATIENT = f"kt_ray: learned probes, {LONGER} steps"
 ON_IMAGES = "kt_ray's steps on training images"
 WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images", ON_IMAGES)
+FOR_UNSEEN = (LEARNED, UNLEARNED, "magnitude pruning")  # methods for networks of kinds not tuned on
 SOME = (PATIENT, ON_IMAGES, "kt_ray: shapes, least squares")  # methods for `FULL` networks of each depth alone
 IMAGES = {
     "Torch-Pruning, fine-tuned": f"{FINE_TUNING_STEPS * BATCH:,} with labels",
@@ -100,6 +102,16 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: floa
     }
 
 
+def draw_probes(dataset: Dataset) -> dict[tuple[str, int], Tensor]:
+    """Return the images that a translator carries, by what they are drawn from and seed."""
+    probes = {}
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        probes["mixture", seed] = mixture(dataset.train.images, PROBES, generator)
+        probes["shapes", seed] = shapes(PROBES, SHAPE, generator)
+    return probes
+
+
 @torch.no_grad()
 def logits(network: nn.Module, images: Tensor) -> Tensor:
     """Return what `network` makes of uint8 `images`: [N, classes]."""
@@ -107,44 +119,42 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def measure(
-    network: nn.Module, depth: int, number: int, dataset: Dataset, probes: dict[tuple[str, int], Tensor]
+    network: nn.Module, kind: Kind, number: int, dataset: Dataset, probes: dict[tuple[str, int], Tensor]
 ) -> list[Row]:
-    """Narrow one network in every way; return a row for each."""
+    """Narrow one network in every way that is wanted for it; return a row for each."""
     test = dataset.test
     original = logits(network, test.images).argmax(1)
     accuracy = float((original == test.labels).double().mean())
-    common = {
-        "depth": depth,
-        "network": number,
-        "original": accuracy,
-        "original_multiply_adds": multiply_adds(network, SHAPE),
-    }
-    common["original_parameters"] = parameter_count(network)
+    common: Row = {"depth": kind.depth, "first_width": kind.width, "network": number, "original": accuracy}
+    common |= {"original_multiply_adds": multiply_adds(network, SHAPE)}
+    common |= {"original_parameters": parameter_count(network)}
     rows = []
-    for share_name, share in SHARES.items():
-        if share_name == "three_quarters" and number >= FULL:
-            continue
-        for seed in SEEDS:
-            if seed and (number >= SEEDED or share_name == "three_quarters"):
+    for (share_name, share), seed in itertools.product(SHARES.items(), SEEDS):
+        for name, method in methods(dataset, probes, share, seed).items():
+            if not wanted(kind, number, share_name, seed, name):
                 continue
-            for name, method in methods(dataset, probes, share, seed).items():
-                if name in SOME and (number >= FULL or (name, share_name) == (PATIENT, "three_quarters")):
-                    continue
-                began, wall = time.process_time(), time.perf_counter()
-                before = resident_mib()
-                small = method(network)
-                row = common | {"width": share_name, "method": name, "seed": seed}
-                row |= {"seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
-                predicted = logits(small, test.images).argmax(1)
-                row |= {"accuracy": float((predicted == test.labels).double().mean())}
-                row |= {
-                    "ratio": row["accuracy"] / accuracy,
-                    "agreement": float((predicted == original).double().mean()),
-                }
-                row |= {"multiply_adds": multiply_adds(small, SHAPE), "parameters": parameter_count(small)}
-                row |= {"resident_mib_before": before, "peak_mib": peak_mib()}
-                rows.append(row)
+            began, wall = time.process_time(), time.perf_counter()
+            before = resident_mib()
+            small = method(network)
+            row = common | {"width": share_name, "method": name, "seed": seed}
+            row |= {"seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
+            predicted = logits(small, test.images).argmax(1)
+            row |= {"accuracy": float((predicted == test.labels).double().mean())}
+            row |= {"ratio": row["accuracy"] / accuracy}
+            row |= {"agreement": float((predicted == original).double().mean())}
+            row |= {"multiply_adds": multiply_adds(small, SHAPE), "parameters": parameter_count(small)}
+            row |= {"resident_mib_before": before, "peak_mib": peak_mib()}
+            rows.append(row)
     return rows
+
+
+def wanted(kind: Kind, number: int, share: str, seed: int, method: str) -> bool:
+    """Return True if this network is narrowed so: all of it for the first of each kind, the rest by what it takes."""
+    if kind in UNSEEN:
+        return share != "three_quarters" and seed == 0 and method in FOR_UNSEEN
+    if share == "three_quarters":
+        return number < FULL and seed == 0 and method != PATIENT
+    return (number < SEEDED or seed == 0) and (number < FULL or method not in SOME)
 
 
 def summary(rows: list[Row]) -> list[Row]:
@@ -213,15 +223,25 @@ def table(found: list[Row], networks: str, mean: float) -> str:
     return "\n".join(lines)
 
 
-def by_depth(rows: list[Row]) -> str:
-    """Return the mean ratios and seconds of the learned translation for each depth, as a sentence."""
+def by_kind(rows: list[Row], kinds: Sequence[Kind], method: str = LEARNED) -> str:
+    """Return the mean and worst ratios and the seconds of a method for each kind of network."""
     parts = []
-    for depth, width in itertools.product(DEPTHS, ("half", "quarter")):
-        wanted = (depth, width, LEARNED, 0)
-        group = [row for row in rows if (row["depth"], row["width"], row["method"], row["seed"]) == wanted]
-        ratio, seconds = (statistics.mean(row[key] for row in group) for key in ("ratio", "seconds"))
-        parts.append(f"ResNet-{depth} {width} {ratio:.4f} in {seconds:.1f} s")
-    return f"Learned probes and steps by depth: {'; '.join(parts)}."
+    for kind, width in itertools.product(kinds, ("half", "quarter")):
+        group = [
+            row
+            for row in rows
+            if kind_of(row) == kind and (row["width"], row["method"], row["seed"]) == (width, method, 0)
+        ]
+        ratios = [row["ratio"] for row in group]
+        if group:
+            seconds = statistics.mean(row["seconds"] for row in group)
+            parts.append(f"{kind} {width} {statistics.mean(ratios):.4f} (worst {min(ratios):.4f}) in {seconds:.1f} s")
+    return "; ".join(parts)
+
+
+def kind_of(row: Row) -> Kind:
+    """Return the kind of a row's network."""
+    return Kind(row["depth"], row["first_width"])
 
 
 def headline(found: list[Row]) -> dict[str, float]:
@@ -275,32 +295,32 @@ def main() -> None:
     dataset = fashion_mnist()
     rows: list[Row] = []
     probes: dict[tuple[str, int], Tensor] = {}
-    for number in range(arguments.members):
-        for depth in DEPTHS:
-            path = arguments.directory / f"rows-{depth}-{number}.json"
-            if not path.exists() and not arguments.report:
-                network = member(arguments.directory, depth, number, dataset).eval()
-                if not probes:
-                    for seed in SEEDS:
-                        generator = torch.Generator().manual_seed(seed)
-                        probes["mixture", seed] = mixture(dataset.train.images, PROBES, generator)
-                        probes["shapes", seed] = shapes(PROBES, SHAPE, generator)
-                path.write_text(json.dumps(measure(network, depth, number, dataset, probes)))
-            if path.exists():
-                rows += json.loads(path.read_text())
-                ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]
-                shown = ", ".join(f"{row['width']} {row['ratio']:.4f}" for row in ours[-3:])
-                print(f"resnet{depth} {number}: {shown}", flush=True)
+    networks = [(kind, number) for number in range(arguments.members) for kind in KINDS]
+    networks += [(kind, number) for number in range(UNSEEN_MEMBERS) for kind in UNSEEN]
+    for kind, number in networks:
+        path = arguments.directory / f"rows-{kind}-{number}.json"
+        if not path.exists() and not arguments.report:
+            network = member(arguments.directory, kind, number, dataset).eval()
+            probes = probes or draw_probes(dataset)
+            path.write_text(json.dumps(measure(network, kind, number, dataset, probes)))
+        if path.exists():
+            rows += json.loads(path.read_text())
+            ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]
+            shown = ", ".join(f"{row['width']} {row['ratio']:.4f}" for row in ours[-2:])
+            print(f"{kind} {number}: {shown}", flush=True)
     speed = arguments.directory / "speed.json"
     if not speed.exists():
         speed.write_text(json.dumps(speedup(dataset)))
     trained = json.loads(speed.read_text())
-    found = summary(rows)
-    networks = {(row["depth"], row["network"]): row["original"] for row in rows}
-    counts = Counter(depth for depth, _ in networks)
-    named = " and ".join(f"{counts[depth]} ResNet-{depth}" for depth in DEPTHS)
-    text = f"{table(found, named, statistics.mean(networks.values()))}\n\n{by_depth(rows)}"
-    recipe = {"depths": DEPTHS, "width": WIDTH, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
+    seen = [row for row in rows if kind_of(row) in KINDS]
+    found = summary(seen)
+    originals = {(kind_of(row), row["network"]): row["original"] for row in seen}
+    counts = Counter(kind for kind, _ in originals)
+    named = " and ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    text = f"{table(found, named, statistics.mean(originals.values()))}\n\nBy kind: {by_kind(seen, KINDS)}."
+    text += "\n\nOf a depth and a width (24 channels first) on which no option was chosen, three networks each: "
+    text += "; ".join(f"{method}: {by_kind(rows, UNSEEN, method)}" for method in FOR_UNSEEN) + "."
+    recipe = {"kinds": KINDS, "unseen": UNSEEN, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
     results = {"recipe": recipe, "summary": found, "training_step": trained, "rows": rows}
     figures = headline(found) | {"zoo_speedup": trained["speedup"]}
     write("whole_networks", figures, results, SEEDS, text)

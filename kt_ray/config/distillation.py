@@ -23,6 +23,7 @@ class ResNetOptions(Frozen):
     depth: PositiveInt = Field(20, description="6n + 2 layers: 8, 14, 20, 32, 56, 110")
     width: PositiveInt = Field(16, description="channels of the first stage")
     stem_stride: Literal[1, 2, 4] = Field(1, description="2 halves every map, 4 quarters it: for small machines")
+    hidden: float = Field(1.0, gt=0, le=1, description="hidden units of a residual block over its output channels")
 
     @field_validator("depth")
     @classmethod

@@ -33,14 +33,18 @@ class PaddedShortcut(nn.Module):
 class ResidualBlock(nn.Module):
     """conv 3×3 of `stride`, BN, ReLU, conv 3×3, BN, + input or, of another shape, what `downsample` makes of it, ReLU.
 
-    `downsample` is a projection with BN (the paper's B) or a `PaddedShortcut`.
+    `hidden` are the channels between the convolutions, as many as `outputs` if None. `downsample` is a projection with
+    BN (the paper's B) or a `PaddedShortcut`.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, projected: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int = 1, projected: bool = True, hidden: int | None = None
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        hidden = hidden or outputs
+        self.conv1 = nn.Conv2d(inputs, hidden, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module | None = None
         if stride > 1 or inputs != outputs:
@@ -106,8 +110,9 @@ def _stages(options: ResNetOptions, projected: bool) -> list[nn.Sequential]:
     """Return the three stages, of `width`, 2·`width` and 4·`width` channels."""
     stages, inputs = [], options.width
     for outputs in (options.width, 2 * options.width, 4 * options.width):
-        first = ResidualBlock(inputs, outputs, 1 if outputs == options.width else 2, projected)
-        others = (ResidualBlock(outputs, outputs) for _ in range((options.depth - 2) // 6 - 1))
+        hidden = max(1, round(options.hidden * outputs))
+        first = ResidualBlock(inputs, outputs, 1 if outputs == options.width else 2, projected, hidden)
+        others = (ResidualBlock(outputs, outputs, hidden=hidden) for _ in range((options.depth - 2) // 6 - 1))
         stages.append(nn.Sequential(first, *others))
         inputs = outputs
     return stages

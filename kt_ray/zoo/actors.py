@@ -19,7 +19,6 @@ from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.connection import fitting
 from kt_ray.jobs.remote import ray_options
 from kt_ray.networks import AnyArchitecture, architecture_of
-from kt_ray.zoo.definition import Damaged
 from kt_ray.zoo.members import AnyZoo, Member, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
@@ -47,17 +46,11 @@ def build_zoo(
     be written, ResourceError if no node can hold an actor.
     """
     architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
-    if not store.prepare(config, pair, dataset) and store.has_checksums():
-        try:
-            return store.read()  # the usual case: each file is read and hashed once
-        except Damaged as error:
-            logger.warning("%s", error)
-    for fault in store.mend():
-        logger.warning("%s; its members are trained again", fault)
-    missing = store.missing(config)
-    if missing:
+
+    def train(missing: list[Member]) -> None:
         _Build(config, architecture, dataset, store, missing, on_progress).run()
-    return store.read()
+
+    return store.complete(config, pair, dataset, train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +66,14 @@ class _Build:
     """One build: actors starting, idle and running, and the batches left."""
 
     def __init__(
-        self, config: ZooConfig, architecture: AnyArchitecture, dataset: Dataset, store: ZooStore,
-        missing: list[Member], on_progress: OnProgress | None,
-    ) -> None:  # fmt: skip
+        self,
+        config: ZooConfig,
+        architecture: AnyArchitecture,
+        dataset: Dataset,
+        store: ZooStore,
+        missing: list[Member],
+        on_progress: OnProgress | None,
+    ) -> None:
         self.config, self.architecture, self.store = config, architecture, store
         self.on_progress = on_progress
         actors = config.actors

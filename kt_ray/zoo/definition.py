@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from kt_ray._io.checksum import BLANK, KEY, checksum_holds, with_checksum
+from kt_ray._io.checksum import KEY, checksum_holds
 from kt_ray._io.text import first_line
 from kt_ray.config import DatasetConfig, PairChoice, RecipeConfig
 from kt_ray.config.base import Frozen
@@ -55,11 +55,6 @@ class _Definition(Frozen):
     classes: PositiveInt
     code: dict[str, str] = Field(default_factory=dict)  # SHA-256 of each file that registered network, pair or dataset
     versions: dict[str, str] = Field(default_factory=dict)
-
-
-def encode(definition: dict[str, Any]) -> bytes:
-    """Return the content of `zoo.json`, with its SHA-256."""
-    return with_checksum(json.dumps(definition | {KEY: BLANK}, indent=1).encode())
 
 
 def decode(content: bytes, path: str) -> tuple[dict[str, Any], bool]:

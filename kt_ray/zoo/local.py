@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from kt_ray.config import PairChoice, ZooConfig
 from kt_ray.data import Dataset
 from kt_ray.networks import architecture_of
-from kt_ray.zoo.members import AnyZoo, members_of
+from kt_ray.zoo.members import AnyZoo, Member, members_of
 from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import Buffer
 from kt_ray.zoo.training.members import default_plan, train_members
-
-logger = logging.getLogger(__name__)
 
 
 def build_zoo_locally(
@@ -34,20 +31,19 @@ def build_zoo_locally(
         ZooError: If a zoo of another pair, seed, network, recipe or dataset is stored there, or it cannot be written.
     """
     architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
-    store.create(config, pair, dataset)
-    for fault in store.mend():
-        logger.warning("%s; its members are trained again", fault)
-    wanted, present = members_of(config.seed, config.members), store.present()
-    missing = [member for member in wanted if member.id not in present]
-    count, buffer, plan = Count(len(wanted), len(missing)), Buffer(store), default_plan(architecture, device)
-    try:
-        for start in range(0, len(missing), plan.at_once):
-            batch = missing[start : start + plan.at_once]
-            parameters, rows = train_members(batch, config.recipe, architecture, dataset, device, plan)
-            buffer.add(parameters, rows)
-            count.add(len(batch), rows["source_accuracy"].to_pylist())
-            if on_progress is not None:
-                on_progress(count.progress(actors=1))
-    finally:
-        buffer.flush()
-    return store.read()
+    plan, total = default_plan(architecture, device), len(members_of(config.seed, config.members))
+
+    def train(missing: list[Member]) -> None:
+        count, buffer = Count(total, len(missing)), Buffer(store)
+        try:
+            for start in range(0, len(missing), plan.at_once):
+                batch = missing[start : start + plan.at_once]
+                parameters, rows = train_members(batch, config.recipe, architecture, dataset, device, plan)
+                buffer.add(parameters, rows)
+                count.add(len(batch), rows["source_accuracy"].to_pylist())
+                if on_progress is not None:
+                    on_progress(count.progress(actors=1))
+        finally:
+            buffer.flush()
+
+    return store.complete(config, pair, dataset, train)

@@ -1,8 +1,4 @@
-"""Zoos on disk or in object storage: safetensors shards, a Parquet index, `zoo.json`.
-
-A shard belongs to the zoo once the index names it. Files are written beside their place and then renamed; shards are
-named by their SHA-256, index and `zoo.json` carry theirs, and every read checks it. Nothing is pickled.
-"""
+"""A zoo on disk or in object storage: made, added to, completed, read."""
 
 from __future__ import annotations
 
@@ -17,8 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import safetensors
-import safetensors.torch
 import torch
 
 from kt_ray import __version__
@@ -32,36 +26,25 @@ from kt_ray.study_code import code_of
 from kt_ray.zoo import definition as definitions
 from kt_ray.zoo import index as indices
 from kt_ray.zoo import shards
-from kt_ray.zoo.definition import Damaged, OtherCode, recipe_of, shapes_of
-from kt_ray.zoo.filesystem import Files
+from kt_ray.zoo.contents import TRAINS, ZooContents
+from kt_ray.zoo.definition import Damaged, OtherCode, recipe_of
 from kt_ray.zoo.info import ZooInfo, describe
 from kt_ray.zoo.members import AnyZoo, Member, members_of, zoo_of
 
 logger = logging.getLogger(__name__)
 
-DEFINITION = "zoo.json"
 ZOO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-INDEX = "index.parquet"
 
 
-class ZooStore(Displayed):
+class ZooStore(ZooContents, Displayed):
     """The zoo at `uri`: a directory or a `pyarrow.fs` URI such as `s3://bucket/zoos/digits`."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.files = Files(uri)
-
     def display_title(self) -> str:
-        """Return where the zoo is stored."""
         return f"zoo at {self.uri}"
 
     def display_rows(self) -> list[dict[str, str]]:
-        """Return what is in it; no rows if none was created."""
+        """Return what is in the zoo; no rows if none was created."""
         return [row for row in self.info().facts() if row[""] != "uri"] if self.exists() else []
-
-    def exists(self) -> bool:
-        """Return whether there is a zoo here, whole or damaged."""
-        return self.files.exists(DEFINITION) or bool(self._shard_names())
 
     def create(self, config: ZooConfig, pair: str | PairChoice, dataset: Dataset) -> list[str]:
         """Write `zoo.json`, or check that the zoo here is this one; return a line if it was damaged and written anew.
@@ -85,6 +68,7 @@ class ZooStore(Displayed):
         versions = {"kt_ray": __version__, "torch": str(torch.__version__), "pyarrow": pa.__version__}
         wanted_file = {key: value for key, value in wanted.items() if key != "code" or value} | {"versions": versions}
         with self.files.lock() as check_lock:
+            self.files.sweep()
             if not self.exists():
                 self._write_definition(wanted_file)
                 return []
@@ -99,53 +83,9 @@ class ZooStore(Displayed):
                 raise self._other(key, present.get(key), value)
         return faults
 
-    def _other(self, key: str, present: Any, wanted: Any) -> ZooError:
-        return ZooError(
-            f"the zoo at {self.uri} has {key}={_short(present, wanted)}, but {_short(wanted, present)} was asked for; "
-            "choose another zoo.name"
-        )
-
     def copy_definition(self, other: ZooStore) -> None:
         """Make this an empty zoo like `other`."""
         self._write_definition(other.definition())
-
-    def definition(self) -> dict[str, Any]:
-        """Return the content of `zoo.json`. Raises ZooError if there is no zoo, Damaged if the file is not whole."""
-        return self._definition()[0]
-
-    def _definition(self) -> tuple[dict[str, Any], bool]:
-        """Return the content of `zoo.json`, and whether it carries a checksum, as the index then does too."""
-        path = self.files.path(DEFINITION)
-        try:
-            content = self.files.read(DEFINITION)
-        except FileNotFoundError:
-            count = len(self._shard_names())
-            if count:
-                raise Damaged(f"{path} is missing beside {count} shards", definitions.MENDS) from None
-            raise ZooError(f"no zoo at {self.uri}; `kt-ray zoo build STUDY.yaml` makes one") from None
-        return definitions.decode(content, path)
-
-    def has_checksums(self) -> bool:
-        """Return whether index and `zoo.json` must carry checksums; not if `zoo.json` is older, or cannot be read."""
-        try:
-            return self._definition()[1]
-        except ZooError:
-            return False
-
-    def index(self) -> pa.Table:
-        """Return a row for each member and snapshot; none if nothing was added yet. Raises Damaged."""
-        path = self.files.path(INDEX)
-        try:
-            content = self.files.read(INDEX)
-        except FileNotFoundError:
-            if self._shard_names():
-                raise Damaged(f"{path} is missing beside shards", indices.MENDS) from None
-            return indices.EMPTY
-        return indices.decode(content, path, checksum=self.has_checksums())
-
-    def present(self) -> set[str]:
-        """Return the ids of the members in the zoo."""
-        return set(self.index()["id"].to_pylist())
 
     def missing(self, config: ZooConfig) -> list[Member]:
         """Return the members of `config` that the zoo has not."""
@@ -170,54 +110,48 @@ class ZooStore(Displayed):
     def add(self, parameters: State, rows: pa.Table) -> None:
         """Add members as one shard: rows of `parameters` are described by `rows`. Ids already present are left out."""
         with self.files.lock() as check_lock:
-            index = self.index()
-            new = pc.invert(pc.is_in(rows["id"], value_set=index["id"].combine_chunks()))
-            chosen = pc.indices_nonzero(new)
+            definition, index = self._described()
+            chosen = pc.indices_nonzero(pc.invert(pc.is_in(rows["id"], value_set=index["id"].combine_chunks())))
             if not len(chosen):
                 return
             if len(chosen) < rows.num_rows:
                 rows = rows.take(chosen)
                 parameters = stacked.take(parameters, torch.from_numpy(chosen.to_numpy().astype("int64")))
-            shard, content, rows = shards.pack(parameters, rows, self.definition())
+            shard, content, rows = shards.pack(parameters, rows, definition)
             self.files.write(shard, content)
             check_lock()
             self._write_index(indices.joined([index, rows]))
 
-    def discard(self, names: set[str]) -> None:
-        """Take the rows of the shards `names` out of the index; a build trains their members again."""
-        with self.files.lock() as check_lock:
-            self._discard(names, check_lock)
+    def complete(
+        self, config: ZooConfig, pair: str | PairChoice, dataset: Dataset, train: Callable[[list[Member]], None]
+    ) -> AnyZoo:
+        """Create the zoo if there is none, let `train` add the members that are missing, and return the whole zoo.
 
-    def mend(self) -> list[str]:
-        """Bring the zoo back to what is whole; return a line for each damage.
-
-        `zoo.json` and the index are made anew from the shards, which carry both and are named by their hash (`create`
-        writes `zoo.json` if no shard carries it). Members of damaged or missing shards are taken out of the index, so
-        that a build trains them again. A zoo from before there were checksums has them afterwards.
+        Each file is read once, at the end. If it is damaged, that is mended, and what it held is trained again.
+        Raises ZooError as `create` does.
         """
-        if not self.exists():
-            return []
-        with self.files.lock() as check_lock:
-            self.files.sweep()
-            faults = self._mend_definition(check_lock)
-            try:
-                self.index()
-            except Damaged as error:
-                faults.append(f"{error.what}; made anew from the shards")
-                check_lock()
-                self._write_index(self._index_of_shards())
-            damaged = self._damaged(self.index())
-            if damaged:
-                self._discard(set(damaged), check_lock)
-            if not self.has_checksums():
-                check_lock()
-                self._write_index(self.index())
-                self._write_definition(self.definition())
-        return faults + list(damaged.values())
+        missing = self.prepare(config, pair, dataset)
+        if not self.has_checksums():  # of an earlier release, which has them from here on
+            missing = self._mended(config)
+        if missing:
+            train(missing)
+        try:
+            return self.read()
+        except Damaged as error:
+            logger.warning("%s", error)
+        if missing := self._mended(config):
+            train(missing)
+        return self.read()
+
+    def _mended(self, config: ZooConfig) -> list[Member]:
+        """Mend the zoo; return the members that it is missing then."""
+        for fault in self.mend():
+            logger.warning("%s; its members are trained again", fault)
+        return self.missing(config)
 
     def read(self, split: Split | None = None) -> AnyZoo:
         """Return the zoo, or its `split`, in the order of ids and epochs. Raises ZooError if a file is damaged."""
-        definition, index = self.definition(), self.index()
+        definition, index = self._described()
         if split is not None and index.num_rows:
             index = index.filter(pc.equal(index["split"], split))
         if index.num_rows == 0:
@@ -240,124 +174,28 @@ class ZooStore(Displayed):
             definition["dataset_fingerprint"],
         )
 
-    def stream(self, split: Split | None = None) -> Iterator[AnyZoo]:
+    def stream(self) -> Iterator[AnyZoo]:
         """Yield the zoo shard by shard, each checked, in the order of the index; for zoos too large to hold twice."""
-        definition, index = self.definition(), self.index()
-        if split is not None and index.num_rows:
-            index = index.filter(pc.equal(index["split"], split))
+        definition, index = self._described()
         architecture, fingerprint = definitions.architecture_of(definition, self.uri), _fingerprint(definition, index)
         for stack, rows in self._checked(definition, index):
             part = index.take(pa.array(rows)).drop_columns(indices.PLACE)
             yield zoo_of(architecture, stack, part, fingerprint, definition["dataset_fingerprint"])
 
-    def _checked(self, definition: dict[str, Any], index: pa.Table) -> Iterator[tuple[State, indices.Rows]]:
-        """Yield the tensors of each shard that `index` names, checked, and which rows of `index` they are."""
-        shapes = shapes_of(definitions.architecture_of(definition, self.uri))
-        for shard, digest, members, rows in indices.shards_of(index):
-            content = self.files.read(
-                shard, missing=f"{shard} is in the index of {self.uri}, but is missing; {_TRAINS}"
-            )
-            try:
-                shards.check(content, digest, index.take(pa.array(members)), rows, shapes)
-                stack = safetensors.torch.load(content)
-            except (Damaged, safetensors.SafetensorError) as error:
-                raise Damaged(f"{self.files.path(shard)} is damaged: {error}", _TRAINS) from None
-            whole = len(rows) == stacked.size(stack) and bool((rows == np.arange(len(rows))).all())
-            yield stack if whole else stacked.take(stack, torch.from_numpy(rows)), members
-
-    def damaged(self) -> dict[str, str]:
-        """Return the shards that are missing, cut off or altered, with what is wrong."""
-        return self._damaged(self.index())
-
-    def _damaged(self, index: pa.Table) -> dict[str, str]:
-        faults = {}
-        shapes = shapes_of(definitions.architecture_of(self.definition(), self.uri))
-        for shard, digest, members, rows in indices.shards_of(index):
-            try:
-                shards.check(self.files.read(shard), digest, index.take(pa.array(members)), rows, shapes)
-            except FileNotFoundError:
-                faults[shard] = f"{self.files.path(shard)} is missing"
-            except Damaged as error:
-                faults[shard] = f"{self.files.path(shard)} is damaged: {error}"
-        return faults
-
-    def verify(self) -> list[str]:
-        """Read and check every file that the zoo is made of; return a line for each damage."""
-        faults: list[str] = []
-        checks: tuple[Callable[[], object], ...] = (self.definition, self.index)
-        for check in checks:
-            try:
-                check()
-            except ZooError as error:
-                faults.append(str(error))
-        if not faults:
-            return list(self.damaged().values())
-        for name in self._shard_names():
-            if shards.whole(name, self.files.read(name)) is None:
-                faults.append(f"{self.files.path(name)} is damaged: its SHA-256 is not its name's")
-        return faults
-
     def info(self) -> ZooInfo:
         """Return counts, bytes and accuracies; no shard is read. Raises ZooError if there is no zoo, or no shard."""
-        definition, index = self.definition(), self.index()
+        definition, index = self._described()
         names = index["shard"].unique().to_pylist()
         missing = sorted(set(names) - set(self._shard_names()))
         if missing:
-            raise Damaged(f"{self.files.path(missing[0])} is missing", _TRAINS)
+            raise Damaged(f"{self.files.path(missing[0])} is missing", TRAINS)
         return describe(self.uri, definition, index, len(names), self.files.size(names))
 
-    def _shard_names(self) -> list[str]:
-        return [name for name in self.files.names() if indices.SHARD_NAME.fullmatch(name)]
-
-    def _write_index(self, index: pa.Table) -> None:
-        self.files.write(INDEX, indices.encode(index))
-
-    def _write_definition(self, definition: dict[str, Any]) -> None:
-        self.files.write(DEFINITION, definitions.encode(definition))
-
-    def _discard(self, names: set[str], check_lock: Callable[[], None]) -> None:
-        index = self.index()
-        check_lock()
-        self._write_index(indices.without(index, "shard", pa.array(sorted(names))))
-
-    def _mend_definition(self, check_lock: Callable[[], None], otherwise: dict[str, Any] | None = None) -> list[str]:
-        """Write a damaged `zoo.json` anew, from a whole shard or else as `otherwise`; return a line about it."""
-        try:
-            self.definition()
-            return []
-        except Damaged as error:
-            found, origin = self._carried_definition(), "the shards"
-            if found is None:
-                found, origin = otherwise, "the study file"
-            if found is None:
-                raise
-            check_lock()
-            self._write_definition(found)
-            return [f"{error.what}; made anew from {origin}"]
-
-    def _carried_definition(self) -> dict[str, Any] | None:
-        """Return the definition that whole shards carry. Raises ZooError if they carry several."""
-        found: dict[str, dict[str, Any]] = {}
-        for name in self._shard_names():
-            header = shards.whole(name, self.files.read(name))
-            if header is not None and header.definition is not None:
-                key = json.dumps({**header.definition, "versions": None}, sort_keys=True)
-                found.setdefault(key, header.definition)
-        if len(found) > 1:
-            raise ZooError(f"{self.uri} holds shards of {len(found)} different zoos; move those of one elsewhere")
-        return next(iter(found.values()), None)
-
-    def _index_of_shards(self) -> pa.Table:
-        """Return the index that the shards' own rows make; shards that are not what their name says are left out."""
-        index = indices.EMPTY
-        for name in self._shard_names():
-            rows = shards.rows_of(name, self.files.read(name))
-            if rows is not None:
-                index = indices.joined([index, indices.without(rows, "id", index["id"].combine_chunks())])
-        return index
-
-
-_TRAINS = "`kt-ray zoo build` trains its members again"
+    def _other(self, key: str, present: Any, wanted: Any) -> ZooError:
+        return ZooError(
+            f"the zoo at {self.uri} has {key}={_short(present, wanted)}, but {_short(wanted, present)} was asked for; "
+            "choose another zoo.name"
+        )
 
 
 def zoo_name(name: str) -> str:

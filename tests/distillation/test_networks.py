@@ -24,6 +24,14 @@ def test_a_narrow_one_by_hand() -> None:
     assert parameter_count(CifarResNet(ResNetOptions(depth=8, width=4), 1, 10)) == expected == 4934
 
 
+def test_blocks_with_half_of_the_hidden_units_keep_their_outputs() -> None:
+    # As above with 2, 4 and 8 hidden units.
+    expected = 44 + (9 * 4 * 2 * 2 + 12) + (9 * 4 * 4 + 9 * 4 * 8 + 24) + (9 * 8 * 8 + 9 * 8 * 16 + 48) + 170
+    halved = CifarResNet(ResNetOptions(depth=8, width=4, hidden=0.5), 1, 10)
+    assert parameter_count(halved) == expected
+    assert feature_shapes(halved, ["stage3.0.conv1", "stage3"], (1, 28, 28))["stage3"] == (16, 7, 7)
+
+
 def test_shapes_of_the_stages() -> None:
     network = CifarResNet(ResNetOptions(depth=8, width=4, stem_stride=2), 1, 10)
     layers = ["stem", "stage1", "stage2", "stage3", "stage3.0.conv1"]

@@ -78,7 +78,7 @@ def test_fingerprint_does_not_depend_on_the_shards(store: ZooStore, random_zoo: 
     assert other.read("train").fingerprint != store.read().fingerprint
 
 
-def test_a_flipped_bit_is_named_and_can_be_discarded(store: ZooStore, random_zoo: Zoo) -> None:
+def test_a_flipped_bit_is_named_and_mended(store: ZooStore, random_zoo: Zoo) -> None:
     damaged = shards(store)[0]
     content = bytearray(damaged.read_bytes())
     content[-5] ^= 1
@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_named_and_can_be_discarded(store: ZooStore, random_zoo
     with pytest.raises(ZooError, match=f"{damaged.name} is damaged: its SHA-256 is not the index's; `kt-ray"):
         store.read()
     assert store.verify() == [f"{damaged} is damaged: its SHA-256 is not the index's"]
-    store.discard(set(store.damaged()))
+    assert store.mend() == [f"{damaged} is damaged: its SHA-256 is not the index's"]
     assert store.verify() == []
     assert 0 < len(store.read()) < len(random_zoo)
 
