@@ -38,7 +38,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls = 0
         self.recordings: dict[Hashable, Recording | None] = {}
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, key: Hashable, step: Step, *inputs: Tensor) -> list[Tensor]:

@@ -156,9 +156,9 @@ class Refiner(nn.Module):
         *state: Tensor,
     ) -> list[Tensor]:  # fmt: skip
         """Return `state`, which is of units, of both moments of Adam and tokens if any, after a step."""
-        units, first, second, tokens = Units(*state[:3]), state[3:6], state[6:9], list(state[9:])
+        units, tokens = Units(*state[:3]), list(state[9:])
         gradient, errors = self._gradient(units, surroundings, predictions)
-        found, first, second = adam(gradient, first, second, corrections)
+        found, first, second = adam(gradient, state[3:6], state[6:9], corrections)
         direction = Units(*found)
         if self.change is not None:
             direction, *tokens = self.change(units, direction, errors, time, *tokens)
