@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export OMP_NUM_THREADS ?= 1
 # Modules with public functions: their docstrings name every argument, return value and error.
-PUBLIC := kt_ray/studies/api.py kt_ray/studies/study.py
+PUBLIC := kt_ray/studies/zoos.py kt_ray/studies/translators.py kt_ray/studies/study.py
 
 .PHONY: run install test test-slow test-oldest check lint types docs test-gpu test-cluster clean
 

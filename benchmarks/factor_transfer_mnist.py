@@ -37,7 +37,7 @@ from kt_ray.distillation.stages import Progress, Stages, Trained, run_resumed
 from kt_ray.distillation.training import StudentTraining, accuracy, no_teaching
 from kt_ray.networks.cost import parameter_count
 from kt_ray.networks.stacked import join
-from kt_ray.studies.models import translator_file
+from kt_ray.studies.translators import translator_file
 from kt_ray.translation.checkpoint import load_translator
 
 STUDENTS = {"none": "no teacher", "kd": "KD student", "ft": "FT student"}

@@ -12,18 +12,18 @@ __version__ = "0.1.0"
 
 _HOMES = {  # each public name, and the module that it is in
     "KTError": "kt_ray.errors",
-    "build_zoo": "kt_ray.studies.api",
-    "evaluate": "kt_ray.studies.api",
-    "load": "kt_ray.studies.api",
-    "load_code": "kt_ray.studies.api",
-    "load_dataset": "kt_ray.studies.api",
+    "build_zoo": "kt_ray.studies.zoos",
+    "evaluate": "kt_ray.studies.translators",
+    "load": "kt_ray.studies.translators",
+    "load_code": "kt_ray.studies.zoos",
+    "load_dataset": "kt_ray.studies.zoos",
     "open_study": "kt_ray.studies.study",
-    "open_zoo": "kt_ray.studies.api",
+    "open_zoo": "kt_ray.studies.zoos",
     "register": "kt_ray.registry",
     "resume": "kt_ray.studies.study",
     "run": "kt_ray.studies.study",
-    "train": "kt_ray.studies.api",
-    "translate": "kt_ray.studies.api",
+    "train": "kt_ray.studies.translators",
+    "translate": "kt_ray.studies.translators",
 }
 __all__ = [
     "KTError",
@@ -45,8 +45,9 @@ __all__ = [
 if TYPE_CHECKING:
     from kt_ray.errors import KTError
     from kt_ray.registry import register
-    from kt_ray.studies.api import build_zoo, evaluate, load, load_code, load_dataset, open_zoo, train, translate
     from kt_ray.studies.study import open_study, resume, run
+    from kt_ray.studies.translators import evaluate, load, train, translate
+    from kt_ray.studies.zoos import build_zoo, load_code, load_dataset, open_zoo
 
 
 def __getattr__(name: str) -> Any:

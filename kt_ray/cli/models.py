@@ -73,9 +73,9 @@ def translate(
     from kt_ray.data import load_dataset
     from kt_ray.errors import ConfigError
     from kt_ray.jobs.device import use_device
-    from kt_ray.studies.api import load_code
-    from kt_ray.studies.models import translator_file
+    from kt_ray.studies.translators import translator_file
     from kt_ray.studies.whole_networks import NetworkRequest, parse_options, parse_shape, translate_named
+    from kt_ray.studies.zoos import load_code
     from kt_ray.translation.report import TranslationReport
     from kt_ray.translation.translate import translate as run
 
@@ -123,16 +123,17 @@ def evaluate(
     format_: Format = "table",
 ) -> None:
     """Transplant translated blocks into members never trained on, beside the baselines."""
-    from kt_ray.studies import api
+    from kt_ray.config import Split
+    from kt_ray.studies import translators, zoos
     from kt_ray.studies.console import StudyConsole
-    from kt_ray.studies.models import make_output, write_evaluation
 
     if output is not None:
-        make_output(output)
-    api.load_code(*(code or ()))
-    loaded, store = api.load(model, workspace), api.open_zoo(zoo, workspace)
-    evaluation = api.evaluate(loaded, store, split="test" if final else "selection", fit_steps=fit_steps, device=device)
-    written = write_evaluation(evaluation, output) if output is not None else []
+        translators.make_output(output)
+    zoos.load_code(*(code or ()))
+    loaded, store = translators.load(model, workspace), zoos.open_zoo(zoo, workspace)
+    split: Split = "test" if final else "selection"
+    evaluation = translators.evaluate(loaded, store, split=split, fit_steps=fit_steps, device=device)
+    written = translators.write_evaluation(evaluation, output) if output is not None else []
     if format_ == "json":
         show_json(evaluation.to_dict())
         return

@@ -41,8 +41,7 @@ def build(
 @zoo.command()
 def info(name: Zoo, code: CodeFiles = None, workspace: WorkspaceRoot = None, format_: Format = "table") -> None:
     """Show members, splits, accuracies, bytes and recipe of a zoo."""
-    from kt_ray.studies.api import load_code
-    from kt_ray.studies.zoos import open_zoo
+    from kt_ray.studies.zoos import load_code, open_zoo
 
     load_code(*(code or ()))
     found = open_zoo(name, workspace).info()
@@ -52,8 +51,7 @@ def info(name: Zoo, code: CodeFiles = None, workspace: WorkspaceRoot = None, for
 @zoo.command()
 def verify(name: Zoo, code: CodeFiles = None, workspace: WorkspaceRoot = None) -> None:
     """Read and check every file of a zoo; exit status 1 if something is damaged."""
-    from kt_ray.studies.api import load_code
-    from kt_ray.studies.zoos import open_zoo
+    from kt_ray.studies.zoos import load_code, open_zoo
 
     load_code(*(code or ()))
     damages = open_zoo(name, workspace).verify()
@@ -73,9 +71,8 @@ def merge(
     workspace: WorkspaceRoot = None,
 ) -> None:
     """Add the members of other zoos to the first, which is made if there is none."""
-    from kt_ray.studies.api import load_code
     from kt_ray.studies.workspace import Workspace
-    from kt_ray.studies.zoos import open_zoo
+    from kt_ray.studies.zoos import load_code, open_zoo
     from kt_ray.zoo.merging import merge_zoos
     from kt_ray.zoo.store import ZooStore, zoo_name
 

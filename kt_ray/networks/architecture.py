@@ -123,40 +123,32 @@ class PaperArchitecture(Architecture):
         return PAIRS[self.pair]
 
     def source_block(self, stride: int = 1) -> nn.Module:
-        """Return a fresh source block."""
         return self._blocks.source(self.network, stride)
 
     def target_block(self, stride: int = 1) -> nn.Module:
-        """Return a fresh target block."""
         return self._blocks.target(self.network, stride)
 
     def stem(self) -> Stem:
-        """Return a fresh stem."""
         return Stem(self.image_shape[0], self.network.channels)
 
     def head(self, stride: int | None = None) -> Head:
-        """Return a fresh head."""
         _, height, width = self.image_shape
         positions = -(-height // 4) * -(-width // 4)  # two strides of 2, each rounding up
         stride = READ_STRIDE if stride is None else stride
         return Head(self.network.channels, self.network.head_channels, positions, self.classes, stride)
 
     def source_network(self) -> nn.Sequential:
-        """Return a fresh source network."""
         return nn.Sequential(OrderedDict(stem=self.stem(), block=self.source_block(), head=self.head()))
 
     @property
     def activation_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the block's input and output."""
         _, height, width = self.image_shape
         return self.network.channels, -(-height // 2), -(-width // 2)
 
     def layouts(self) -> tuple[BlockLayout, BlockLayout]:
-        """Return the layouts that the registered pair gives."""
         return _paper_layouts(self)
 
     def describe(self) -> dict[str, Any]:
-        """Return pair, widths, image shape and classes."""
         network = self.network.model_dump(mode="json")
         return {"pair": self.pair, "network": network, "image_shape": self.image_shape, "classes": self.classes}
 

@@ -199,16 +199,15 @@ def _distinct(found: list[Checkpoint]) -> list[Checkpoint]:
 def _same(some: State, other: State) -> bool:
     """Return whether two states have the same names and values; tensors that are one object are not compared."""
     return some.keys() == other.keys() and all(
-        value is other[name]
-        or (value.dtype == other[name].dtype and value.shape == other[name].shape and _equal(value, other[name]))
-        for name, value in some.items()
+        value is other[name] or _equal(value, other[name]) for name, value in some.items()
     )
 
 
 def _equal(value: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors of one shape hold the same numbers; False for kinds that cannot be compared."""
+    """Return whether two tensors are of one kind and hold the same numbers; False for kinds that cannot be compared."""
     dense = all(one.layout is torch.strided and not (one.is_meta or one.is_nested) for one in (value, other))
-    return dense and value.is_floating_point() and bool(torch.equal(value, other))
+    alike = dense and value.is_floating_point() and (value.dtype, value.shape) == (other.dtype, other.shape)
+    return alike and bool(torch.equal(value, other))
 
 
 def _prefixes(state: State, wanted: Mapping[str, str]) -> set[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from pydantic import TypeAdapter
+
 from kt_ray.config import NetworkChoice, NetworkConfig, PairChoice, PairName
+from kt_ray.config.network import AnyNetwork
 from kt_ray.errors import ConfigError
 from kt_ray.networks.architecture import Architecture, PaperArchitecture
 from kt_ray.networks.contracts import ImageShape
@@ -13,6 +16,7 @@ from kt_ray.networks.sites import SitesArchitecture
 from kt_ray.study_code import require_code
 
 AnyArchitecture = Architecture | SitesArchitecture
+_NETWORK: TypeAdapter[NetworkConfig | NetworkChoice] = TypeAdapter(AnyNetwork)
 
 
 def architecture_of(
@@ -46,10 +50,7 @@ def described(content: Mapping[str, Any]) -> AnyArchitecture:
     other content.
     """
     require_code(content.get("code", {}))
-    network = content["network"]
-    network = NetworkConfig.model_validate(network) if isinstance(network, dict) and "name" not in network else (
-        NetworkChoice.model_validate(network)
-    )  # fmt: skip
+    network = _NETWORK.validate_python(content["network"])
     channels, height, width = (int(size) for size in content["image_shape"])
     pair = PairChoice.model_validate(content["pair"])
     return architecture_of(pair, network, (channels, height, width), int(content["classes"]))

@@ -59,7 +59,6 @@ class Site:
     layout: BlockLayout
     target_layout: BlockLayout
     input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
 
 
 def make_network(
@@ -125,11 +124,6 @@ class Normalised:
         return images / images.new_tensor(self.deviation)[:, None, None] if self.deviation else images
 
 
-def whole_module(network: Network) -> nn.Module:
-    """Return a fresh module of `network`, with its own names, that takes images in [0, 1]."""
-    return Cut.whole(built(network), Normalised(network))
-
-
 def cut(network: Network, site: str, module: nn.Module | None = None) -> Cut:
     """Return `network` cut at `site`: a fresh one, or a copy of `module`. Images are in [0, 1].
 
@@ -192,7 +186,7 @@ def _site(parts: Cut, pair: Pair, path: str) -> Site:
     for name, block, layout in (("the source", source, layouts[0]), ("the target", target, layouts[1])):
         layout.check(block, f"{name} at {path}")
     meta = [copy.deepcopy(block).to("meta") for block in (source, target)]
-    return Site(path, meta[0], meta[1], *layouts, parts.shapes["inputs"], expected)
+    return Site(path, meta[0], meta[1], *layouts, parts.shapes["inputs"])
 
 
 def replace_module(network: nn.Module, path: str, block: nn.Module) -> None:

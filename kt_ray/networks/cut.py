@@ -64,10 +64,6 @@ class Cut:
         self.block = copy.deepcopy(self.block)
         self._check(record, images)
 
-    def block_names(self) -> tuple[str, ...]:
-        """Return the names of the block's tensors in the network."""
-        return tuple(f"{self.site}.{name}" for name in self.block.state_dict())
-
     def block_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the block's tensors of a state_dict of the network, under the block's names."""
         start = len(self.site) + 1

@@ -10,11 +10,15 @@ PARTS = {"stem": "0", "block": "1", "head": "2"}
 _LAYERS = {
     "stem": {},
     "block": {
-        "linear1": "fc1_c", "linear2": "fc2_c",
-        "query": "proj_q", "key": "proj_k", "value": "proj_v", "projection": "proj",
+        "linear1": "fc1_c",
+        "linear2": "fc2_c",
+        "query": "proj_q",
+        "key": "proj_k",
+        "value": "proj_v",
+        "projection": "proj",
     },
     "head": {"conv": "downsample", "linear": "fc"},
-}  # fmt: skip
+}
 
 
 def layer_name(part: str, name: str) -> str:

@@ -119,15 +119,12 @@ class SiteArchitecture(NetworkSites, Architecture):  # type: ignore[override]  #
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The block's module path."""
         return (self.site,)
 
     def source_block(self, stride: int = 1) -> nn.Module:
-        """Return a fresh source block."""
         return self.whole().get_submodule(self.site)
 
     def target_block(self, stride: int = 1) -> nn.Module:
-        """Return a fresh target block."""
         parts = _parts(self)
         with torch.device("cpu"):
             return parts.pair.target(copy.deepcopy(parts.cut.block))
@@ -141,7 +138,6 @@ class SiteArchitecture(NetworkSites, Architecture):  # type: ignore[override]  #
         return copy.deepcopy(_parts(self).cut.after)
 
     def source_network(self) -> nn.Sequential:
-        """Return a fresh network, cut."""
         network = self.whole()
         state, stem, head = network.state_dict(), self.stem(), self.head()
         for name, value in [*stem.state_dict().items(), *head.state_dict().items()]:
@@ -150,16 +146,13 @@ class SiteArchitecture(NetworkSites, Architecture):  # type: ignore[override]  #
 
     @property
     def activation_shape(self) -> tuple[int, ...]:
-        """The shape of the block's input."""
         return _parts(self).site.input_shape
 
     def layouts(self) -> tuple[BlockLayout, BlockLayout]:
-        """Return the pair's layouts, flat where it has none."""
         site = _parts(self).site
         return site.layout, site.target_layout
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return fresh modules by the names that a zoo has for them: stem, source, target, head."""
         stem, source, head = self.source_network()
         return {"stem": stem, "source": source, "target": self.target_block(), "head": head}
 

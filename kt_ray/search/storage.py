@@ -5,6 +5,7 @@ A SQLite database has a write-ahead log if its filesystem supports one; `kt_ray.
 
 from __future__ import annotations
 
+import abc
 import logging
 import sqlite3
 import time
@@ -51,7 +52,7 @@ def open_storage(url: str, *, create: bool = True) -> RetryingStorage:
         raise StudyError(f"no studies yet: {path} does not exist; `kt-ray search` or `kt-ray run` makes it")
     for attempt in range(TRIES):
         try:
-            return RetryingStorage(_open(url, path, create), url, patience=0.0)
+            return RetryingStorage(_open(url, path, create), url, patience=0.0)  # type: ignore[abstract]
         except Exception as error:  # SQLAlchemy, database drivers and the operating system each raise their own
             reason = first_line(error)
             if attempt + 1 == TRIES or not any(
@@ -69,7 +70,7 @@ def open_retrying_storage(url: str) -> RetryingStorage:
     """
     if in_memory(url):
         raise StudyError(f"the study storage {url} ends with this process; a search needs one that stays: name a file")
-    return RetryingStorage(open_storage(url).inner, url, PATIENCE)
+    return RetryingStorage(open_storage(url).inner, url)  # type: ignore[abstract]
 
 
 def study_names(url: str) -> list[str]:
@@ -84,10 +85,10 @@ def study_names(url: str) -> list[str]:
 
 
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna from logging each study and trial in a `with`, and leave the level that the user set as it was."""
+def quiet_optuna(least: int = optuna.logging.WARNING) -> Iterator[None]:
+    """Keep Optuna from logging what is below `least` in a `with`, and leave the level that the user set as it was."""
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
+    optuna.logging.set_verbosity(max(level, least))
     try:
         yield
     finally:
@@ -143,21 +144,39 @@ def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> N
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _forwarded(name: str, *, reads: bool = False) -> Callable[..., Any]:
-    """Return the method `name`, retried. If it `reads` a study that is there, other errors are of its contents."""
+READING = (  # methods that read a study which is there: other errors than the database's are of its contents
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "get_all_trials",
+)
+
+
+def _forwarded(name: str) -> Callable[..., Any]:
+    """Return the method `name` of a storage, retried."""
 
     def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         call = partial(getattr(self.inner, name), *args, **kwargs)
         try:
             return self._retry(call, call)
         except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-            if not reads:
+            if name not in READING:
                 raise
             raise self._damaged(f"not readable: {type(error).__name__}: {first_line(error)}") from None
 
     return method
 
 
+def _forwarding(kind: type[T]) -> type[T]:
+    """Give `kind` the methods of an Optuna storage that it does not write out itself, each retried."""
+    for name in (*BaseStorage.__abstractmethods__, "get_trial_id_from_study_id_trial_number", "get_best_trial"):
+        if name not in vars(kind):
+            setattr(kind, name, _forwarded(name))
+    return abc.update_abstractmethods(kind)
+
+
+@_forwarding
 class RetryingStorage(BaseStorage):
     """An Optuna storage whose calls are retried with growing pauses for `patience` seconds, and raise StudyError then.
 
@@ -165,29 +184,8 @@ class RetryingStorage(BaseStorage):
     are done, which is possible with one driver per study (`kt_ray.search.lease`). A damaged database raises at once.
     """
 
-    create_new_study = _forwarded("create_new_study")
-    delete_study = _forwarded("delete_study")
-    set_study_user_attr = _forwarded("set_study_user_attr")
-    set_study_system_attr = _forwarded("set_study_system_attr")
-    get_study_id_from_name = _forwarded("get_study_id_from_name")
-    get_study_name_from_id = _forwarded("get_study_name_from_id")
-    get_study_directions = _forwarded("get_study_directions", reads=True)
-    get_study_user_attrs = _forwarded("get_study_user_attrs", reads=True)
-    get_study_system_attrs = _forwarded("get_study_system_attrs", reads=True)
-    get_all_studies = _forwarded("get_all_studies", reads=True)
-    set_trial_param = _forwarded("set_trial_param")
-    get_trial_id_from_study_id_trial_number = _forwarded("get_trial_id_from_study_id_trial_number")
-    set_trial_intermediate_value = _forwarded("set_trial_intermediate_value")
-    set_trial_user_attr = _forwarded("set_trial_user_attr")
-    set_trial_system_attr = _forwarded("set_trial_system_attr")
-    get_trial = _forwarded("get_trial")
-    get_all_trials = _forwarded("get_all_trials", reads=True)
-    get_best_trial = _forwarded("get_best_trial")
-
-    def __init__(self, inner: BaseStorage, url: str, patience: float | None = None) -> None:
-        self.inner = inner
-        self._url = url
-        self._patience = PATIENCE if patience is None else patience
+    def __init__(self, inner: BaseStorage, url: str, patience: float = PATIENCE) -> None:
+        self.inner, self._url, self._patience = inner, url, patience
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Create one trial; mark those that lost answers left beside it as failed."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kt_ray.search.storage import quiet_optuna
 from kt_ray.tracking.store import quiet
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def study_figures(study: Study) -> dict[str, go.Figure]:
     History, Pareto front (two or three objectives), intermediate values, importance, parallel coordinates and slices.
     With several objectives history, importance and slices are drawn for the first one.
     """
+    import optuna
     from optuna import visualization
     from optuna.importance import FanovaImportanceEvaluator
     from optuna.trial import TrialState
@@ -45,7 +46,7 @@ def study_figures(study: Study) -> dict[str, go.Figure]:
     first: Callable[[FrozenTrial], float] = lambda trial: float(trial.values[0])  # noqa: E731
     target, name = first if several else None, (study.metric_names or ["objective"])[0]
     figures: dict[str, go.Figure] = {}
-    with _silent_optuna():
+    with quiet(), quiet_optuna(optuna.logging.ERROR):
         figures["History"] = visualization.plot_optimization_history(study, target=target, target_name=name)
         if several and len(study.directions) <= 3:
             figures["Pareto front"] = visualization.plot_pareto_front(study)
@@ -69,16 +70,3 @@ def _shared(trials: Sequence[FrozenTrial]) -> set[str]:
 
 def _varies(trials: Sequence[FrozenTrial], name: str) -> bool:
     return len({str(trial.params[name]) for trial in trials}) > 1
-
-
-@contextmanager
-def _silent_optuna() -> Iterator[None]:
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with quiet():
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)

@@ -117,7 +117,7 @@ class ChampionResult:
     """The registered version, whether it is champion now, and the comparison that decided it.
 
     `uri` loads the champion, or this version if the model has no champion. `weakness` says which block that costs
-    nothing is better, `not_exported` why the model cannot be loaded without kt_ray.
+    nothing is better.
     """
 
     version: int
@@ -125,7 +125,6 @@ class ChampionResult:
     comparison: str
     uri: str = ""
     weakness: str = ""
-    not_exported: str | None = None
 
 
 def register_champion(
@@ -138,7 +137,7 @@ def register_champion(
     registered once.
     """
     tracker.arrived()
-    version, not_exported = register(tracker, model_name, candidate)
+    version = register(tracker, model_name, candidate)
     client, tags, number = tracker.client, candidate.tags(), int(version.version)
     with reaching(tracker.uri):
         present = champion_of(client, model_name)  # only now: while a model was logged, others may have registered
@@ -153,14 +152,13 @@ def register_champion(
         comparison=comparison,
         uri=f"models:/{model_name}@{CHAMPION}" if promoted or present is not None else f"models:/{model_name}/{number}",
         weakness=candidate.measured.weakness,
-        not_exported=not_exported,
     )
     describe_study(tracker, model_name, candidate, result)
     return result
 
 
-def register(tracker: Tracker, model_name: str, candidate: Candidate) -> tuple[ModelVersion, str | None]:
-    """Return the version of the candidate's file, made if there is none, and why it needs kt_ray to load if it does.
+def register(tracker: Tracker, model_name: str, candidate: Candidate) -> ModelVersion:
+    """Return the version of the candidate's file, made if there is none.
 
     A model that an earlier try logged and did not register is registered.
     """
@@ -168,14 +166,13 @@ def register(tracker: Tracker, model_name: str, candidate: Candidate) -> tuple[M
     with reaching(tracker.uri):
         version = _registered(client, model_name, candidate.sha256)
         if version is not None:
-            return version, None
+            return version
         run_id = tracker.run_id(candidate.run_id)
-        model_id, not_exported = _log_model(tracker, candidate, run_id, tags)
+        model_id = _log_model(tracker, candidate, run_id, tags)
         with default_store(tracker.uri):
-            version = client.create_model_version(
+            return client.create_model_version(
                 model_name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id, await_creation_for=30
             )
-        return version, not_exported
 
 
 def promote(store: Tracker | str, model_name: str, version: int, reason: str = "") -> RegisteredTranslator:
@@ -213,8 +210,8 @@ def _registered(client: MlflowClient, model_name: str, digest: str) -> ModelVers
     return next((version for version in versions if version.tags.get("kt_ray.sha256") == digest), None)
 
 
-def _log_model(tracker: Tracker, candidate: Candidate, run_id: str, tags: Mapping[str, str]) -> tuple[str, str | None]:
-    """The id of a logged model of the trial's run, and why it needs kt_ray to load if it does."""
+def _log_model(tracker: Tracker, candidate: Candidate, run_id: str, tags: Mapping[str, str]) -> str:
+    """Return the id of a logged model of the trial's run."""
     from mlflow.entities import LoggedModelOutput
 
     client = tracker.client
@@ -222,10 +219,10 @@ def _log_model(tracker: Tracker, candidate: Candidate, run_id: str, tags: Mappin
         tracker.experiment_id, "translator", source_run_id=run_id, tags=dict(tags), model_type="translator"
     )
     if str(logged.status) == "READY":
-        return logged.model_id, None
+        return str(logged.model_id)
     with scratch_directory() as scratch:
         directory = scratch / "model"
-        reason = write_model(
+        write_model(
             directory,
             candidate.module,
             candidate.example,
@@ -241,7 +238,7 @@ def _log_model(tracker: Tracker, candidate: Candidate, run_id: str, tags: Mappin
     if logged.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
     client.finalize_logged_model(logged.model_id, "READY")
-    return logged.model_id, reason
+    return str(logged.model_id)
 
 
 def _begun(client: MlflowClient, experiment_id: str, digest: str, run_id: str) -> LoggedModel | None:

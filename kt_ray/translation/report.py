@@ -43,7 +43,6 @@ class TranslationReport(Displayed):
         return []
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return a row for each quantity of the whole network, before and after."""
         rows: list[dict[str, Any]] = [
             {"": "parameters", "before": self.parameters_before, "after": self.parameters_after},
             {"": "multiply-adds", "before": self.multiply_adds_before, "after": self.multiply_adds_after},

@@ -39,7 +39,6 @@ class NetworkTranslation(TranslationReport):
     peak_mib: float
 
     def display_title(self) -> str:
-        """Return number of blocks and time."""
         return f"{len(self.sites)} blocks, translated in {self.seconds:.1f} s"
 
     def display_rows(self) -> list[dict[str, Any]]:

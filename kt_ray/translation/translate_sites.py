@@ -69,7 +69,6 @@ class SitesTranslation(TranslationReport):
         return f"{self.pair}, {len(self.sites)} blocks, translated in {self.seconds:.2f} s"
 
     def site_rows(self) -> list[dict[str, Any]]:
-        """Return a row for each block."""
         return [
             {
                 "block": site.path,

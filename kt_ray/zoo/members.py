@@ -63,7 +63,6 @@ class _Rows(Displayed):
         return f"zoo {self.fingerprint}: {pair}, {len(self):,} rows in memory"
 
     def display_rows(self) -> list[dict[str, Any]]:
-        """Return rows and mean accuracies by split."""
         means = [(f"{kind} accuracy", f"{kind}_accuracy", "mean") for kind in ("source", "target")]
         columns = [("members", "id", "count_distinct"), *means]
         grouped = self.index.group_by("split").aggregate([(column, how) for _, column, how in columns]).to_pylist()
@@ -112,7 +111,6 @@ class Zoo(_Rows):
         return (self,)
 
     def display_title(self) -> str:
-        """Return block pair and fingerprint."""
         return self._title(self.architecture.pair)
 
     def part(self, name: str) -> State:
@@ -146,7 +144,6 @@ class SitesZoo(_Rows):
         return tuple(found)
 
     def display_title(self) -> str:
-        """Return block pair, number of sites and fingerprint."""
         return self._title(f"{self.architecture.pair} at {len(self.architecture.sites)} sites")
 
 

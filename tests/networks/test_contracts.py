@@ -20,13 +20,12 @@ def test_every_residual_block_is_halved_and_its_projection_copied() -> None:
     assert [layout_widths(site.target_layout, site.target) for site in sites] == [(2,), (4,), (8,)]
     assert [site.layout.copied for site in sites] == [(), ("downsample",), ("downsample",)]
     assert sites[1].input_shape == (4, 32, 32)
-    assert sites[1].output_shape == (8, 16, 16)
 
 
 @pytest.mark.parametrize("name", ["basic_to_simple", "basic_to_biased", "basic_to_mlp", "basic_to_attention"])
 def test_the_papers_pairs_keep_to_the_contract(name: str) -> None:
     (site,) = find_sites(make_network("paper"), make_pair(name))
-    assert site.input_shape == site.output_shape == (6, 14, 14)
+    assert site.input_shape == (6, 14, 14)
 
 
 def test_layers_are_folded_with_the_eps_of_their_norm() -> None:

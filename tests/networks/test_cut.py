@@ -11,8 +11,13 @@ from torch.func import functional_call
 
 from kt_ray.errors import ConfigError
 from kt_ray.networks import stacked
-from kt_ray.networks.contracts import cut, make_network, whole_module
+from kt_ray.networks.contracts import Network, Normalised, built, cut, make_network
 from kt_ray.networks.cut import Cut
+
+
+def whole(network: Network) -> nn.Module:
+    """Return a fresh module of `network`, with its own names, that takes images in [0, 1]."""
+    return Cut.whole(built(network), Normalised(network))
 
 
 class Forked(nn.Module):
@@ -55,14 +60,15 @@ def test_parts_of_any_network_are_the_network(
     parts = Cut(network, str(site), (2, 12, 12))
 
     assert torch.allclose(parts.after(parts.block(parts.before(images))), network(images), atol=1e-5)
-    names = {*parts.before.state_dict(), *parts.after.state_dict(), *parts.block_names()}
+    block = [f"{parts.site}.{name}" for name in parts.block.state_dict()]
+    names = {*parts.before.state_dict(), *parts.after.state_dict(), *block}
     assert names == network.state_dict().keys()
 
 
 def test_stacks_and_copies_of_parts_are_run_with_given_tensors() -> None:
     resnet = make_network("resnet", {"depth": 8, "width": 4, "mean": (0.5,) * 3, "deviation": (0.25,) * 3})
     parts = cut(resnet, "layer2.0")
-    networks = [whole_module(resnet).eval() for _ in range(2)]
+    networks = [whole(resnet).eval() for _ in range(2)]
     stack = stacked.stack(network.state_dict() for network in networks)
     images = torch.rand(5, 3, 32, 32)
     before, after = copy.deepcopy(parts.before), copy.deepcopy(parts.after)
@@ -77,7 +83,7 @@ def test_stacks_and_copies_of_parts_are_run_with_given_tensors() -> None:
 
 def test_gradients_through_the_rest_are_those_of_the_whole_network() -> None:
     resnet = make_network("resnet", {"depth": 8, "width": 4})
-    network = whole_module(resnet).eval()
+    network = whole(resnet).eval()
     parts = cut(resnet, "layer2.0", network)
     images = torch.rand(4, 3, 32, 32)
     kernel = network.get_parameter("layer2.0.conv1.weight")

@@ -10,7 +10,7 @@ from torch import nn
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
 from kt_ray.tracking import promotion
-from kt_ray.tracking.model import TRANSLATOR_FILE
+from kt_ray.tracking.model import CARD_FILE, TRANSLATOR_FILE
 from kt_ray.tracking.promotion import promote, register_champion
 from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.tracker import Tracker
@@ -20,7 +20,7 @@ from tests.tracking.conftest import NAME
 
 def test_the_first_is_champion(register: Any, tracker: Tracker) -> None:
     result = register(1, 0.7)
-    assert (result.version, result.promoted, result.not_exported) == (1, True, None)
+    assert (result.version, result.promoted) == (1, True)
     assert result.comparison == (
         "First champion: version 1 (mean accuracy 70.00% on selection, 69.00% on test, study s, trial 1) on zoo zoo1, "
         "3 selection members, 500 selection images abc."
@@ -190,8 +190,9 @@ class Unexportable(nn.Module):
 def test_a_translator_that_cannot_be_exported_is_registered_by_its_file(register: Any, tracker: Tracker) -> None:
     result = register(1, 0.7, module=Unexportable())
     assert result.promoted
-    assert result.not_exported
-    assert load_champion_path(tracker.uri, f"models:/{NAME}@champion").name == TRANSLATOR_FILE
+    file = load_champion_path(tracker.uri, f"models:/{NAME}@champion")
+    assert file.name == TRANSLATOR_FILE
+    assert "torch cannot export it" in (file.parent / CARD_FILE).read_text()
 
 
 @pytest.mark.parametrize("tag", ["selection_accuracy", "test_accuracy", "protocol", "zoo_fingerprint", "sha256"])

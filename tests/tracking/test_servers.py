@@ -44,7 +44,7 @@ def whole_path(uri: str, artifact_root: str | None, translator: nn.Module, examp
     candidate = Candidate(file, translator, example, study="s", trial=1, run_id=trials[1], measured=measured)
     for _ in range(2):
         result = register_champion(later, "kt-translator", candidate)
-        assert (result.version, result.promoted, result.not_exported) == (1, True, None)
+        assert (result.version, result.promoted) == (1, True)
     assert [entry.champion for entry in champions(uri, "kt-translator")] == [True]
     assert load_champion_path(uri, "models:/kt-translator@champion").read_bytes() == file.read_bytes()
 

@@ -1,192 +1,41 @@
-"""The public functions of `kt_ray` on datasets, zoos and translators; those on studies are in `studies/study`.
-
-Everything here is thin: settings are checked by the models of `kt_ray.config`, work is done in the other rooms.
-"""
+"""Translators: train, load, evaluate, translate, the public functions of `kt_ray` on them."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from torch import Tensor, nn
 
-from kt_ray import data
+from kt_ray._io.bundled import PREFIX
 from kt_ray._io.display import Displayed, ProgressLine
 from kt_ray._io.scratch import scratch_directory
-from kt_ray._io.text import duration
-from kt_ray.config import DatasetConfig, RayConfig, Split, TrialConfig, ZooConfig, validate
-from kt_ray.config.code import hashes, read_code
+from kt_ray.config import Split, TrialConfig, validate
 from kt_ray.data import Dataset
-from kt_ray.errors import CheckpointError, ZooError
+from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.jobs.device import use_device
 from kt_ray.networks import State
 from kt_ray.networks.checkpoint import read_state
 from kt_ray.networks.state_file import write_state
-from kt_ray.studies import zoos
-from kt_ray.studies.models import translator_file
-from kt_ray.study_code import load_code as run_code
+from kt_ray.studies.workspace import Workspace
+from kt_ray.studies.zoos import zoo_and_dataset
+from kt_ray.tracking.registry import load_champion_path
+from kt_ray.translation.bundled import TRANSLATORS
 from kt_ray.translation.checkpoint import LoadedTranslator, load_translator
 from kt_ray.translation.evaluation import Evaluation
 from kt_ray.translation.evaluation import evaluate as evaluate_translator
+from kt_ray.translation.figures import save_figures
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.translate import Translation
 from kt_ray.translation.translate import translate as translate_file
 from kt_ray.translation.translate_sites import SitesTranslation
 from kt_ray.zoo.members import AnyZoo, Zoo
 from kt_ray.zoo.store import ZooStore
-
-Settings = Mapping[str, Any]
-
-
-def load_dataset(name: str = "mnist5k", **options: Any) -> Dataset:
-    """Load a dataset as tensors, with its training images split into training and selection images by a fixed seed.
-
-    Images are uint8 [N, C, H, W], labels int64 [N]. `mnist5k` (5,000 digits) needs no download; other datasets are read
-    from, or downloaded to, the directory in `KT_RAY_DATA`.
-
-    Args:
-        name: As in the `dataset` of a study file: `mnist5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100`.
-        **options: The other keys of `dataset` in a study file: `selection_images` (500 unless set), `train_images`.
-
-    Returns:
-        The dataset; its `train`, `selection` and `test` hold `images` and `labels`.
-
-    Raises:
-        ConfigError: If the name or an option is unknown.
-        DataError: If the dataset is neither found nor downloaded.
-
-    Example:
-        >>> import kt_ray as kt
-        >>> dataset = kt.load_dataset("mnist5k", selection_images=200, train_images=1000)
-        >>> dataset.train.images.shape
-        torch.Size([1000, 1, 28, 28])
-        >>> len(dataset.selection), len(dataset.test), dataset.classes
-        (200, 1000, 10)
-    """
-    return data.load_dataset(validate(DatasetConfig, {"name": name, **options}, "load_dataset"))
-
-
-def build_zoo(
-    path: str | Path,
-    dataset: Dataset | str = "mnist5k",
-    *,
-    pair: str | dict[str, Any] = "basic_to_simple",
-    ray: bool | str = False,
-    device: str = "cpu",
-    progress: bool = True,
-    **settings: Any,
-) -> ZooStore:
-    """Train the networks that a zoo is missing and store them.
-
-    A network's id and the zoo's seed decide its parameters: building again, or with more members, trains only what is
-    missing.
-
-    Args:
-        path: Directory or `pyarrow.fs` URI of the zoo.
-        dataset: What the networks are trained on.
-        pair: The block pair: which block the networks have, and which small block is trained in its place.
-        ray: False trains in this process; True uses the Ray session of this process or starts one for the call; a
-            string is the address of a Ray cluster.
-        device: As torch names it, for training in this process; with Ray, `actors={"gpus": 0.5}` asks for GPUs.
-        progress: Whether a line shows how far the build is, on terminals and in notebooks.
-        **settings: The keys of `zoo` in a study file: `members`, `recipe`, `network`, `seed`, `actors`.
-
-    Returns:
-        The zoo on disk. `info()` describes it, `read()` loads it.
-
-    Raises:
-        ConfigError: If a setting is unknown or out of its range.
-        ZooError: If another zoo is stored there, or it cannot be written.
-        ResourceError: If Ray cannot be reached, no node can train a member, or torch cannot compute on `device`.
-
-    Example:
-        >>> import kt_ray as kt
-        >>> dataset = kt.load_dataset("mnist5k", train_images=256, selection_images=64)
-        >>> brief = {"epochs": 1, "steps": 2}
-        >>> zoo = kt.build_zoo(
-        ...     "zoo", dataset, recipe={"source": brief, "target": brief},
-        ...     members={"train": 2, "selection": 1, "test": 1},
-        ... )
-        >>> zoo.info().members == {"train": 2, "selection": 1, "test": 1}
-        True
-    """
-    config = validate(ZooConfig, dict(settings), "build_zoo")
-    images = load_dataset(dataset) if isinstance(dataset, str) else dataset
-    store = ZooStore(str(path))
-    with ProgressLine(progress) as line:
-
-        def show(state: Any) -> None:
-            done = f"zoo: {state.done} of {state.members} networks, {state.members_per_hour:,.0f} an hour"
-            line.update(f"{done}, {duration(state.eta_seconds)} to go", last=state.done == state.members)
-
-        if ray is False:
-            from kt_ray.zoo.local import build_zoo_locally
-
-            build_zoo_locally(config, pair, images, store, show, use_device(device))  # type: ignore[arg-type]
-        else:
-            from kt_ray.jobs.connection import connected
-            from kt_ray.zoo.actors import build_zoo as build_with_actors
-
-            with connected(RayConfig(address=ray if isinstance(ray, str) else None)):
-                build_with_actors(config, pair, images, store, show)  # type: ignore[arg-type]
-    return store
-
-
-def load_code(*files: str | Path) -> dict[str, str]:
-    """Run Python files that register networks, pairs and so on, as those under `code` of a study file do.
-
-    What a study registered can be opened, evaluated and translated afterwards: zoos and translators name the files that
-    they need, by their SHA-256, and never run any.
-
-    Args:
-        *files: Each is run once a process; other text under the same name takes the place of the earlier.
-
-    Returns:
-        The SHA-256 of each file by its name, as zoos and translators name what they need.
-
-    Raises:
-        ConfigError: If a file cannot be read, raises, registers nothing, or registers a name that is taken.
-
-    Example:
-        >>> import kt_ray as kt
-        >>> from pathlib import Path
-        >>> _ = Path("mine.py").write_text("from kt_ray import register\\nregister.loss('half')(lambda options: 0.5)")
-        >>> list(kt.load_code("mine.py"))
-        ['mine.py']
-        >>> kt.register.loss.make("half")
-        0.5
-    """
-    paths = [Path(file) for file in files]
-    found = [file for path in paths for file in read_code([path.name], path.parent)]
-    run_code(found)
-    return hashes(found)
-
-
-def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:
-    """Open a zoo that is stored.
-
-    Args:
-        zoo: Name of a zoo in the workspace, a directory, a URI, or `pretrained:NAME` for one bundled with kt_ray.
-        workspace: Directory of the workspace; `KT_RAY_WORKSPACE`, else `./kt-workspace`, if None.
-
-    Returns:
-        The zoo on disk. `info()` describes it, `read()` loads it, `verify()` checks every file.
-
-    Raises:
-        ZooError: If there is none.
-
-    Example:
-        >>> import kt_ray as kt
-        >>> kt.open_zoo("pretrained:mnist5k").info().dataset
-        'mnist5k'
-    """
-    name = str(zoo)
-    if isinstance(zoo, Path) or ("/" not in name and ":" not in name and ZooStore(name).exists()):
-        name = str(Path(name).absolute())
-    return zoos.open_zoo(name, None if workspace is None else Path(workspace))
 
 
 def train(
@@ -226,7 +75,7 @@ def train(
         1
     """
     config = validate(TrialConfig, {"seed": seed, **settings}, "train")
-    members, images = _zoo_and_dataset(zoo, dataset)
+    members, images = zoo_and_dataset(zoo, dataset)
     training = TranslatorTraining(config, members, images, use_device(device))
     history: list[dict[str, float]] = []
     with ProgressLine(progress) as line:
@@ -265,7 +114,7 @@ def load(model: str | Path, workspace: str | Path | None = None) -> LoadedTransl
         >>> kt.load("pretrained:basic_to_simple").architecture.pair
         'basic_to_simple'
     """
-    return load_translator(translator_file(str(model), None if workspace is None else Path(workspace)))
+    return load_translator(translator_file(str(model), workspace))
 
 
 def evaluate(
@@ -306,7 +155,7 @@ def evaluate(
     """
     loaded = translator if isinstance(translator, LoadedTranslator) else load(translator)
     network = loaded.translator if device is None else copy.deepcopy(loaded.translator).to(use_device(device))
-    members, images = _zoo_and_dataset(zoo, dataset)
+    members, images = zoo_and_dataset(zoo, dataset)
     if isinstance(members, Zoo):
         network = network.for_architecture(members.architecture)
     return evaluate_translator(network, members, images, members=split, images=split, fit_steps=fit_steps)
@@ -390,28 +239,39 @@ def translate(
         return TranslatedNetwork(read_state(output), report)
 
 
+def translator_file(model: str, workspace: str | Path | None) -> Path:
+    """Return the file of a translator: a path, `pretrained:NAME`, or a `models:/…` URI in the workspace's registry."""
+    if model.startswith(PREFIX):
+        return TRANSLATORS.path(model)
+    if not model.startswith("models:/"):
+        return Path(model)
+    return load_champion_path(Workspace.existing(None if workspace is None else Path(workspace)).tracking_uri, model)
+
+
+def make_output(directory: Path) -> None:
+    """Make `directory` if it is missing. Raises ConfigError if no file can be written there."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}; name another --output") from None
+
+
+def write_evaluation(evaluation: Evaluation, directory: Path) -> list[Path]:
+    """Write `evaluation.json`, `evaluation.md` and figures into `directory`; return their paths. Raises ConfigError."""
+    content = {"json": json.dumps(evaluation.to_dict(), indent=1), "md": evaluation.to_markdown()}
+    try:
+        for suffix, text in content.items():
+            (directory / f"evaluation.{suffix}").write_text(text, encoding="utf-8")
+        return [directory / f"evaluation.{suffix}" for suffix in content] + save_figures(evaluation, directory)
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}; name another --output") from None
+
+
 def _state_of(network: nn.Module | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     state = network.state_dict() if isinstance(network, nn.Module) else network
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(f"the network's {', '.join(others[:3])} is no tensor; give a module or its state_dict")
     return {str(name): value.detach().clone() for name, value in state.items()}
-
-
-def _zoo_and_dataset(zoo: ZooStore | AnyZoo | str, dataset: Dataset | None) -> tuple[AnyZoo, Dataset]:
-    """The zoo in memory, and the images it was trained on."""
-    if isinstance(zoo, AnyZoo):
-        members = zoo
-        if dataset is None:
-            raise ZooError("a zoo in memory does not know its images: give `dataset`, or the zoo of `open_zoo`")
-    else:
-        store = open_zoo(zoo) if isinstance(zoo, str) else zoo
-        members = store.read()
-        if dataset is None:
-            dataset = data.load_dataset(validate(DatasetConfig, store.definition()["dataset"], store.uri))
-    if dataset.fingerprint != members.dataset_fingerprint:
-        raise ZooError(
-            f"the zoo was trained on images with fingerprint {members.dataset_fingerprint}, {dataset.name} has "
-            f"{dataset.fingerprint}; give the dataset that it was built with, or point KT_RAY_DATA at the same data"
-        )
-    return members, dataset
