@@ -79,7 +79,9 @@ def native_bfloat16(device: str) -> bool:
     kind = torch.device(device).type
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}  # of newer torch alone
+    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
+        return False
+    capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
@@ -262,7 +264,8 @@ def _refine(
         missed = [_missed(given.outputs[path].float(), wanted.outputs[path].float()) for path in paths]
         expected, predicted = wanted.logits.float().log_softmax(1), given.logits.float().log_softmax(1)
         divergence = functional.kl_div(predicted, expected, log_target=True, reduction="batchmean")
-        return torch.stack(missed).mean() + first * (last / first) ** done * divergence
+        weight: float = first * (last / first) ** done
+        return torch.stack(missed).mean() + weight * divergence
 
     parameters = [one for site in sites for one in _parameters(small.get_submodule(site.path), site.target)]
     _descend(parameters, loss, len(probes), fitting)
