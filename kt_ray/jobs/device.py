@@ -92,11 +92,12 @@ def release_memory(device: str) -> None:
 
 
 def is_device_broken(error: BaseException) -> bool:
-    """Return whether `error` leaves the device unusable for this process: a CUDA error other than lack of memory.
+    """Return whether `error` leaves the device unusable for this process.
 
-    Such errors (an illegal address, a lost GPU) are sticky: every later call of the process fails too.
+    Such CUDA errors (an illegal address, a lost GPU) are sticky: every later call of the process fails too. Lack of
+    memory and what cannot be recorded as a CUDA graph ("… when stream is capturing", "… during capture") are not.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or "captur" in str(error):
         return False
     return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 

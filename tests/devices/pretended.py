@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 from kt_ray.networks.architecture import structure
+from tests.devices.pretended_graphs import graph_patches
 
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
@@ -152,8 +153,11 @@ class DeviceMode(TorchDispatchMode):
         super().__init__()
         self.syncs, self.where, self.launches = Counter(), Counter(), Counter()
         self.generator = DeviceGenerator("cuda")
+        self.graph, self.replays = None, 0  # the CUDA graph that is being recorded
 
     def note(self, kind, name):
+        if self.graph is not None:
+            raise PlacementError(f"{name}: operation not permitted when stream is capturing ({kind})")
         self.syncs[kind] += 1
         for frame in reversed(traceback.extract_stack()):
             if "/kt_ray/" in frame.filename:
@@ -222,7 +226,12 @@ class DeviceMode(TorchDispatchMode):
         with self._randomness(func, generator, place) as given:
             if given is not None:
                 inner_kwargs = {**inner_kwargs, "generator": given}
-            out = func(*inner_args, **inner_kwargs)
+            if self.graph is not None and torch.Tag.nondeterministic_seeded in func.tags:
+                raise PlacementError(f"{name}: random numbers are drawn while stream is capturing")
+            if self.graph is not None and place.type == "cuda":
+                out = self.graph.note(func, inner_args, inner_kwargs)
+            else:
+                out = func(*inner_args, **inner_kwargs)
         if place.type != "cuda":
             return out
         out = pytree.tree_map_only(
@@ -388,6 +397,7 @@ def pretended_cuda() -> Iterator[DeviceMode]:
             "_foreach_supported_types",
             [torch.Tensor, torch.nn.Parameter, DeviceTensor],
         ),
+        *graph_patches(mode),
         *(mock.patch.object(torch, name, _built_on_cpu(getattr(torch, name))) for name in ("tensor", "as_tensor")),
     ]
     with contextlib.ExitStack() as stack:
