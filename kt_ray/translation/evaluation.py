@@ -192,25 +192,24 @@ def _together(rows: list[Row]) -> Row:
     )
 
 
-def free_accuracies(zoo: AnyZoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
+def free_accuracies(zoo: AnyZoo, dataset: Dataset) -> dict[str, float]:
     """Return mean accuracies of blocks that cost nothing, by name: the zero block and those made without learning.
 
-    Measured on the members and the images of `split`; of several sites, of those blocks that are known at all.
+    Measured on selection members and selection images; of several sites, of those blocks that are known at all.
     """
-    found = [_free_accuracies(view, dataset, split) for view in zoo.views()]
+    found = [_free_accuracies(view, dataset) for view in zoo.views()]
     names = [name for name in found[0] if all(name in one for one in found)]
     return {name: sum(one[name] for one in found) / len(found) for name in names}
 
 
-def _free_accuracies(zoo: Zoo, dataset: Dataset, split: Split) -> dict[str, float]:
-    members = zoo.where(split)
+def _free_accuracies(zoo: Zoo, dataset: Dataset) -> dict[str, float]:
+    members, images = zoo.where("selection"), dataset.selection
     source, architecture = members.part("source"), zoo.architecture
     blocks = (
         {} if target_layout(architecture).flat else {"zero block": baselines.zero_block(architecture, len(members))}
     )
     for base in baselines.one_shot_bases(architecture):
         blocks[f"{base} block"] = baselines.one_shot_block(source, architecture, base=base)
-    images = dataset.images(split)
     predicted = Transplants(members, images, keep=0).predictions(blocks)
     labels = images.labels.cpu()
     return {name: float((classes == labels).float().mean()) for name, classes in predicted.items()}

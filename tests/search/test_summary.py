@@ -26,7 +26,7 @@ from kt_ray.search.summary import (
     trial_rows,
     varied_parameters,
 )
-from kt_ray.studies.warm_start import point_of_trial, points_of_study
+from kt_ray.studies.extension import point_of_trial, points_of_study
 from tests.search.stand_in import study_config
 from tests.search.test_study import PRUNERS, searched
 
