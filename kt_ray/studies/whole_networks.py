@@ -20,7 +20,7 @@ from kt_ray.errors import ConfigError
 from kt_ray.networks.contracts import Network, Normalised, built, make_network
 from kt_ray.translation.probe_images import mixture, shapes, strokes
 from kt_ray.translation.translate_network import NetworkTranslation, translate_network
-from kt_ray.translation.whole_network import Fitting, SiteReport, usual_steps
+from kt_ray.translation.whole_network import Fitting, SiteReport, native_bfloat16, usual_steps
 
 TORCHVISION, MIXTURE = "torchvision:", "mixture:"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation, as torchvision's weights expect
@@ -84,7 +84,8 @@ def translate_named(
     network = request.build()
     images = draw_probes(probes, request.image_shape)
     steps = usual_steps(share) if steps is None else steps
-    fitting = Fitting(images=min(Fitting.images, len(images) // FITTED), steps=steps)
+    fitted = min(Fitting.images, len(images) // FITTED)
+    fitting = Fitting(images=fitted, steps=steps, bfloat16=native_bfloat16(device))
     return translate_network(
         network,
         checkpoint,
