@@ -18,6 +18,7 @@ from kt_ray.errors import ZooError
 from kt_ray.networks import Architecture, PaperArchitecture, State
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
+from kt_ray.translation.bases import one_shot_block
 from kt_ray.translation.probe_images import strokes
 from kt_ray.translation.site_walk import predictions
 from kt_ray.translation.support import can_project
@@ -209,7 +210,7 @@ def _free_accuracies(zoo: Zoo, dataset: Dataset) -> dict[str, float]:
         {} if target_layout(architecture).flat else {"zero block": baselines.zero_block(architecture, len(members))}
     )
     for base in baselines.one_shot_bases(architecture):
-        blocks[f"{base} block"] = baselines.one_shot_block(source, architecture, base=base)
+        blocks[f"{base} block"] = one_shot_block(source, architecture, base=base)
     predicted = Transplants(members, images, keep=0).predictions(blocks)
     labels = images.labels.cpu()
     return {name: float((classes == labels).float().mean()) for name, classes in predicted.items()}
@@ -244,7 +245,7 @@ def _makers(
         makers["nearest member's target"] = lambda: baselines.nearest_target(train, held_out)
         makers["mean target"] = lambda: baselines.mean_target(train, count)
     for base in baselines.one_shot_bases(architecture):
-        makers[f"{base} block"] = partial(baselines.one_shot_block, source, architecture, base=base)
+        makers[f"{base} block"] = partial(one_shot_block, source, architecture, base=base)
     if not can_project(architecture):
         return makers
     device = next(translator.parameters()).device

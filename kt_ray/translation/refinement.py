@@ -152,9 +152,14 @@ class Refiner(nn.Module):
         return Units(*(state[:3] if recorder is None else (part.clone() for part in state[:3])))
 
     def _advance(
-        self, surroundings: Surroundings, predictions: bool, log_rates: Tensor, time: Tensor, corrections: Tensor,
+        self,
+        surroundings: Surroundings,
+        predictions: bool,
+        log_rates: Tensor,
+        time: Tensor,
+        corrections: Tensor,
         *state: Tensor,
-    ) -> list[Tensor]:  # fmt: skip
+    ) -> list[Tensor]:
         """Return `state`, which is of units, of both moments of Adam and tokens if any, after a step."""
         units, tokens = Units(*state[:3]), list(state[9:])
         gradient, errors = self._gradient(units, surroundings, predictions)

@@ -36,9 +36,15 @@ SMALL = {
     "zoo.recipe": "{source: {epochs: 1, steps: 4, learning_rate: 0.1}, target: {epochs: 1, steps: 2}}",
 }
 FEW_IMAGES = {"dataset.train_images": "256", "dataset.selection_images": "64"}
-RESNET = SMALL | FEW_IMAGES | {
-    "network.options": "{width: 4, blocks: 2}", "trial.translator.projection.probes": "8", "ray.cpus": "2",
-}  # fmt: skip
+RESNET = (
+    SMALL
+    | FEW_IMAGES
+    | {
+        "network.options": "{width: 4, blocks: 2}",
+        "trial.translator.projection.probes": "8",
+        "ray.cpus": "2",
+    }
+)
 
 
 def settings(values: dict[str, str]) -> list[str]:

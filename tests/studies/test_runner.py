@@ -14,6 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
+import kt_ray as kt
 from kt_ray.cli import app
 from kt_ray.errors import KTError
 from kt_ray.networks import PaperArchitecture
@@ -92,6 +93,8 @@ def test_reading_commands(finished_workspace: Path) -> None:
         "status": ["status"],
         "trials": ["trials", "miniature"],
         "best": ["best", "miniature"],
+        "pareto": ["pareto", "miniature"],
+        "importance": ["importance", "miniature"],
         "info": ["zoo", "info", "miniature"],
     }.items():
         result = CliRunner().invoke(app, [*arguments, *place])
@@ -102,6 +105,9 @@ def test_reading_commands(finished_workspace: Path) -> None:
     best = max(trial["value"] for trial in read["trials"] if trial["state"] == "COMPLETE")
     assert read["best"]["value"] == best
     assert read["info"]["members"] == {"test": 2, "selection": 2, "train": 4}
+    study = kt.open_study("miniature", finished_workspace)
+    assert (study.trials(), study.best(), study.pareto()) == (read["trials"], read["best"], read["pareto"])
+    assert (study.importance(), study.export(finished_workspace / "trials.csv")) == (read["importance"], TRIALS)
     assert CliRunner().invoke(app, ["zoo", "verify", "miniature", *place[:2]]).exit_code == 0
 
 

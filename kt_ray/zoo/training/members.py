@@ -106,10 +106,17 @@ def index_schema(recipe: RecipeConfig, architecture: AnyArchitecture) -> pa.Sche
     `seconds` is what training a member took; `device` names what trained it, `plan` how.
     """
     base = {
-        "id": pa.string(), "seed": pa.int64(), "split": pa.string(), "epoch": pa.int32(), "has_target": pa.bool_(),
-        "source_accuracy": pa.float64(), "target_accuracy": pa.float64(), "seconds": pa.float64(),
-        "device": pa.string(), "plan": pa.string(),
-    }  # fmt: skip
+        "id": pa.string(),
+        "seed": pa.int64(),
+        "split": pa.string(),
+        "epoch": pa.int32(),
+        "has_target": pa.bool_(),
+        "source_accuracy": pa.float64(),
+        "target_accuracy": pa.float64(),
+        "seconds": pa.float64(),
+        "device": pa.string(),
+        "plan": pa.string(),
+    }
     return pa.schema(base | {name: pa.float64() for name in (*site_columns(architecture), *ranges_of(recipe))})
 
 
@@ -200,14 +207,18 @@ def _train_chunk(
     for i, (member, _, drawn) in enumerate(jobs):
         for epoch, stack in stacks.items():
             entry: Row = {
-                "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch,
+                "id": member.id,
+                "seed": member.seed,
+                "split": member.split,
+                "epoch": epoch,
                 "has_target": epoch == last and not member.brief,
                 "source_accuracy": source_accuracies[epoch][i],
                 **{name: float(found[i]) if epoch == last else math.nan for name, found in by_column.items()},
                 "seconds": seconds if epoch == last else 0.0,
-                "device": name, "plan": str(plan),
+                "device": name,
+                "plan": str(plan),
                 **drawn,
-            }  # fmt: skip
+            }
             results.setdefault(member.id, []).append(({key: value[i] for key, value in stack.items()}, entry))
     return results
 

@@ -20,10 +20,8 @@ from kt_ray.networks.blocks import BasicBlock, MLPBlock, SimpleBlock
 from kt_ray.networks.pairs import Head, Stem
 
 Implementation = Literal["fused", "loop", "vmap", "grouped", "channels_last", "unfold"]
-GROUPED = {  # the modules that compute the same side by side; anything else runs by vmap
-    nn.Sequential, Stem, Head, BasicBlock, SimpleBlock, MLPBlock, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d,
-    nn.Flatten, nn.Linear, nn.Identity,
-}  # fmt: skip
+LAYERS = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Linear, nn.Identity}
+GROUPED = LAYERS | {nn.Sequential, Stem, Head, BasicBlock, SimpleBlock, MLPBlock}  # anything else runs by vmap
 Apply = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
@@ -48,9 +46,8 @@ class UnfoldedConvolution(nn.Module):
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
-        self.groups, self.kernel, self.stride, self.padding = (
-            layer.groups, layer.kernel_size, layer.stride, layer.padding,
-        )  # fmt: skip
+        self.groups, self.kernel = layer.groups, layer.kernel_size
+        self.stride, self.padding = layer.stride, layer.padding
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
