@@ -154,6 +154,7 @@ class DeviceMode(TorchDispatchMode):
         self.syncs, self.where, self.launches = Counter(), Counter(), Counter()
         self.generator = DeviceGenerator("cuda")
         self.graph, self.replays = None, 0  # the CUDA graph that is being recorded
+        self.float64 = True  # Apple's devices have none
 
     def note(self, kind, name):
         if self.graph is not None:
@@ -234,6 +235,10 @@ class DeviceMode(TorchDispatchMode):
                 out = func(*inner_args, **inner_kwargs)
         if place.type != "cuda":
             return out
+        if not self.float64 and any(
+            getattr(value, "dtype", None) == torch.float64 for value in pytree.tree_leaves(out)
+        ):
+            raise PlacementError(f"{name}: cannot convert a tensor to float64, which the device does not have")
         out = pytree.tree_map_only(
             torch.Tensor, lambda value: value if isinstance(value, DeviceTensor) else DeviceTensor(value), out
         )
