@@ -58,7 +58,7 @@ class Fitting:
     images: int = 192
     ridge: float = 1e-2  # of each feature's own power
     steps: int = 100
-    divergence: tuple[float, float] = (0.02, 2.0)
+    divergence: tuple[float, float] = (0.02, 1.0)
     learning_rate: float = 0.011
     momentum: float = 0.85
     batch: int = 64
