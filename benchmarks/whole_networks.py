@@ -50,7 +50,7 @@ PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training
 SEEDED = 8  # networks of each depth that translators of further seeds translate, too
 UNSEEN_MEMBERS = 3  # networks of each kind not tuned on
 FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
-LONGER = 300
+LONGER = 400
 SEEDS = (0, 1, 2)
 LEARNED, UNLEARNED = "kt_ray: learned probes, steps", "kt_ray: shapes, steps"
 PATIENT = f"kt_ray: learned probes, {LONGER} steps"
@@ -78,16 +78,20 @@ def translated(network: nn.Module, share: float, probes: Tensor, fitting: Fittin
 
 def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: float, seed: int) -> dict[str, Method]:
     """Return the ways to narrow a network; for seeds after the first those alone that have random parts of ours."""
-    usual = Fitting(bfloat16=native_bfloat16("cpu"))
-    fitting = replace(usual, steps=usual_steps(share), seed=seed)
+    usual = Fitting(bfloat16=native_bfloat16("cpu"), seed=seed)
+
+    def stepped(network: nn.Module, images: Tensor) -> nn.Module:
+        steps = usual_steps(share, multiply_adds(network, SHAPE))
+        return translated(network, share, images, replace(usual, steps=steps))
+
     ours: dict[str, Method] = {
-        LEARNED: lambda network: translated(network, share, probes["mixture", seed], fitting),
+        LEARNED: lambda network: stepped(network, probes["mixture", seed]),
     }
     if seed:
         return ours
     training = as_float(dataset.train.images[:PROBES])
     return ours | {
-        UNLEARNED: lambda network: translated(network, share, probes["shapes", 0], fitting),
+        UNLEARNED: lambda network: stepped(network, probes["shapes", 0]),
         PATIENT: lambda network: translated(network, share, probes["mixture", 0], replace(usual, steps=LONGER)),
         "kt_ray: learned probes, least squares": lambda network: translated(
             network, share, probes["mixture", 0], LEAST_SQUARES
@@ -101,7 +105,7 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: floa
         "least squares on training images": lambda network: translated(
             network, share, training, replace(LEAST_SQUARES, images=RECONSTRUCTION)
         ),
-        ON_IMAGES: lambda network: translated(network, share, training, fitting),
+        ON_IMAGES: lambda network: stepped(network, training),
     }
 
 
