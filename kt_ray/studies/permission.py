@@ -37,7 +37,7 @@ class Permission:
         cls, workspace: str | Path | None = None, given: bool = False, includes: Sequence[str | Path] | None = None
     ) -> Permission:
         """Return the permission in the workspace that commands take, given now or before."""
-        root = Workspace.at(None if workspace is None else Path(workspace)).root
+        root = Workspace.at(workspace).root
         return cls(root, given, tuple(Path(folder) for folder in includes or ()))
 
     def covers(self, files: Sequence[CodeFile]) -> bool:

@@ -173,7 +173,7 @@ def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:
         raise ZooError(f"no zoo at {name}; `kt-ray zoo build STUDY.yaml` makes one")
     if ":" not in name and ZooStore(name).exists():
         return ZooStore(str(Path(name).absolute()))
-    place = Workspace.existing(None if workspace is None else Path(workspace))
+    place = Workspace.existing(workspace)
     store = ZooStore(place.zoo(name))
     if not store.exists():
         known = ", ".join(zoo_names(place.root / "zoos")) or "none"
