@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kt_ray.config.code import CodeFile
+from kt_ray.config.study_code import load_code
 from kt_ray.errors import ConfigError
 from kt_ray.studies.workspace import Workspace
-from kt_ray.study_code import load_code
 
 LARGEST = 1 << 20  # bytes of the list
 

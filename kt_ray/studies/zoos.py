@@ -11,11 +11,11 @@ from kt_ray._io.display import ProgressLine
 from kt_ray._io.text import duration
 from kt_ray.config import DatasetConfig, RayConfig, ZooConfig, validate
 from kt_ray.config.code import hashes, read_code
+from kt_ray.config.study_code import load_code as run_code
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.jobs.device import use_device
 from kt_ray.studies.workspace import Workspace
-from kt_ray.study_code import load_code as run_code
 from kt_ray.zoo.bundled import ZOOS
 from kt_ray.zoo.members import AnyZoo
 from kt_ray.zoo.store import ZooStore, zoo_names
