@@ -85,6 +85,17 @@ def free_memory(device: torch.device | str) -> int:
     return max(0, min(free, int(share * total) - torch.cuda.memory_reserved(device)))
 
 
+def native_bfloat16(device: str) -> bool:
+    """Return True if `device` is known to compute in bfloat16 itself, rather than to imitate it."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def release_memory(device: str) -> None:
     """Give the cached memory of `device` back, so that others on the same GPU can have it."""
     if device != "cpu":

@@ -58,7 +58,7 @@ class Fitting:
     images: int = 192
     ridge: float = 1e-2  # of each feature's own power
     steps: int = 100
-    divergence: tuple[float, float] = (0.02, 2.0)
+    divergence: tuple[float, float] = (0.02, 1.0)
     learning_rate: float = 0.011
     momentum: float = 0.85
     batch: int = 64
@@ -72,17 +72,6 @@ LEAST_SQUARES = Fitting(steps=0)
 def usual_steps(share: float) -> int:
     """Return how many steps pay where blocks keep `share` of their hidden units."""
     return round(2 * Fitting.steps * (1 - share))
-
-
-def native_bfloat16(device: str) -> bool:
-    """Return True if `device` is known to compute in bfloat16 itself, rather than to imitate it."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @dataclass(frozen=True)
