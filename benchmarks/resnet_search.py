@@ -24,10 +24,11 @@ from torch import nn
 
 from kt_ray.config import DatasetConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
+from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks import stacked
 from kt_ray.studies.whole_networks import draw_probes
 from kt_ray.translation.narrowing import narrowed
-from kt_ray.translation.whole_network import Fitting, native_bfloat16, translate_blocks
+from kt_ray.translation.whole_network import Fitting, translate_blocks
 from kt_ray.zoo.store import ZooStore
 
 SHARE = 0.5

@@ -39,10 +39,11 @@ from whole_network_peers import (
 )
 
 from kt_ray.data import Dataset, as_float
+from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation.narrowing import narrowed
 from kt_ray.translation.probe_images import mixture, shapes
-from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, native_bfloat16, translate_blocks, usual_steps
+from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_blocks, usual_steps
 
 SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}

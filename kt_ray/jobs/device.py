@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import warnings
 
 import torch
 
@@ -58,8 +59,10 @@ def use_device(name: str) -> str:
 
 def _repeat_numbers() -> None:
     """Turn TF32 off, and let cuDNN use its deterministic algorithms."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 recommends its new names of these settings
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
@@ -83,6 +86,17 @@ def free_memory(device: torch.device | str) -> int:
     free, total = torch.cuda.mem_get_info(device)
     share = torch.cuda.get_per_process_memory_fraction(device)
     return max(0, min(free, int(share * total) - torch.cuda.memory_reserved(device)))
+
+
+def native_bfloat16(device: str) -> bool:
+    """Return True if `device` is known to compute in bfloat16 itself, rather than to imitate it."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def release_memory(device: str) -> None:

@@ -238,7 +238,7 @@ def open_study(study: str, workspace: str | Path | None = None, *, allow_code: b
         ...     print(str(error)[:15])
         no workspace at
     """
-    place = Workspace.existing(None if workspace is None else Path(workspace))
+    place = Workspace.existing(workspace)
     Permission.at(workspace, allow_code).run(stored_code(study, place))
     opened = Study(study, place)
     return Study(study, Workspace.existing(place.root, opened.config.storage))
@@ -260,5 +260,5 @@ def _opened(
         config = study_config(content, kind=kind, permission=permission)
     else:
         config = read_study_file(locate(str(study)), overrides, kind, permission)
-    place = Workspace.open(None if workspace is None else Path(workspace), config.storage)
+    place = Workspace.open(workspace, config.storage)
     return started_from(config, place, start_from), place

@@ -17,11 +17,12 @@ from kt_ray.config import DatasetConfig, validate
 from kt_ray.config.yaml_rules import parse
 from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError
+from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks.contracts import Network, Normalised, built, make_network
 from kt_ray.networks.cost import multiply_adds
 from kt_ray.translation.probe_images import mixture, shapes, strokes
 from kt_ray.translation.translate_network import NetworkTranslation, check_images, translate_network
-from kt_ray.translation.whole_network import Fitting, SiteReport, native_bfloat16, usual_steps
+from kt_ray.translation.whole_network import Fitting, SiteReport, usual_steps
 
 TORCHVISION, MIXTURE = "torchvision:", "mixture:"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation, as torchvision's weights expect

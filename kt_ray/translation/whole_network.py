@@ -78,17 +78,6 @@ def usual_steps(share: float, multiply_adds: int) -> int:
     return round(2 * Fitting.steps * (1 - share) * min(MOST, max(1.0, CHEAP / multiply_adds)))
 
 
-def native_bfloat16(device: str) -> bool:
-    """Return True if `device` is known to compute in bfloat16 itself, rather than to imitate it."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
 @dataclass(frozen=True)
 class SiteReport:
     """What was done at a site. `error` is the share of the variance of the wanted output that is missed on probes."""

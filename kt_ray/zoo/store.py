@@ -19,10 +19,10 @@ from kt_ray._io.checksum import json_digest
 from kt_ray._io.display import Displayed
 from kt_ray.config import PairChoice, Split, ZooConfig
 from kt_ray.config.code import hashes
+from kt_ray.config.study_code import code_of
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import State, architecture_of, stacked
-from kt_ray.study_code import code_of
 from kt_ray.zoo import definition as definitions
 from kt_ray.zoo import index as indices
 from kt_ray.zoo import shards

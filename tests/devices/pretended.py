@@ -36,6 +36,7 @@ class PlacementError(RuntimeError):
     """What a real device would have refused."""
 
 
+HEALTH_CHECK = next(name for name in dir(torch.optim.Optimizer) if name.endswith("_graph_capture_health_check"))
 _DEVICE_GENERATORS: set[int] = set()
 
 
@@ -396,7 +397,7 @@ def pretended_cuda() -> Iterator[DeviceMode]:
         mock.patch.object(cuda, "set_per_process_memory_fraction", return_value=None),
         mock.patch.object(cuda, "is_bf16_supported", return_value=True),
         mock.patch.object(torch, "Generator", DeviceGenerator),
-        mock.patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", return_value=None),
+        mock.patch.object(torch.optim.Optimizer, HEALTH_CHECK, return_value=None),
         mock.patch.object(
             sys.modules["torch.optim.optimizer"],
             "_foreach_supported_types",

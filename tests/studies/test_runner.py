@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,3 +197,10 @@ def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -
     finished(kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path))
     assert_every_trial_once(tmp_path)
     assert ended <= {trial.number for trial in study_of(tmp_path).trials if trial.state in ENDS}
+
+
+def test_a_budget_that_ends_a_search_is_named(finished_workspace: Path, tmp_path: Path, ray_session: None) -> None:
+    workspace = Path(shutil.copytree(finished_workspace, tmp_path / "workspace"))
+    output = said("resume", "miniature", "--add", "1", "--hours", "1e-9", "--accept-weak", workspace=workspace)
+    assert "the search ends before its 6 trials: search.hours=1e-09 are used up" in output
+    assert len(study_of(workspace).trials) == TRIALS

@@ -122,7 +122,7 @@ class TorchTarget:
         head, of_head = architecture.head(stride=1), stacked.part(frozen, "head")
 
         def transplanted(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            return stacked.forward(head, of_head, block(state, x))
+            return stacked.forward(head, of_head, block(state, x).float())  # within vmap nothing is cast
 
         self.apply: Apply = torch.compile(transplanted) if compile else transplanted
         self.cached = self._cache(variants) if variants else None

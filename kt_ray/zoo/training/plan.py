@@ -18,7 +18,7 @@ from kt_ray.config import RecipeConfig
 from kt_ray.data import LabelledImages
 from kt_ray.errors import ZooError
 from kt_ray.jobs.cuda_graphs import WARM_UP, Recorder
-from kt_ray.jobs.device import free_memory
+from kt_ray.jobs.device import free_memory, native_bfloat16
 from kt_ray.networks import AnyArchitecture, stacked
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.recipe import Draw, Order, epoch_of
@@ -53,6 +53,8 @@ def candidates(architecture: AnyArchitecture, device: str, phase: str, at_once: 
         covered = fused.supports_source if phase == "source" else fused.supports_target
         names: list[Implementation] = ["fused"] if covered(architecture) else []
         one_by_one = [Candidate(name, 1) for name in [*names, "loop"]]
+        if native_bfloat16(device):
+            one_by_one.append(Candidate("loop", 1, bfloat16=True))
         several = min(4, at_once)
         if several == 1:
             return one_by_one
