@@ -48,7 +48,7 @@ from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_b
 SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
 PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training images that reconstruction reads
-SEEDED = 8  # networks of each depth that translators of further seeds translate, too
+SEEDED = 2  # networks of each depth that translators of further seeds translate, too
 UNSEEN_MEMBERS = 3  # networks of each kind not tuned on
 FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
 LONGER = 400
