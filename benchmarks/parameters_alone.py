@@ -189,7 +189,8 @@ def table(found: list[dict[str, Any]], members: int, images: int, ceiling: float
     for entry in found:
         lines.append(
             f"| {entry['translator']} | {entry['sources']} | {entry['seed']} | {entry['steps']} "
-            f"| {entry['mean_ratio']:.4f} | {entry['min_ratio']:.4f} | {entry['selection_ratio']:.4f} | {entry['fit_ratio']:.4f} "
+            f"| {entry['mean_ratio']:.4f} | {entry['min_ratio']:.4f} "
+            f"| {entry['selection_ratio']:.4f} | {entry['fit_ratio']:.4f} "
             f"| {entry['cpu_minutes']:.1f} |"
         )
     return lines
