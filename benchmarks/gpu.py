@@ -12,6 +12,7 @@ Without a CUDA device it says so and ends with exit status 0; `--device cpu` run
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,10 @@ def measure(device: str, images: int, members: int, steps: int, rounds: int, blo
     training = TranslatorTraining(trial(steps), zoo, dataset, device)
     data, many = dataset.train.to(device), members_of(0, MemberCounts(train=members, selection=1, test=1))[:members]
     plan, held = Plan("grouped", "grouped", members), zoo.where("test")
+    recorded = dataclasses.replace(plan, recorded=device == "cuda")
     works = {
-        "zoo": lambda: train_members(many, RECIPE, ARCHITECTURE, dataset, device, plan),
+        "zoo": lambda: train_members(many, RECIPE, ARCHITECTURE, dataset, device, recorded),
+        "zoo, launched": lambda: train_members(many, RECIPE, ARCHITECTURE, dataset, device, plan),
         "zoo, plain": lambda: plain_member(data, device),
         "steps": training.run_epoch,
         "translations": lambda: translate(training.translator, held),
@@ -109,6 +112,7 @@ def measure(device: str, images: int, members: int, steps: int, rounds: int, blo
         "device": _name(device),
         "members_at_once": members,
         "members_per_hour": 3600 * members / taken["zoo"],
+        "replayed_over_launched": taken["zoo, launched"] / taken["zoo"],
         "plain_members_per_hour": 3600 / taken["zoo, plain"],
         "seconds_of_a_member_step": taken["zoo"] / members / zoo_steps,
         "estimated_seconds_of_a_member_step": activations / rate if rate else None,

@@ -35,7 +35,10 @@ def suggested(trial: optuna.Trial) -> Fitting:
         ridge=trial.suggest_float("ridge", 1e-4, 1e-1, log=True),
         learning_rate=trial.suggest_float("learning_rate", 0.004, 0.03, log=True),
         momentum=trial.suggest_float("momentum", 0.8, 0.97),
-        divergence=trial.suggest_float("divergence", 0.03, 3.0, log=True),
+        divergence=(
+            trial.suggest_float("first divergence", 0.003, 0.3, log=True),
+            trial.suggest_float("last divergence", 0.1, 10.0, log=True),
+        ),
         batch=batch,
         steps=SAMPLES // batch,
     )
@@ -72,10 +75,9 @@ def main() -> None:
         sampler=optuna.samplers.TPESampler(multivariate=True, seed=len(list(arguments.directory.iterdir()))),
         load_if_exists=True,
     )
-    study.enqueue_trial(
-        {name: getattr(Fitting, name) for name in ("batch", "ridge", "learning_rate", "momentum", "divergence")},
-        skip_if_exists=True,
-    )
+    first, last = Fitting.divergence
+    usual = {name: getattr(Fitting, name) for name in ("batch", "ridge", "learning_rate", "momentum")}
+    study.enqueue_trial(usual | {"first divergence": first, "last divergence": last}, skip_if_exists=True)
     study.optimize(objective, n_trials=arguments.trials)
     columns = ["value", *(column for column in study.trials_dataframe() if column.startswith(("params", "user")))]
     print(study.trials_dataframe().sort_values("value")[columns].to_string())

@@ -7,6 +7,7 @@ Peers narrow the same networks to the same widths; neuron merging and LBYL's res
 are of test accuracy to the original's; seconds are of one core's processor.
 
     python benchmarks/resnet_zoo.py DIRECTORY                # the networks, trained once
+    python benchmarks/whole_network_students.py DIRECTORY    # students, trained with all data
     python benchmarks/whole_networks.py DIRECTORY            # goes on where it stopped
 """
 
@@ -38,6 +39,7 @@ from whole_network_peers import (
 )
 
 from kt_ray.data import Dataset, as_float
+from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation.narrowing import narrowed
 from kt_ray.translation.probe_images import mixture, shapes
@@ -49,12 +51,13 @@ PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training
 SEEDED = 8  # networks of each depth that translators of further seeds translate, too
 UNSEEN_MEMBERS = 3  # networks of each kind not tuned on
 FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
-LONGER = 300
+LONGER = 400
 SEEDS = (0, 1, 2)
 LEARNED, UNLEARNED = "kt_ray: learned probes, steps", "kt_ray: shapes, steps"
 PATIENT = f"kt_ray: learned probes, {LONGER} steps"
 ON_IMAGES = "kt_ray's steps on training images"
-WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images", ON_IMAGES)
+STUDENTS = ("KD student", "factor-transfer student")  # of whole_network_students.py
+WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images", ON_IMAGES, *STUDENTS)
 FOR_UNSEEN = (LEARNED, UNLEARNED, "magnitude pruning")  # methods for networks of kinds not tuned on
 SOME = (PATIENT, ON_IMAGES, "kt_ray: shapes, least squares")  # methods for `FULL` networks of each depth alone
 IMAGES = {
@@ -76,16 +79,21 @@ def translated(network: nn.Module, share: float, probes: Tensor, fitting: Fittin
 
 def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: float, seed: int) -> dict[str, Method]:
     """Return the ways to narrow a network; for seeds after the first those alone that have random parts of ours."""
-    fitting = Fitting(steps=usual_steps(share), seed=seed)
+    usual = Fitting(bfloat16=native_bfloat16("cpu"), seed=seed)
+
+    def stepped(network: nn.Module, images: Tensor) -> nn.Module:
+        steps = usual_steps(share, multiply_adds(network, SHAPE))
+        return translated(network, share, images, replace(usual, steps=steps))
+
     ours: dict[str, Method] = {
-        LEARNED: lambda network: translated(network, share, probes["mixture", seed], fitting),
+        LEARNED: lambda network: stepped(network, probes["mixture", seed]),
     }
     if seed:
         return ours
     training = as_float(dataset.train.images[:PROBES])
     return ours | {
-        UNLEARNED: lambda network: translated(network, share, probes["shapes", 0], fitting),
-        PATIENT: lambda network: translated(network, share, probes["mixture", 0], Fitting(steps=LONGER)),
+        UNLEARNED: lambda network: stepped(network, probes["shapes", 0]),
+        PATIENT: lambda network: translated(network, share, probes["mixture", 0], replace(usual, steps=LONGER)),
         "kt_ray: learned probes, least squares": lambda network: translated(
             network, share, probes["mixture", 0], LEAST_SQUARES
         ),
@@ -98,7 +106,7 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: floa
         "least squares on training images": lambda network: translated(
             network, share, training, replace(LEAST_SQUARES, images=RECONSTRUCTION)
         ),
-        ON_IMAGES: lambda network: translated(network, share, training, fitting),
+        ON_IMAGES: lambda network: stepped(network, training),
     }
 
 
@@ -174,6 +182,7 @@ def summary(rows: list[Row]) -> list[Row]:
                 {
                     "width": width,
                     "method": method,
+                    "images": IMAGES.get(method) or seen_with_labels(first[0]),
                     "networks": len(first),
                     "mean_ratio": statistics.mean(row["ratio"] for row in first),
                     "min_ratio": min(row["ratio"] for row in first),
@@ -190,6 +199,20 @@ def summary(rows: list[Row]) -> list[Row]:
     return found
 
 
+def seen_with_labels(row: Row) -> str:
+    """Return how many images of the user's a row's training read."""
+    return f"{row['images_seen']:,} with labels" if "images_seen" in row else "none"
+
+
+def curves(students: list[Row]) -> str:
+    """Return what students reach after each epoch, so that nobody takes the last for the best that they can be."""
+    parts = []
+    for row in students:
+        reached = ", ".join(f"{ratio:.3f}" for ratio in row["selection_ratio_by_epoch"])
+        parts.append(f"{row['method']} of {kind_of(row)} {row['width'].replace('_', ' ')} {reached}")
+    return f"Accuracy ratio after each epoch, on 5,000 images split off the training set: {'; '.join(parts)}."
+
+
 def table(found: list[Row], networks: str, mean: float) -> str:
     """Return the Markdown table, the best without images of each width in bold."""
     columns = (
@@ -201,7 +224,7 @@ def table(found: list[Row], networks: str, mean: float) -> str:
         rows = sorted((row for row in found if row["width"] == width), key=lambda row: -row["mean_ratio"])
         for row in rows:
             lines.append(
-                f"| {labels[width]} | {row['method']} | {IMAGES.get(row['method'], 'none')} | {row['networks']} "
+                f"| {labels[width]} | {row['method']} | {row['images']} | {row['networks']} "
                 f"| {row['mean_ratio']:.4f} "
                 f"| {row['min_ratio']:.4f} | {row['agreement']:.4f} | {row['multiply_adds']:.2f} "
                 f"| {row['parameters']:.2f} | {row['seconds']:.1f} |"
@@ -308,6 +331,8 @@ def main() -> None:
             ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]
             shown = ", ".join(f"{row['width']} {row['ratio']:.4f}" for row in ours[-2:])
             print(f"{kind} {number}: {shown}", flush=True)
+    for path in sorted(arguments.directory.glob("students-*.json")):
+        rows += [row for row in json.loads(path.read_text()) if "ratio" in row]
     speed = arguments.directory / "speed.json"
     if not speed.exists():
         speed.write_text(json.dumps(speedup(dataset)))
@@ -320,6 +345,7 @@ def main() -> None:
     text = f"{table(found, named, statistics.mean(originals.values()))}\n\nBy kind: {by_kind(seen, KINDS)}."
     text += "\n\nOf a depth and a width (24 channels first) on which no option was chosen, three networks each: "
     text += "; ".join(f"{method}: {by_kind(rows, UNSEEN, method)}" for method in FOR_UNSEEN) + "."
+    text += f"\n\n{curves([row for row in rows if row['method'] in STUDENTS])}"
     recipe = {"kinds": KINDS, "unseen": UNSEEN, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
     results = {"recipe": recipe, "summary": found, "training_step": trained, "rows": rows}
     figures = headline(found) | {"zoo_speedup": trained["speedup"]}

@@ -60,11 +60,12 @@ def ours(phase: str, data: LabelledImages) -> Callable[[int], None]:
         parameters = Parameters(fresh(ARCHITECTURE.target_block, [0]))
         objective = FusedTarget(ARCHITECTURE, frozen, data, variants=2)
     draw = epoch_of([Order(0, len(data), RECIPE)], "cpu")
-    optimizer = Optimizer(parameters.theta, [getattr(RECIPE, phase)])
+    optimizer = Optimizer(parameters.theta, [getattr(RECIPE, phase)], [1.0])
 
     def run(steps: int) -> None:
         for step in range(steps):
-            optimizer.step(objective.gradient(parameters, draw.batch(step % (len(data) // BATCH) * BATCH, BATCH)), 1.0)
+            batch = draw.batch(step % (len(data) // BATCH) * BATCH, BATCH)
+            optimizer.step(objective.gradient(parameters, batch), optimizer.scales[0])
 
     return run
 

@@ -106,11 +106,11 @@ class Ours:
         else:
             data = self.data if phase == "source" else self.some
             parameters, order = self.parameters[phase], Order(self.seed, len(data), PAPER)
-            optimizer = Optimizer(parameters.theta, [getattr(PAPER, phase)])
+            optimizer = Optimizer(parameters.theta, [getattr(PAPER, phase)], [1.0])
             draw = epoch_of([order], "cpu")
             for step in range(steps):
                 batch = draw.batch(step * BATCH % (len(data) - BATCH), BATCH)
-                optimizer.step(self.objectives[phase].gradient(parameters, batch), 1.0)
+                optimizer.step(self.objectives[phase].gradient(parameters, batch), optimizer.scales[0])
         return (time.perf_counter() - began) / steps, (time.process_time() - before) / steps
 
 

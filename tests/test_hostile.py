@@ -5,6 +5,7 @@ SECURITY.md says what these tests stand for. The payload of each is a pickle tha
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -269,7 +270,8 @@ def test_an_index_with_a_pickled_arrow_type(zoo: ZooStore, canary: Path) -> None
     hostile = pa.field("id", pa.string(), metadata=metadata)
     fields = [hostile if field.name == "id" else field for field in index.schema]
     write_index(zoo, pa.table(index.columns, schema=pa.schema(fields)))
-    zoo.read()
+    with contextlib.suppress(ZooError):  # Arrow 18 and 19 refuse such a file, later ones read it as text
+        zoo.read()
 
 
 def alias_bomb() -> str:

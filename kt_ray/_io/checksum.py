@@ -54,6 +54,11 @@ def checked_json(content: bytes) -> dict[str, Any]:
     return found
 
 
+def json_digest(content: Any) -> str:
+    """Return the SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of the file at `path`."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,6 +10,8 @@ from types import TracebackType
 
 from kt_ray._io.tables import Row, html_table, render, render_facts
 
+EVERY = 0.2  # seconds between two updates of a line
+
 
 class Displayed:
     """Base of objects that are shown as a table: `display_title` and `display_rows` say what is in it.
@@ -38,8 +40,8 @@ class Displayed:
 class ProgressLine:
     """One line on standard output that is overwritten as work goes on, on terminals and in notebooks alone."""
 
-    def __init__(self, shown: bool = True, every: float = 0.2) -> None:
-        self.shown, self.every = shown and (sys.stdout.isatty() or in_notebook()), every
+    def __init__(self, shown: bool = True) -> None:
+        self.shown = shown and (sys.stdout.isatty() or in_notebook())
         self.last, self.width = 0.0, 0
 
     def __enter__(self) -> ProgressLine:
@@ -58,9 +60,9 @@ class ProgressLine:
             self.width = 0
 
     def update(self, text: str, *, last: bool = False) -> None:
-        """Show `text` in place of what the line shows, unless that was shown less than `every` seconds ago."""
+        """Show `text` in place of what the line shows, unless that was shown less than `EVERY` seconds ago."""
         now = time.monotonic()
-        if not self.shown or (now - self.last < self.every and not last):
+        if not self.shown or (now - self.last < EVERY and not last):
             return
         sys.stdout.write("\r" + text.ljust(self.width))
         sys.stdout.flush()

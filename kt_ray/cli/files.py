@@ -13,13 +13,13 @@ from kt_ray.cli.output import say, show, show_json, show_table
 
 EXPLAINED = "`kt-ray spaces explain PATH` describes any of these paths"
 app = typer.Typer()
-spaces = typer.Typer(help="Study files that ship: list, show, copy; what their keys mean.", no_args_is_help=True)
+spaces = typer.Typer(help="Bundled study files: list, show, copy; explain a key of study files.", no_args_is_help=True)
 app.add_typer(spaces, name="spaces")
 
 
 @spaces.command("list")
 def list_spaces(format_: Format = "table") -> None:
-    """Name the study files that ship."""
+    """List the bundled study files."""
     from kt_ray.studies.spaces import description, shipped
 
     rows = [{"name": name, "description": description(path)} for name, path in shipped().items()]
@@ -69,7 +69,7 @@ def explain(
 def copy_space(
     file: File, destination: Annotated[Path, typer.Argument(help="Directory or new file.")] = Path()
 ) -> None:
-    """Copy a study file that ships, to change it."""
+    """Copy a bundled study file, to change it."""
     from kt_ray.studies.spaces import copy
 
     target = copy(file, destination)
@@ -89,7 +89,7 @@ def validate(
     allow_include: AllowInclude = None,
     format_: Format = "table",
 ) -> None:
-    """Tell everything wrong with a study or distillation file, each with its line; try one batch of a trial.
+    """Report every fault of a study file with its line; if there is none, train one batch of a trial.
 
     `include: FILE` in a mapping of the file stands for the entries of that file, whose path is relative to it.
     """

@@ -122,7 +122,7 @@ def evaluate(
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
-    """Transplant translated blocks into members never trained on, beside the baselines."""
+    """Measure held-out networks of a zoo with translated blocks, beside other kinds of blocks."""
     from kt_ray.config import Split
     from kt_ray.studies import translators, zoos
     from kt_ray.studies.console import StudyConsole
@@ -151,7 +151,7 @@ def champions(
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
-    """List the registered versions of a translator; the champion is chosen by accuracy on selection, never on test."""
+    """List the registered versions of a model; the champion is the best on selection images, not on test images."""
     from kt_ray.studies.workspace import Workspace
     from kt_ray.tracking.registry import champions as registered
 
@@ -167,7 +167,7 @@ def promote(
     reason: Annotated[str, typer.Option(help="Kept in the version's description.")] = "",
     workspace: WorkspaceRoot = None,
 ) -> None:
-    """Make a registered version champion because you say so."""
+    """Make a registered version the champion by hand, whatever its accuracy."""
     from kt_ray.studies.workspace import Workspace
     from kt_ray.tracking.promotion import promote as make_champion
 

@@ -30,7 +30,9 @@ WorkspaceRoot = Annotated[
         help="Where zoos, studies and MLflow's store are kept.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="What computes: cpu, or a GPU as torch names it: cuda, cuda:1.")]
+Device = Annotated[
+    str, typer.Option("--device", help="What computes: cpu, or a GPU as torch names it: cuda, cuda:1, mps.")
+]
 AllowCode = Annotated[
     bool,
     typer.Option(

@@ -44,7 +44,7 @@ def run(
     allow_code: AllowCode = False,
     allow_include: AllowInclude = None,
 ) -> None:
-    """Build the zoo, search, evaluate the best translator once on test images, register it: the whole path."""
+    """Run a study to its end: build the zoo, search, evaluate the best translator on test images, register it."""
     allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
     _run(file, overrides, start_from, workspace, accept_changes, accept_weak=accept_weak, **allowed)
 
@@ -59,7 +59,7 @@ def distill(
     allow_code: AllowCode = False,
     allow_include: AllowInclude = None,
 ) -> None:
-    """Train teacher, paraphraser and student of a distillation file, or search its space; register the student."""
+    """Train a small network from a teacher, or search how to; register the best student."""
     allowed: dict[str, Any] = {"allow_code": allow_code, "allow_include": allow_include or ()}
     _run(file, overrides, start_from, workspace, accept_changes, kind="distillation", **allowed)
 
@@ -108,7 +108,7 @@ def resume(
     allow_code: AllowCode = False,
     workspace: WorkspaceRoot = None,
 ) -> None:
-    """Go on with a study or distillation after any end, or give a finished one more trials."""
+    """Continue a study after an interruption or crash, or give a finished one more trials."""
     from kt_ray.studies import study as studies
 
     studies.resume(
@@ -131,7 +131,7 @@ def status(
     workspace: WorkspaceRoot = None,
     format_: Format = "table",
 ) -> None:
-    """Show how far studies are, from their storage alone: also while one runs."""
+    """Show how many trials of each study are done, running and failed, also while one runs."""
     from kt_ray._io.urls import redacted
     from kt_ray.errors import StudyError
     from kt_ray.search.summary import summaries

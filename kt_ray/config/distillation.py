@@ -74,7 +74,7 @@ class TeacherConfig(Frozen):
     network: ClassifierConfig = ClassifierConfig(resnet=ResNetOptions(depth=56))
     training: FitConfig = FitConfig()
     seed: int = Field(0, ge=0)
-    checkpoint: str | None = Field(None, description="safetensors file of its state dict, on every node")
+    checkpoint: str | None = Field(None, description="safetensors file of its state dict, where the study is started")
 
 
 class ParaphraserConfig(Frozen):

@@ -21,7 +21,7 @@ MODELS: dict[str, type[StudyConfig | DistillConfig]] = {"translation": StudyConf
 TRIAL = "trial."  # of a translation's file: what its space samples, without this prefix
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥", "max_length": "length ≤"}
 READERS = {  # of a section, also of those within it: the module or package that uses its values
-    "code": "kt_ray.study_code",
+    "code": "kt_ray.config.study_code",
     "dataset": "kt_ray.data",
     "pair": "kt_ray.networks.chosen",
     "zoo": "kt_ray.zoo",

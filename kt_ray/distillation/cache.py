@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kt_ray._io.checksum import json_digest
 from kt_ray.distillation.fitting import read_checkpoint, save_checkpoint
 from kt_ray.errors import CheckpointError
 
@@ -26,7 +25,7 @@ Made = tuple[dict[str, Tensor], dict[str, Any]]  # a state, and facts that JSON 
 
 def fingerprint(*parts: object) -> str:
     """16 hexadecimal digits that follow from `parts` (anything JSON can hold)."""
-    return hashlib.sha256(json.dumps([VERSION, *parts], sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest([VERSION, *parts])[:16]
 
 
 @dataclass(frozen=True)

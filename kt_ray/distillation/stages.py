@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from kt_ray.distillation.networks import build_network
 from kt_ray.distillation.paraphrasing import ParaphraserTraining
 from kt_ray.distillation.teaching import KeptTeaching, LiveTeaching, answers, as_state, bytes_kept, from_state
 from kt_ray.distillation.training import StudentTraining, Teaching, accuracy, no_teaching
-from kt_ray.networks.checkpoint import read_network
+from kt_ray.networks.checkpoint import Checkpoint, find_network, network_state
 
 KEPT_BYTES = 4 << 30  # answers of a teacher that would take more are computed batch by batch
 
@@ -66,12 +66,16 @@ def run_resumed(training: Fit, epochs: int, checkpoint: Path, stage: str, report
 
 @dataclass(frozen=True)
 class Stages:
-    """Makes teachers, paraphrasers, teachers' answers and students' trainings for `dataset` on `device`."""
+    """Makes teachers, paraphrasers, teachers' answers and students' trainings for `dataset` on `device`.
+
+    Teachers' checkpoints are those `given` by their names in the configuration; a further one is read from its file.
+    """
 
     cache: Cache
     dataset: Dataset
     device: str = "cpu"
     report: Report | None = field(default=None, compare=False)
+    given: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     def network(self, config: ClassifierConfig, seed: int) -> nn.Module:
         return build_network(config, self.dataset.image_shape, self.dataset.classes, seed)
@@ -83,7 +87,7 @@ class Stages:
         """
         network = self.network(config.network, config.seed)
         if config.checkpoint is not None:
-            return self._given(network, Path(config.checkpoint))
+            return self._given(network, config.checkpoint)
         key = fingerprint("teacher", config.model_dump(mode="json"), self.dataset.fingerprint)
 
         def train(progress: Path) -> Made:
@@ -95,14 +99,18 @@ class Stages:
 
         return self._frozen(network, key, self.cache.get(key, train))
 
-    def _given(self, network: nn.Module, path: Path) -> Trained:
-        state = read_network(path, network)
+    def _given(self, network: nn.Module, name: str) -> Trained:
+        state = network_state(self.checkpoint(name, network), network)
         network.load_state_dict(state, strict=False)  # only BN's step counters may be missing
         digest = hashlib.sha256()
         for name in sorted(state):
             digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
         network.to(self.device).eval().requires_grad_(False)
         return Trained(network, fingerprint("given teacher", digest.hexdigest()), self.selected(network))
+
+    def checkpoint(self, name: str, network: nn.Module) -> Checkpoint:
+        """Return the checkpoint `name` of a teacher. Raises CheckpointError if it is a file that cannot be read."""
+        return self.given.get(name) or find_network(Path(name), network.state_dict().keys())
 
     def selected(self, network: nn.Module) -> dict[str, float]:
         """Return the accuracy of `network` on the selection images, if there are any."""
@@ -171,7 +179,7 @@ class Stages:
             return
         teacher, student = self.network(config.teacher.network, 0), self.network(config.student, 0)
         if config.teacher.checkpoint is not None:
-            read_network(Path(config.teacher.checkpoint), teacher)
+            network_state(self.checkpoint(config.teacher.checkpoint, teacher), teacher)
         shapes, _ = self._shapes(config, teacher, student)
         for layer in paraphrased_layers(config.method):
             factor_channels(shapes[layer][0], config.paraphraser.rate)

@@ -16,6 +16,7 @@ from kt_ray.distillation.cache import Cache, Made, fingerprint
 from kt_ray.distillation.distill import STUDENT_FILE, save_student
 from kt_ray.distillation.stages import Stages, Trained
 from kt_ray.distillation.training import StudentTraining
+from kt_ray.networks.checkpoint import Checkpoint
 
 MADE_BEFORE = ("method.name", "paraphraser.rate", "method.ft.layers")
 
@@ -25,11 +26,13 @@ class Shared:
     """The data that trials read: teacher and paraphrasers as `key/name` → tensor, and the directory of further ones.
 
     `directory` must be one that every node sees; a paraphraser that was not made before is trained there once.
+    `given` are the teachers' checkpoints, whose files only the driver has to see.
     """
 
     directory: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    given: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     def cache(self) -> Cache:
         """The cache that looks here first."""
@@ -62,7 +65,20 @@ def prepare(config: DistillConfig, stages: Stages) -> Shared:
     tensors = {
         f"{key}/{name}": value.cpu() for key, made in needed.items() for name, value in made.module.state_dict().items()
     }
-    return Shared(str(stages.cache.directory), tensors, {key: made.facts for key, made in needed.items()})
+    facts = {key: made.facts for key, made in needed.items()}
+    return Shared(str(stages.cache.directory), tensors, facts, stages.given)
+
+
+def given_teachers(config: DistillConfig, stages: Stages) -> dict[str, Checkpoint]:
+    """Read the checkpoints that the base trial and the space name as teachers.
+
+    Raises CheckpointError if a file cannot be read.
+    """
+    teacher = config.trial.teacher
+    searched = config.space.get("teacher.checkpoint")
+    names = {teacher.checkpoint, *(searched.categorical or () if searched else ())}
+    network = stages.network(teacher.network, 0)
+    return {name: stages.checkpoint(name, network) for name in names if isinstance(name, str)}
 
 
 def choices(config: DistillConfig) -> list[DistillTrialConfig]:
@@ -109,7 +125,7 @@ class StudentTask:
         return self
 
     def training(self, trial: DistillTrialConfig, device: str) -> StudentTraining:
-        return Stages(self.shared.cache(), self.dataset, device).student(trial)
+        return Stages(self.shared.cache(), self.dataset, device, given=self.shared.given).student(trial)
 
     def export(
         self, training: StudentTraining, trial: DistillTrialConfig, directory: Path, metrics: Mapping[str, float]

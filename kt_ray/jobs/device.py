@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import warnings
 
 import torch
 
@@ -58,8 +59,10 @@ def use_device(name: str) -> str:
 
 def _repeat_numbers() -> None:
     """Turn TF32 off, and let cuDNN use its deterministic algorithms."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 recommends its new names of these settings
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
@@ -85,6 +88,17 @@ def free_memory(device: torch.device | str) -> int:
     return max(0, min(free, int(share * total) - torch.cuda.memory_reserved(device)))
 
 
+def native_bfloat16(device: str) -> bool:
+    """Return True if `device` is known to compute in bfloat16 itself, rather than to imitate it."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def release_memory(device: str) -> None:
     """Give the cached memory of `device` back, so that others on the same GPU can have it."""
     if device != "cpu":
@@ -92,11 +106,12 @@ def release_memory(device: str) -> None:
 
 
 def is_device_broken(error: BaseException) -> bool:
-    """Return whether `error` leaves the device unusable for this process: a CUDA error other than lack of memory.
+    """Return whether `error` leaves the device unusable for this process.
 
-    Such errors (an illegal address, a lost GPU) are sticky: every later call of the process fails too.
+    Such CUDA errors (an illegal address, a lost GPU) are sticky: every later call of the process fails too. Lack of
+    memory and what cannot be recorded as a CUDA graph ("… when stream is capturing", "… during capture") are not.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or "captur" in str(error):
         return False
     return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 

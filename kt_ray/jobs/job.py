@@ -142,13 +142,13 @@ def logs(job: str, address: str | None = None) -> str:
         return str(client.get_job_logs(job))
 
 
-def stop(job: str, address: str | None = None, *, wait: bool = True) -> Job:
-    """Send `job` SIGTERM, on which a search ends in order; with `wait`, return when it has ended."""
+def stop(job: str, address: str | None = None) -> Job:
+    """Send `job` SIGTERM, on which a search ends in order; return it when it has ended."""
     with connection(address) as client:
         _details(client, job)
         client.stop_job(job)
         deadline = time.monotonic() + STOP_SECONDS + 30
-        while wait and _job(_details(client, job)).running and time.monotonic() < deadline:
+        while _job(_details(client, job)).running and time.monotonic() < deadline:
             time.sleep(0.5)
         return _job(_details(client, job))
 

@@ -9,11 +9,11 @@ from pydantic import TypeAdapter
 
 from kt_ray.config import NetworkChoice, NetworkConfig, PairChoice, PairName
 from kt_ray.config.network import AnyNetwork
+from kt_ray.config.study_code import require_code
 from kt_ray.errors import ConfigError
 from kt_ray.networks.architecture import Architecture, PaperArchitecture
 from kt_ray.networks.contracts import ImageShape
 from kt_ray.networks.sites import SitesArchitecture
-from kt_ray.study_code import require_code
 
 AnyArchitecture = Architecture | SitesArchitecture
 _NETWORK: TypeAdapter[NetworkConfig | NetworkChoice] = TypeAdapter(AnyNetwork)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kt_ray.config import NetworkChoice, PairChoice
 from kt_ray.config.code import CodeFile, hashes
+from kt_ray.config.study_code import code_of
 from kt_ray.errors import ConfigError
 from kt_ray.networks import stacked
 from kt_ray.networks.architecture import Architecture
@@ -35,7 +36,6 @@ from kt_ray.networks.cut import Cut
 from kt_ray.networks.layouts import BlockLayout
 from kt_ray.networks.stacked import State
 from kt_ray.registry import on_change, register
-from kt_ray.study_code import code_of
 
 STEM, HEAD = "stem.", "head."
 

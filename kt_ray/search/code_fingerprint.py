@@ -24,7 +24,7 @@ def function_hashes(root: Path, start: str, folders: Iterable[str]) -> dict[str,
     """
     found: dict[str, list[str]] = {}
     for tree in _imported(root, start, tuple(folders)):
-        for name, code in _definitions(tree):
+        for name, code in _statements(tree.body, ""):
             found.setdefault(name, []).append(code)
     return {name: _digest("\n".join(sorted(codes))) for name, codes in sorted(found.items())}
 
@@ -95,12 +95,8 @@ def _imports(tree: ast.Module, package: str, module: str, is_package: bool) -> I
                 yield from (".".join(parts[1:end]) for end in range(2, len(parts) + 1))
 
 
-def _definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield name and code of the functions, methods and other statements of a module."""
-    yield from _statements(tree.body, "")
-
-
 def _statements(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield name and code of the functions, methods and other statements of a module or class."""
     for node in body:
         if isinstance(node, ast.ClassDef):
             head = ast.ClassDef(

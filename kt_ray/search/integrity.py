@@ -5,14 +5,13 @@ SQLite checks its pages' structure, not the values in them. Trials that other pr
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from kt_ray._io.checksum import json_digest
 from kt_ray.errors import StudyError
 
 SEARCH = "search"  # attribute of the study: what reading it needs to know of its configuration
@@ -20,16 +19,11 @@ SHA256 = "sha256"  # attribute of a trial that is complete or pruned, entry of `
 RESTORE = "restore a backup of the study storage, or move it away and start anew"
 
 
-def digest(content: Any) -> str:
-    """Return the SHA-256 of plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def trial_digest(trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> str:
     """Return the hash of what `trial` holds once it ends in `state` with `values`."""
     attributes = {name: value for name, value in trial.user_attrs.items() if name != SHA256}
     steps = sorted(trial.intermediate_values.items())
-    return digest([trial.number, state.name, trial.params, values, steps, attributes])
+    return json_digest([trial.number, state.name, trial.params, values, steps, attributes])
 
 
 def check_trials(trials: Sequence[FrozenTrial]) -> None:
@@ -58,7 +52,7 @@ def search_of(study: optuna.Study) -> Mapping[str, Any]:
     """
     content = dict(study.user_attrs.get(SEARCH, {}))
     known = content.pop(SHA256, None)
-    if known != digest(content) and (known is not None or "directions" in content):  # older studies have neither
+    if known != json_digest(content) and (known is not None or "directions" in content):  # older studies have neither
         raise StudyError(f"the study {study.study_name} is damaged: it is not searched as was written; {RESTORE}")
     directions = [direction.name.lower() for direction in study.directions]
     if content.get("directions", directions) != directions:

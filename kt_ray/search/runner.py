@@ -49,8 +49,6 @@ class SearchResult:
     the rule that names the champion of a study with several objectives or constraints.
     """
 
-    name: str
-    trials: int
     stopped: str | None
     limit: str | None
     best_trial: int | None
@@ -115,8 +113,6 @@ def _result(study: SearchStudy, driver: SearchDriver, run: str) -> SearchResult:
     best = study.best()
     file = next(driver.directory(lineage_of(best)).glob(RESULT_FILES), None) if best else None
     return SearchResult(
-        name=study.config.name,
-        trials=study.config.search.trials,
         stopped=driver.stopped,
         limit=driver.limit,
         best_trial=lineage_of(best) if best else None,

@@ -14,9 +14,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from kt_ray._compat.optuna import EARLIER_TRIES, ENQUEUED, FIRST_TRY, without_last_rungs
+from kt_ray._io.checksum import json_digest
 from kt_ray.config import DistillConfig, StudyConfig
 from kt_ray.errors import StudyError
-from kt_ray.search.integrity import SEARCH, SHA256, check_trials, digest, search_of, trial_digest
+from kt_ray.search.integrity import SEARCH, SHA256, check_trials, search_of, trial_digest
 from kt_ray.search.retries import (
     DEATHS,
     FINISHED,
@@ -104,7 +105,7 @@ class SearchStudy:
             "device": "GPU" if search.resources.gpus else "CPU",
             "directions": [objective.direction for objective in self.objectives],
         }
-        content[SHA256] = digest(content)
+        content[SHA256] = json_digest(content)
         if self.optuna.user_attrs.get(SEARCH) != content:
             self.optuna.set_user_attr(SEARCH, content)
         if self.optuna.metric_names is None:

@@ -13,10 +13,10 @@ from ray import tune
 
 from kt_ray.config import validate
 from kt_ray.config.code import CodeFile
+from kt_ray.config.study_code import load_code
 from kt_ray.jobs.device import end_if_device_broken, open_device, release_memory
 from kt_ray.search.task import Task
 from kt_ray.search.worker import Report, TrialSession, describe_failure
-from kt_ray.study_code import load_code
 
 logger = logging.getLogger(__name__)
 

@@ -74,7 +74,7 @@ def check_cluster(
     config = read_study_file(file, overrides, permission=permission)
     if not address.startswith(("http://", "https://")):
         with connected(RayConfig(address=address)):
-            return check_nodes(storages_of(Workspace.open(Path(workspace) if workspace else None, config.storage)))
+            return check_nodes(storages_of(Workspace.open(workspace, config.storage)))
     printed: list[str] = []
     job = submit(
         file,

@@ -16,7 +16,7 @@ from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
 from kt_ray.distillation.stages import Progress, Report, Stages
-from kt_ray.distillation.task import Shared, StudentTask, choices, prepare
+from kt_ray.distillation.task import Shared, StudentTask, choices, given_teachers, prepare
 from kt_ray.jobs.remote import run_remotely
 from kt_ray.networks import State
 from kt_ray.search.storage import open_storage
@@ -92,7 +92,8 @@ class DistillationStudy(StudyTask):
         """Train, or read, the teacher and the paraphrasers that the space can ask for, where a trial would run."""
         demand = self.demands["trials"]
         untested = dataclasses.replace(self.dataset, test=self.dataset.test.take(slice(0)))
-        stages = dataclasses.replace(self.stages, dataset=untested, report=None)
+        given = given_teachers(self.config, self.stages)
+        stages = dataclasses.replace(self.stages, dataset=untested, report=None, given=given)
         with self.tracker.ending(self.run):
             demand.fitting()
             shared = run_remotely(_prepare, demand.amounts, demand.labels, self._report, self.config, stages)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kt_ray.config.code import CodeFile
+from kt_ray.config.study_code import load_code
 from kt_ray.errors import ConfigError
 from kt_ray.studies.workspace import Workspace
-from kt_ray.study_code import load_code
 
 LARGEST = 1 << 20  # bytes of the list
 
@@ -37,7 +37,7 @@ class Permission:
         cls, workspace: str | Path | None = None, given: bool = False, includes: Sequence[str | Path] | None = None
     ) -> Permission:
         """Return the permission in the workspace that commands take, given now or before."""
-        root = Workspace.at(None if workspace is None else Path(workspace)).root
+        root = Workspace.at(workspace).root
         return cls(root, given, tuple(Path(folder) for folder in includes or ()))
 
     def covers(self, files: Sequence[CodeFile]) -> bool:

@@ -121,6 +121,8 @@ def _best(
             tracker.finish(result.study_run, "KILLED", {"kt_ray.state": f"stopped by {result.stopped}"})
             console.say(f"stopped by {result.stopped}; nothing is lost\nresume: {resume_command(config, workspace)}")
             return None
+    if result.limit is not None and result.progress.done + result.progress.pruned < result.progress.total:
+        console.say(f"the search ends before its {result.progress.total} trials: {result.limit}")
     return _of_search(task, result, tracker)
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from kt_ray._io.display import Displayed
 from kt_ray.config import parse_overrides, set_path
 from kt_ray.search.storage import study_names
-from kt_ray.search.summary import StudySummary, best_trial, summaries, trial_rows
+from kt_ray.search.summary import (
+    StudySummary,
+    best_trial,
+    export_trials,
+    importance_rows,
+    pareto_rows,
+    summaries,
+    trial_rows,
+)
 from kt_ray.studies.conclusion import Conclusion, read_conclusion
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.extension import Extension, started_from
@@ -59,6 +67,18 @@ class Study(Displayed):
     def best(self) -> dict[str, Any]:
         """Return number, value and parameters of the best trial. Raises StudyError if none is complete."""
         return best_trial(self.workspace.study_storage, self.name)
+
+    def pareto(self) -> list[dict[str, Any]]:
+        """Return the trials that no other beats in every objective. Raises StudyError if none is complete."""
+        return pareto_rows(self.workspace.study_storage, self.name)
+
+    def importance(self, objective: int = 0) -> list[dict[str, Any]]:
+        """Return each parameter's share of an objective's variance. Raises StudyError below two complete trials."""
+        return importance_rows(self.workspace.study_storage, self.name, objective)
+
+    def export(self, path: str | Path) -> int:
+        """Write the trials to `path`, whose suffix is .csv, .parquet or .json; return how many. Raises StudyError."""
+        return export_trials(self.workspace.study_storage, self.name, Path(path))
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the study's HTML page to `path`, in the study's directory if None; return its path."""
@@ -218,7 +238,7 @@ def open_study(study: str, workspace: str | Path | None = None, *, allow_code: b
         ...     print(str(error)[:15])
         no workspace at
     """
-    place = Workspace.existing(None if workspace is None else Path(workspace))
+    place = Workspace.existing(workspace)
     Permission.at(workspace, allow_code).run(stored_code(study, place))
     opened = Study(study, place)
     return Study(study, Workspace.existing(place.root, opened.config.storage))
@@ -240,5 +260,5 @@ def _opened(
         config = study_config(content, kind=kind, permission=permission)
     else:
         config = read_study_file(locate(str(study)), overrides, kind, permission)
-    place = Workspace.open(None if workspace is None else Path(workspace), config.storage)
+    place = Workspace.open(workspace, config.storage)
     return started_from(config, place, start_from), place

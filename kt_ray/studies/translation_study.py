@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kt_ray.config import MemberCounts, StudyConfig
 from kt_ray.config.code import CodeFile
+from kt_ray.config.study_code import load_code
 from kt_ray.data import Dataset, load_dataset
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.jobs.connection import connected
@@ -21,7 +22,6 @@ from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.doubts import doubts
 from kt_ray.studies.study_task import Demand, Result, StudyTask
 from kt_ray.studies.workspace import Workspace, open_tracker
-from kt_ray.study_code import load_code
 from kt_ray.tracking.promotion import Measured
 from kt_ray.tracking.tracker import Input, Tracker
 from kt_ray.translation.checkpoint import FILE, load_translator

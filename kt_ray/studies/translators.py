@@ -245,7 +245,7 @@ def translator_file(model: str, workspace: str | Path | None) -> Path:
         return TRANSLATORS.path(model)
     if not model.startswith("models:/"):
         return Path(model)
-    return load_champion_path(Workspace.existing(None if workspace is None else Path(workspace)).tracking_uri, model)
+    return load_champion_path(Workspace.existing(workspace).tracking_uri, model)
 
 
 def make_output(directory: Path) -> None:

@@ -17,9 +17,11 @@ from kt_ray.config import DatasetConfig, validate
 from kt_ray.config.yaml_rules import parse
 from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError
+from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks.contracts import Network, Normalised, built, make_network
+from kt_ray.networks.cost import multiply_adds
 from kt_ray.translation.probe_images import mixture, shapes, strokes
-from kt_ray.translation.translate_network import NetworkTranslation, translate_network
+from kt_ray.translation.translate_network import NetworkTranslation, check_images, translate_network
 from kt_ray.translation.whole_network import Fitting, SiteReport, usual_steps
 
 TORCHVISION, MIXTURE = "torchvision:", "mixture:"
@@ -83,8 +85,11 @@ def translate_named(
         )
     network = request.build()
     images = draw_probes(probes, request.image_shape)
-    steps = usual_steps(share) if steps is None else steps
-    fitting = Fitting(images=min(Fitting.images, len(images) // FITTED), steps=steps)
+    if steps is None:
+        check_images(network, request.preprocess(images[:2]))
+        steps = usual_steps(share, multiply_adds(network, request.image_shape))
+    fitted = min(Fitting.images, len(images) // FITTED)
+    fitting = Fitting(images=fitted, steps=steps, bfloat16=native_bfloat16(device))
     return translate_network(
         network,
         checkpoint,

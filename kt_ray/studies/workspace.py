@@ -37,7 +37,7 @@ class Workspace:
     storage: StorageConfig = StorageConfig()
 
     @classmethod
-    def at(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
+    def at(cls, root: str | Path | None = None, storage: StorageConfig | None = None) -> Workspace:
         """The workspace at `root`, else at `KT_RAY_WORKSPACE`, else `./kt-workspace`, whether it is there or not."""
         given = root or os.environ.get(VARIABLE) or DEFAULT
         try:
@@ -52,7 +52,7 @@ class Workspace:
         return cls(path, from_environment(storage or StorageConfig()))
 
     @classmethod
-    def open(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
+    def open(cls, root: str | Path | None = None, storage: StorageConfig | None = None) -> Workspace:
         """The workspace `at` root, made if missing. Raises ConfigError if it cannot be written."""
         workspace = cls.at(root, storage)
         try:
@@ -68,7 +68,7 @@ class Workspace:
         return workspace
 
     @classmethod
-    def existing(cls, root: Path | None = None, storage: StorageConfig | None = None) -> Workspace:
+    def existing(cls, root: str | Path | None = None, storage: StorageConfig | None = None) -> Workspace:
         """The workspace `at` root, for what only reads: nothing is made. Raises ConfigError if there is none."""
         workspace = cls.at(root, storage)
         if not workspace.present:

@@ -11,11 +11,11 @@ from kt_ray._io.display import ProgressLine
 from kt_ray._io.text import duration
 from kt_ray.config import DatasetConfig, RayConfig, ZooConfig, validate
 from kt_ray.config.code import hashes, read_code
+from kt_ray.config.study_code import load_code as run_code
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.jobs.device import use_device
 from kt_ray.studies.workspace import Workspace
-from kt_ray.study_code import load_code as run_code
 from kt_ray.zoo.bundled import ZOOS
 from kt_ray.zoo.members import AnyZoo
 from kt_ray.zoo.store import ZooStore, zoo_names
@@ -173,7 +173,7 @@ def open_zoo(zoo: str | Path, workspace: str | Path | None = None) -> ZooStore:
         raise ZooError(f"no zoo at {name}; `kt-ray zoo build STUDY.yaml` makes one")
     if ":" not in name and ZooStore(name).exists():
         return ZooStore(str(Path(name).absolute()))
-    place = Workspace.existing(None if workspace is None else Path(workspace))
+    place = Workspace.existing(workspace)
     store = ZooStore(place.zoo(name))
     if not store.exists():
         known = ", ".join(zoo_names(place.root / "zoos")) or "none"

@@ -18,7 +18,7 @@ from kt_ray._io.scratch import scratch_directory
 from kt_ray._io.text import first_line
 from kt_ray.networks import State
 from kt_ray.tracking import pyfunc
-from kt_ray.tracking.flat import FlatTranslator, flat, layout
+from kt_ray.tracking.pyfunc import FlatTranslator, flat, layout
 from kt_ray.tracking.store import quiet
 from kt_ray.translation.card import front_matter
 from kt_ray.translation.translator import Translator

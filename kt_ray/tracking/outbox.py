@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import deque
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from kt_ray._io.checksum import json_digest
 from kt_ray._io.files import write_whole
 from kt_ray.config.base import Frozen
 from kt_ray.errors import TrackingError
@@ -153,19 +153,15 @@ def _read(path: Path) -> list[Entry]:
 
 def _line(entry: Entry) -> str:
     """Return the line of an entry: JSON with its SHA-256."""
-    return json.dumps({**entry, SHA256: _digest(entry)}) + "\n"
+    return json.dumps({**entry, SHA256: json_digest(entry)}) + "\n"
 
 
 def _checked(entry: Entry) -> Entry:
     """Return an entry without its SHA-256. Raises ValueError if it has another; older ones have none."""
     known = entry.pop(SHA256, None) if isinstance(entry, dict) else None
-    if known is not None and known != _digest(entry):
+    if known is not None and known != json_digest(entry):
         raise ValueError(known)
     return entry
-
-
-def _digest(entry: Entry) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 def _free_name(path: Path) -> Path:

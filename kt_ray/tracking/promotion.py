@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from kt_ray._io.checksum import file_digest
 from kt_ray._io.scratch import scratch_directory
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
@@ -103,7 +103,7 @@ class Candidate:
     @property
     def sha256(self) -> str:
         """The file's SHA-256."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return file_digest(self.file)
 
     def tags(self) -> dict[str, str]:
         """Return the registry's tags of a candidate."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from kt_ray._io.checksum import file_digest, json_digest
 from kt_ray._io.scratch import make_scratch
 from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
@@ -121,7 +120,7 @@ def load_champion_path(tracking_uri: str, model_uri: str) -> Path:
 
 def _checked(path: Path, digest: str | None, model_uri: str) -> Path:
     """`path`, if it has the SHA-256 that was registered. Raises TrackingError if not."""
-    if digest is not None and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if digest is not None and file_digest(path) != digest:
         raise TrackingError(
             f"{model_uri} is damaged: {path} is not the file that was registered (its SHA-256 differs); restore it, "
             "or register the translator again with `kt-ray run`"
@@ -198,7 +197,7 @@ def accuracies(tags: Mapping[str, str]) -> tuple[float | None, float | None]:
 def tags_digest(tags: Mapping[str, str]) -> str:
     """Return the SHA-256 of what a version's tags say of its translator."""
     told = {key: value for key, value in tags.items() if key.startswith("kt_ray.") and key != TAGS_SHA256}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return json_digest(told)
 
 
 def _check_tags(version: ModelVersion) -> ModelVersion:

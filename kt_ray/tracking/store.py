@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of generative AI: eight processes and half a UI's start
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kt_ray._io.checksum import json_digest
 from kt_ray._io.urls import redacted
 from kt_ray.errors import TrackingError
 from kt_ray.tracking.outbox import PENDING, Entry, Outbox
@@ -104,8 +103,7 @@ class Tracker:
 
     def _run(self, name: str, identity: dict[str, str], params: Mapping[str, Any], tags: Mapping[str, Any]) -> str:
         """The run's id, or while the store is away a reference that stands for it."""
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        entry = {"do": "run", "as": PENDING + digest[:24], "name": name, "identity": identity}
+        entry = {"do": "run", "as": PENDING + json_digest(identity)[:24], "name": name, "identity": identity}
         return self._send(entry | {"params": texts(params), "tags": texts(tags)})
 
     def log(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:

@@ -18,17 +18,6 @@ from kt_ray.translation.projector import projected_block
 from kt_ray.translation.units import layouts, read, target_layout
 from kt_ray.zoo.members import Zoo
 
-__all__ = [
-    "fitted",
-    "mean_target",
-    "nearest_target",
-    "one_shot_bases",
-    "one_shot_block",
-    "projected",
-    "random_target",
-    "zero_block",
-]
-
 FIT_RATE, FIT_IMAGES = 1e-2, 32
 PROJECTED = 8  # members at once, whose activations stay in the processor's caches
 Inputs = LabelledImages | Literal["strokes", "statistics"]

@@ -16,10 +16,10 @@ from kt_ray.config import PairChoice, TranslatorConfig
 from kt_ray.config.base import Frozen
 from kt_ray.config.code import hashes
 from kt_ray.config.network import AnyNetwork
+from kt_ray.config.study_code import code_of, require_code
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks import AnyArchitecture, State, architecture_of
 from kt_ray.networks.state_file import read_written, write_state
-from kt_ray.study_code import code_of, require_code
 from kt_ray.translation.card import card
 from kt_ray.translation.translator import Translator, build_translator
 

@@ -18,6 +18,7 @@ from kt_ray.errors import ZooError
 from kt_ray.networks import Architecture, PaperArchitecture, State
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.translation import baselines
+from kt_ray.translation.bases import one_shot_block
 from kt_ray.translation.probe_images import strokes
 from kt_ray.translation.site_walk import predictions
 from kt_ray.translation.support import can_project
@@ -192,25 +193,24 @@ def _together(rows: list[Row]) -> Row:
     )
 
 
-def free_accuracies(zoo: AnyZoo, dataset: Dataset, split: Split = "selection") -> dict[str, float]:
+def free_accuracies(zoo: AnyZoo, dataset: Dataset) -> dict[str, float]:
     """Return mean accuracies of blocks that cost nothing, by name: the zero block and those made without learning.
 
-    Measured on the members and the images of `split`; of several sites, of those blocks that are known at all.
+    Measured on selection members and selection images; of several sites, of those blocks that are known at all.
     """
-    found = [_free_accuracies(view, dataset, split) for view in zoo.views()]
+    found = [_free_accuracies(view, dataset) for view in zoo.views()]
     names = [name for name in found[0] if all(name in one for one in found)]
     return {name: sum(one[name] for one in found) / len(found) for name in names}
 
 
-def _free_accuracies(zoo: Zoo, dataset: Dataset, split: Split) -> dict[str, float]:
-    members = zoo.where(split)
+def _free_accuracies(zoo: Zoo, dataset: Dataset) -> dict[str, float]:
+    members, images = zoo.where("selection"), dataset.selection
     source, architecture = members.part("source"), zoo.architecture
     blocks = (
         {} if target_layout(architecture).flat else {"zero block": baselines.zero_block(architecture, len(members))}
     )
     for base in baselines.one_shot_bases(architecture):
-        blocks[f"{base} block"] = baselines.one_shot_block(source, architecture, base=base)
-    images = dataset.images(split)
+        blocks[f"{base} block"] = one_shot_block(source, architecture, base=base)
     predicted = Transplants(members, images, keep=0).predictions(blocks)
     labels = images.labels.cpu()
     return {name: float((classes == labels).float().mean()) for name, classes in predicted.items()}
@@ -245,7 +245,7 @@ def _makers(
         makers["nearest member's target"] = lambda: baselines.nearest_target(train, held_out)
         makers["mean target"] = lambda: baselines.mean_target(train, count)
     for base in baselines.one_shot_bases(architecture):
-        makers[f"{base} block"] = partial(baselines.one_shot_block, source, architecture, base=base)
+        makers[f"{base} block"] = partial(one_shot_block, source, architecture, base=base)
     if not can_project(architecture):
         return makers
     device = next(translator.parameters()).device

@@ -21,6 +21,7 @@ RIDGE = 1e-3  # of each feature's own power
 FEW = 100  # choices of units, up to which each is fitted
 INACTIVE = 0.03  # weight of a sample at which a unit is inactive, for the fit of its bias
 CHUNK = 16 << 20  # values of unfolded activations at once
+WITHOUT_FLOAT64 = {"mps"}  # types of devices; what needs it is done on the CPU there
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,28 @@ class NormalEquations:
         Features are scaled to power 1 first, so that `ridge` means the same for each, and dead or collinear ones
         leave the equations well conditioned. Solved in float64, which sums in float32 deserve.
         """
-        scaled, scale = self._scaled(ridge)
-        solution = torch.cholesky_solve(self.cross.double() * scale[..., None], _cholesky(scaled))
-        return (solution * scale[..., None]).to(self.cross.dtype)
+        scaled, cross, scale = self._scaled(ridge)
+        solution = torch.cholesky_solve(cross, _cholesky(scaled))
+        return (solution * scale[..., None]).to(self.cross)
 
     def errors(self, solution: Tensor) -> Tensor:
         """Summed squared errors of outputs with weights `solution` [..., F, O]: [..., O]."""
         explained = (2 * self.cross - self.gram @ solution) * solution
         return (self.power - explained.sum(-2)).clamp_min(0)
 
-    def _scaled(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The gram matrix with features of power 1 and `ridge` on its diagonal; the features' scales [..., F]."""
-        power = self.gram.diagonal(dim1=-2, dim2=-1).double()
+    def _scaled(self, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """In float64, `gram` and `cross` for features of power 1, with `ridge` on the diagonal, and the features'
+        scales [..., F]."""
+        gram, cross = (
+            part.cpu().double() if part.device.type in WITHOUT_FLOAT64 else part.double()
+            for part in (self.gram, self.cross)
+        )
+        power = gram.diagonal(dim1=-2, dim2=-1)
         dead = power <= 1e-10 * power.amax(-1, keepdim=True).clamp_min(1e-30)
         scale = torch.where(dead, 0.0, power.clamp_min(1e-30).rsqrt())
-        scaled = self.gram.double() * scale[..., :, None] * scale[..., None, :]
-        return scaled + ridge * torch.eye(power.shape[-1], dtype=power.dtype, device=power.device), scale
+        scaled = gram * scale[..., :, None] * scale[..., None, :]
+        diagonal = ridge * torch.eye(power.shape[-1], dtype=power.dtype, device=power.device)
+        return scaled + diagonal, cross * scale[..., None], scale
 
 
 def _cholesky(matrices: Tensor) -> Tensor:
@@ -147,10 +154,10 @@ def eliminate(
     the inverse; the inverse of the rest follows by one update of its rank. Several units at once are found one by one
     among twice as many of the least error, so that not both of a collinear pair go.
     """
-    scaled, scale = equations._scaled(ridge)
+    scaled, cross, _ = equations._scaled(ridge)
     lead, count = scaled.shape[:-2], scaled.shape[-1]
     inverse = torch.cholesky_inverse(_cholesky(scaled)).reshape(-1, count, count)
-    cross = (equations.cross.double() * scale[..., None]).reshape(len(inverse), count, -1)
+    cross = cross.reshape(len(inverse), count, -1)
     left = torch.ones(len(inverse), hidden, dtype=torch.bool, device=inverse.device)
     excess = hidden - keep
     at_once = max(1, -(-excess // rounds)) if rounds else 1
@@ -167,7 +174,7 @@ def eliminate(
         inverse, weights = _without(inverse, weights, gone, values)
         left[batch, gone] = False
     kept = (~left).byte().argsort(dim=1, stable=True)[:, :keep]  # unlike `nonzero`, of a shape that is known
-    return kept.reshape(*lead, keep)
+    return kept.reshape(*lead, keep).to(equations.gram.device)
 
 
 def _costs(inverse: Tensor, weights: Tensor, left: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ the probes are run through the user's own stem, block and head, and no data is n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
+from kt_ray.jobs.cuda_graphs import Recorder
 from kt_ray.networks import Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import relative_error, temperature, tempered_kl
@@ -42,6 +44,7 @@ class Refiner(nn.Module):
 
     probes: Tensor
     log_rates: Tensor
+    corrections: Tensor
 
     def __init__(self, config: TranslatorConfig, architecture: Architecture) -> None:
         super().__init__()
@@ -59,6 +62,8 @@ class Refiner(nn.Module):
         held = {} if self.shared else {"probes": torch.zeros(count, *architecture.image_shape)}
         if self.method == "adam":
             held["log_rates"] = rates[:, None].repeat(1, self.layout.kernels + 2)
+            shares = [[1 - decay**step for decay in (MOMENTUM, SECOND_MOMENT)] for step in range(1, self.steps + 1)]
+            self.register_buffer("corrections", torch.tensor(shares).reshape(-1, 2), persistent=False)
         for name, value in held.items():
             if options.trained:
                 self.register_parameter(name, nn.Parameter(value))
@@ -89,9 +94,11 @@ class Refiner(nn.Module):
         `shared` are their surroundings on the probes of the projected base.
         """
         sets = [shared] if self.shared and shared is not None else self._surroundings(members)
+        replayed = source.edges.is_cuda and not torch.is_grad_enabled() and not self.training
+        recorder = Recorder() if replayed and self.method == "adam" else None
         first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
-        units = self._best([self._steps(units, source, sets, range(first)) for units in starts], sets)
-        return self._steps(units, source, sets, range(first, self.steps))
+        units = self._best([self._steps(units, source, sets, range(first), recorder) for units in starts], sets)
+        return self._steps(units, source, sets, range(first, self.steps), recorder)
 
     def _surroundings(self, members: State) -> list[Surroundings]:
         """Run `members` on each set of probes that a step reads."""
@@ -114,9 +121,16 @@ class Refiner(nn.Module):
         )
         return Units(edges, unit, channel)
 
-    def _steps(self, units: Units, source: Units, sets: Sequence[Surroundings], steps: range) -> Units:
+    def _steps(
+        self,
+        units: Units,
+        source: Units,
+        sets: Sequence[Surroundings],
+        steps: range,
+        recorder: Recorder | None = None,
+    ) -> Units:
         """Return `units` after `steps` of a fresh optimiser."""
-        adam, count = Adam(), self.steps
+        count = self.steps
         if self.gauss_newton is not None:
             for step in steps:
                 units = self.gauss_newton(units, sets[step % len(sets)], step)
@@ -125,20 +139,43 @@ class Refiner(nn.Module):
             for step in steps:
                 units = self._newton(units, sets[step % len(sets)], step >= count - self.matched)
             return units
-        tokens = self.change.begin(units, source) if self.change is not None and steps else None
-        for step in steps:
-            gradient, errors = self._gradient(units, sets[step % len(sets)], step >= count - self.matched)
-            direction = Units(*adam(gradient))
-            if self.change is not None and tokens is not None:
-                time = rank_code(count, errors)[step]
-                direction, tokens = self.change(units, direction, errors, time, tokens)
-            rates = self.log_rates[step].exp()
-            units = Units(
-                units.edges - rates[:-2, None] * direction.edges,
-                units.unit - rates[-2] * direction.unit,
-                units.channel - rates[-1] * direction.channel,
-            )
-        return units
+        parts = [units.edges, units.unit, units.channel]
+        state = [*parts, *map(torch.zeros_like, parts), *map(torch.zeros_like, parts)]
+        if self.change is not None and steps:
+            state.append(self.change.begin(units, source))
+        times = rank_code(count, units.edges)
+        for number, step in enumerate(steps):
+            place, predictions = step % len(sets), step >= count - self.matched
+            advance = partial(self._advance, sets[place], predictions)
+            inputs = (self.log_rates[step], times[step], self.corrections[number], *state)
+            state = advance(*inputs) if recorder is None else recorder((place, predictions), advance, *inputs)
+        return Units(*(state[:3] if recorder is None else (part.clone() for part in state[:3])))
+
+    def _advance(
+        self,
+        surroundings: Surroundings,
+        predictions: bool,
+        log_rates: Tensor,
+        time: Tensor,
+        corrections: Tensor,
+        *state: Tensor,
+    ) -> list[Tensor]:
+        """Return `state`, which is of units, of both moments of Adam and tokens if any, after a step."""
+        units, tokens = Units(*state[:3]), list(state[9:])
+        gradient, errors = self._gradient(units, surroundings, predictions)
+        found, first, second = adam(gradient, state[3:6], state[6:9], corrections)
+        direction = Units(*found)
+        if self.change is not None:
+            direction, *tokens = self.change(units, direction, errors, time, *tokens)
+        rates = log_rates.exp()
+        return [
+            units.edges - rates[:-2, None] * direction.edges,
+            units.unit - rates[-2] * direction.unit,
+            units.channel - rates[-1] * direction.channel,
+            *first,
+            *second,
+            *tokens,
+        ]
 
     def _newton(self, units: Units, surroundings: Surroundings, predictions: bool) -> Units:
         """Return `units` after one second-order step on the error of which `_gradient` is the gradient."""
@@ -264,24 +301,19 @@ class Change(nn.Module):
         return changed, tokens
 
 
-class Adam:
-    """Adam's direction (arXiv 1412.6980), through which gradients pass, except through its second moment."""
+def adam(
+    gradient: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], corrections: Tensor
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return Adam's direction (arXiv 1412.6980) and its next moments; gradients do not pass through the second.
 
-    def __init__(self) -> None:
-        self.steps = 0
-        self.first: list[Tensor] = []
-        self.second: list[Tensor] = []
-
-    def __call__(self, gradient: list[Tensor]) -> list[Tensor]:
-        self.steps += 1
-        first = self.first or [torch.zeros_like(value) for value in gradient]
-        second = self.second or [torch.zeros_like(value) for value in gradient]
-        self.first = [torch.lerp(value, old, MOMENTUM) for value, old in zip(gradient, first, strict=True)]
-        self.second = [
-            torch.lerp(value.detach().square(), old, SECOND_MOMENT) for value, old in zip(gradient, second, strict=True)
-        ]
-        corrections = 1 - MOMENTUM**self.steps, 1 - SECOND_MOMENT**self.steps
-        return [
-            (mean / corrections[0]) / ((power / corrections[1]).sqrt() + 1e-6)
-            for mean, power in zip(self.first, self.second, strict=True)
-        ]
+    `corrections` are what the moments lack at this step, one minus a power of each decay.
+    """
+    first = [torch.lerp(value, old, MOMENTUM) for value, old in zip(gradient, first, strict=True)]
+    second = [
+        torch.lerp(value.detach().square(), old, SECOND_MOMENT) for value, old in zip(gradient, second, strict=True)
+    ]
+    of_first, of_second = corrections.unbind()
+    direction = [
+        (mean / of_first) / ((power / of_second).sqrt() + 1e-6) for mean, power in zip(first, second, strict=True)
+    ]
+    return direction, first, second

@@ -29,6 +29,8 @@ from kt_ray.translation.projected import convolution_equations, eliminate, fit
 
 ROUNDS = 32  # of elimination: several units at once where more are to go
 NEWTON_SCHULZ = 5  # iterations
+CHEAP, MOST = 6_000_000, 2.5  # multiply-adds; times the steps of other networks
+JUDGED = 1024  # probes on which the two networks' predictions are compared
 OFFSET, LARGEST_OFFSET = 64.0, 1e7  # added to a branch so that a block's last ReLU passes everything
 
 
@@ -48,26 +50,32 @@ class ResidualSite:
 class Fitting:
     """How blocks are written: ridge regression on `images` probes, then `steps` on batches of all probes.
 
-    Steps fit the outputs of all blocks and, by `divergence`, the predictions. `learning_rate` is relative to the root
-    mean square of each tensor, `momentum` is the share of the mean gradient that a step keeps.
+    Steps fit the outputs of all blocks and the predictions, these with a weight that grows geometrically from the first
+    `divergence` to the second. `learning_rate` is relative to the root mean square of each tensor, `momentum` is the
+    share of the mean gradient that a step keeps. `bfloat16` is the precision of steps only (torch.autocast): it pays
+    where the processor computes in it, and elsewhere slows them.
     """
 
     images: int = 192
     ridge: float = 1e-2  # of each feature's own power
     steps: int = 100
-    divergence: float = 0.2
+    divergence: tuple[float, float] = (0.02, 1.0)
     learning_rate: float = 0.011
     momentum: float = 0.85
     batch: int = 64
+    bfloat16: bool = False
     seed: int = 0
 
 
 LEAST_SQUARES = Fitting(steps=0)
 
 
-def usual_steps(share: float) -> int:
-    """Return how many steps pay where blocks keep `share` of their hidden units."""
-    return round(2 * Fitting.steps * (1 - share))
+def usual_steps(share: float, multiply_adds: int) -> int:
+    """Return how many steps pay where blocks keep `share` of their hidden units.
+
+    A network of fewer than `CHEAP` multiply-adds an image gets more, as each step costs less.
+    """
+    return round(2 * Fitting.steps * (1 - share) * min(MOST, max(1.0, CHEAP / multiply_adds)))
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,8 @@ def translate_blocks(
             progress(reports[-1])
     if fitting.steps:
         _refine(network, small, sites, probes, fitting)
-    agreement = float((_logits(small, probes).argmax(1) == _logits(network, probes).argmax(1)).float().mean())
+    judged = probes[:JUDGED]
+    agreement = float((_logits(small, judged).argmax(1) == _logits(network, judged).argmax(1)).float().mean())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return WholeReport(reports, agreement, time.perf_counter() - began, peak)
 
@@ -238,15 +247,18 @@ def _refine(
 ) -> None:
     """Take steps on the outputs of all blocks and on the predictions, in the blocks alone."""
     paths = [site.path for site in sites]
+    first, last = fitting.divergence
 
-    def loss(rows: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = run_blocks(network, paths, probes[rows])
-        given = run_blocks(small, paths, probes[rows])
-        missed = [_missed(given.outputs[path], wanted.outputs[path]) for path in paths]
-        expected, predicted = wanted.logits.log_softmax(1), given.logits.log_softmax(1)
+    def loss(rows: Tensor, done: float) -> Tensor:
+        with torch.autocast(probes.device.type, torch.bfloat16, enabled=fitting.bfloat16):
+            with torch.no_grad():
+                wanted = run_blocks(network, paths, probes[rows])
+            given = run_blocks(small, paths, probes[rows])
+        missed = [_missed(given.outputs[path].float(), wanted.outputs[path].float()) for path in paths]
+        expected, predicted = wanted.logits.float().log_softmax(1), given.logits.float().log_softmax(1)
         divergence = functional.kl_div(predicted, expected, log_target=True, reduction="batchmean")
-        return torch.stack(missed).mean() + fitting.divergence * divergence
+        weight: float = first * (last / first) ** done
+        return torch.stack(missed).mean() + weight * divergence
 
     parameters = [one for site in sites for one in _parameters(small.get_submodule(site.path), site.target)]
     _descend(parameters, loss, len(probes), fitting)
@@ -258,36 +270,50 @@ def _missed(output: Tensor, wanted: Tensor) -> Tensor:
     return functional.mse_loss(output, wanted) / spread.clamp_min(1e-12)
 
 
-def _descend(parameters: list[nn.Parameter], loss: Callable[[Tensor], Tensor], count: int, fitting: Fitting) -> None:
-    """Take steps of Muon, their size falling as a cosine, on batches of `count` samples."""
+def _descend(
+    parameters: list[nn.Parameter], loss: Callable[[Tensor, float], Tensor], count: int, fitting: Fitting
+) -> None:
+    """Take steps of Muon, their size falling as a cosine, on batches of `count` samples.
+
+    `loss` is given the rows of a batch and the share of the steps that is done.
+    """
     generator, device = torch.Generator().manual_seed(fitting.seed), parameters[0].device
     passes = [torch.randperm(count, generator=generator) for _ in range(fitting.steps * fitting.batch // count + 1)]
     order = torch.cat(passes)[: fitting.steps * fitting.batch].reshape(fitting.steps, -1).to(device)
     rates = [fitting.learning_rate * one.square().mean().sqrt() for one in parameters]
     means = [torch.zeros_like(one) for one in parameters]
+    alike = [
+        [n for n, one in enumerate(parameters) if one.shape == shape]
+        for shape in {one.shape: None for one in parameters}
+    ]
     for step, rows in enumerate(order):
-        share = (1 + math.cos(math.pi * step / fitting.steps)) / 2
+        done = step / fitting.steps
+        share = (1 + math.cos(math.pi * done)) / 2
         with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(rows), parameters)
-        for parameter, gradient, mean, rate in zip(parameters, gradients, means, rates, strict=True):
+            gradients = torch.autograd.grad(loss(rows, done), parameters)
+        for mean, gradient in zip(means, gradients, strict=True):
             mean.lerp_(gradient, 1 - fitting.momentum)
-            parameter.sub_(share * rate * orthogonalised(gradient.lerp(mean, fitting.momentum)))
+        for numbers in alike:
+            updates = torch.stack([gradients[n].lerp(means[n], fitting.momentum) for n in numbers])
+            for n, update in zip(numbers, orthogonalised(updates), strict=True):
+                parameters[n].sub_(share * rates[n] * update)
 
 
-def orthogonalised(update: Tensor) -> Tensor:
-    """Return `update` [O, …] with singular values near each other, as a matrix of O rows, and a root mean square of 1.
+def orthogonalised(updates: Tensor) -> Tensor:
+    """Return each of `updates` [B, O, …] with singular values near each other, and a root mean square of 1.
 
-    Five Newton-Schulz iterations, with the coefficients of Muon. A vector is only scaled.
+    Each is taken as a matrix of O rows; five Newton-Schulz iterations, with the coefficients of Muon. A vector [O] is
+    only scaled.
     """
-    rows = update.flatten(1) if update.dim() > 1 else update[None]
-    tall = rows.shape[0] > rows.shape[1]
-    x: Tensor = rows.T if tall else rows
-    x = x / x.norm().clamp_min(1e-12)
-    for _ in range(NEWTON_SCHULZ if len(x) > 1 else 0):
-        gram = x @ x.T
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    x = x * x.square().mean().clamp_min(1e-24).rsqrt()
-    return (x.T if tall else x).reshape(update.shape)
+    rows = updates.flatten(2) if updates.dim() > 2 else updates[:, None]
+    tall = rows.shape[1] > rows.shape[2]
+    x: Tensor = rows.mT if tall else rows
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    for _ in range(NEWTON_SCHULZ if x.shape[1] > 1 else 0):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    x = x * x.square().mean((1, 2), keepdim=True).clamp_min(1e-24).rsqrt()
+    return (x.mT if tall else x).reshape(updates.shape)
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from kt_ray._io.text import first_line
 from kt_ray.config import DatasetConfig, PairChoice, RecipeConfig
 from kt_ray.config.base import Frozen
 from kt_ray.config.network import AnyNetwork
+from kt_ray.config.study_code import asked_for, missing_code
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import AnyArchitecture, PaperArchitecture, described, stacked
 from kt_ray.registry import on_change
-from kt_ray.study_code import asked_for, missing_code
 
 SCHEMA_VERSION = 2  # 1: of the paper's networks, which are still written so
 MENDS = "`kt-ray zoo build FILE` with the zoo's study file makes it anew"

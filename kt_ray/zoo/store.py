@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -16,13 +15,14 @@ import pyarrow.compute as pc
 import torch
 
 from kt_ray import __version__
+from kt_ray._io.checksum import json_digest
 from kt_ray._io.display import Displayed
 from kt_ray.config import PairChoice, Split, ZooConfig
 from kt_ray.config.code import hashes
+from kt_ray.config.study_code import code_of
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import State, architecture_of, stacked
-from kt_ray.study_code import code_of
 from kt_ray.zoo import definition as definitions
 from kt_ray.zoo import index as indices
 from kt_ray.zoo import shards
@@ -215,7 +215,7 @@ def _fingerprint(definition: dict[str, Any], index: pa.Table) -> str:
     """Return what trained the zoo and which members it has, 16 hexadecimal digits; not which shard holds which."""
     trained = {key: value for key, value in definition.items() if key != "versions"}
     rows = sorted(zip(index["id"].to_pylist(), index["epoch"].to_pylist(), strict=True))
-    return hashlib.sha256(json.dumps([trained, rows], sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest([trained, rows])[:16]
 
 
 def _short(value: Any, other: Any) -> str:

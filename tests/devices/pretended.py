@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 from kt_ray.networks.architecture import structure
+from tests.devices.pretended_graphs import graph_patches
 
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
@@ -35,6 +36,7 @@ class PlacementError(RuntimeError):
     """What a real device would have refused."""
 
 
+HEALTH_CHECK = next(name for name in dir(torch.optim.Optimizer) if name.endswith("_graph_capture_health_check"))
 _DEVICE_GENERATORS: set[int] = set()
 
 
@@ -152,8 +154,12 @@ class DeviceMode(TorchDispatchMode):
         super().__init__()
         self.syncs, self.where, self.launches = Counter(), Counter(), Counter()
         self.generator = DeviceGenerator("cuda")
+        self.graph, self.replays = None, 0  # the CUDA graph that is being recorded
+        self.float64 = True  # Apple's devices have none
 
     def note(self, kind, name):
+        if self.graph is not None:
+            raise PlacementError(f"{name}: operation not permitted when stream is capturing ({kind})")
         self.syncs[kind] += 1
         for frame in reversed(traceback.extract_stack()):
             if "/kt_ray/" in frame.filename:
@@ -222,9 +228,18 @@ class DeviceMode(TorchDispatchMode):
         with self._randomness(func, generator, place) as given:
             if given is not None:
                 inner_kwargs = {**inner_kwargs, "generator": given}
-            out = func(*inner_args, **inner_kwargs)
+            if self.graph is not None and torch.Tag.nondeterministic_seeded in func.tags:
+                raise PlacementError(f"{name}: random numbers are drawn while stream is capturing")
+            if self.graph is not None and place.type == "cuda":
+                out = self.graph.note(func, inner_args, inner_kwargs)
+            else:
+                out = func(*inner_args, **inner_kwargs)
         if place.type != "cuda":
             return out
+        if not self.float64 and any(
+            getattr(value, "dtype", None) == torch.float64 for value in pytree.tree_leaves(out)
+        ):
+            raise PlacementError(f"{name}: cannot convert a tensor to float64, which the device does not have")
         out = pytree.tree_map_only(
             torch.Tensor, lambda value: value if isinstance(value, DeviceTensor) else DeviceTensor(value), out
         )
@@ -382,12 +397,13 @@ def pretended_cuda() -> Iterator[DeviceMode]:
         mock.patch.object(cuda, "set_per_process_memory_fraction", return_value=None),
         mock.patch.object(cuda, "is_bf16_supported", return_value=True),
         mock.patch.object(torch, "Generator", DeviceGenerator),
-        mock.patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", return_value=None),
+        mock.patch.object(torch.optim.Optimizer, HEALTH_CHECK, return_value=None),
         mock.patch.object(
             sys.modules["torch.optim.optimizer"],
             "_foreach_supported_types",
             [torch.Tensor, torch.nn.Parameter, DeviceTensor],
         ),
+        *graph_patches(mode),
         *(mock.patch.object(torch, name, _built_on_cpu(getattr(torch, name))) for name in ("tensor", "as_tensor")),
     ]
     with contextlib.ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 import kt_ray as kt
+from kt_ray.config import TranslatorConfig
 from kt_ray.data import Dataset, LabelledImages, as_float
+from kt_ray.jobs.cuda_graphs import WARM_UP
 from kt_ray.networks import State
 from kt_ray.translation import baselines
 from kt_ray.translation.checkpoint import LoadedTranslator
@@ -74,6 +77,30 @@ def test_the_table_is_that_of_the_cpu(random_zoo: Zoo, dataset: Dataset, name: s
     assert [row.name for row in found.rows] == [row.name for row in expected.rows]
     for row, other in zip(found.rows, expected.rows, strict=True):
         assert row.accuracies == pytest.approx(other.accuracies, abs=2 / len(dataset.selection)), row.name
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_replayed_steps_refine_as_the_cpu(random_zoo: Zoo, dataset: Dataset, trained: bool) -> None:
+    """Adam's steps are replayed from a CUDA graph for each set of probes and kind of error, and wait for nothing."""
+    waits = []
+    for steps in (16, 24):
+        options = {"steps": steps, "images": "mixture", "trained": trained, "predictions": 0.5, "starts": 3}
+        options |= {"probes": 6, "probe_sets": 3, "width": 8, "heads": 2}
+        config = TranslatorConfig.model_validate({"family": "mlp", "mlp": {"width": 8}, "refinement": options})
+        torch.manual_seed(0)
+        translator = build_translator(config, random_zoo.architecture).eval()
+        translator.draw_probes(dataset.train.images, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = translator(translator.read(random_zoo.where("test").parameters))
+            with pretended_cuda() as device:
+                ours = copy.deepcopy(translator).to("cuda")
+                rows = ours.read(random_zoo.where("test").to("cuda").parameters)
+                before = device.waits
+                found = ours(rows)
+                waits.append(device.waits - before)
+                torch.testing.assert_close(on_cpu(found), expected, atol=1e-5, rtol=1e-4)
+        assert device.replays == steps + 2 * (steps // 8) - WARM_UP  # two more starts for an eighth of the steps
+    assert waits[0] == waits[1]
 
 
 def test_the_public_api_evaluates_where_it_is_told(random_zoo: Zoo, dataset: Dataset) -> None:

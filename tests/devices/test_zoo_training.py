@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -47,6 +48,20 @@ def test_members_are_those_of_the_cpu(images: Dataset, recipe: str, pair: str, i
     with pretended_cuda():
         found, _ = train_members(MEMBERS, RECIPES[recipe], architecture, images, "cuda", plan)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(("recipe", "pair", "implementation"), CASES)
+def test_replayed_steps_are_those_of_the_cpu(images: Dataset, recipe: str, pair: str, implementation: str) -> None:
+    """128 images in batches of 24 are six steps, the last with 8 images: each size of batch has its own graph."""
+    phases = {name: {"batch_size": 24} for name in ("source", "target", "brief")}
+    drawn = RECIPES[recipe].model_dump(exclude_unset=True)
+    config = RecipeConfig.model_validate(drawn | {name: drawn[name] | phase for name, phase in phases.items()})
+    architecture, plan = PaperArchitecture(pair), Plan(implementation, implementation, 2)
+    expected, _ = train_members(MEMBERS, config, architecture, images, "cpu", plan)
+    with pretended_cuda() as device:
+        found, _ = train_members(MEMBERS, config, architecture, images, "cuda", replace(plan, recorded=True))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, equal_nan=True)
+    assert device.replays > 0
 
 
 def test_waits_do_not_grow_with_steps(images: Dataset) -> None:

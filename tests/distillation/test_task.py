@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from kt_ray.data import Dataset
 from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import load_student
 from kt_ray.distillation.stages import Progress, Stages
-from kt_ray.distillation.task import Shared, StudentTask, choices, prepare
+from kt_ray.distillation.task import Shared, StudentTask, choices, given_teachers, prepare
 from kt_ray.errors import ConfigError
+from kt_ray.networks.state_file import write_state
 from kt_ray.studies.spaces import locate
 
 
@@ -45,6 +47,21 @@ def test_what_the_choices_need_is_made_once(
     answers_alone = [path.name for path in tmp_path.glob("*.safetensors")]
     assert len(answers_alone) == 3  # of the two paraphrasers and of the logits
     assert reports == []
+
+
+def test_a_given_teacher_is_read_by_the_driver_alone(
+    trial: DistillTrialConfig, stages: Stages, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name may be relative: trials on other nodes, in other directories, have no such file."""
+    monkeypatch.chdir(tmp_path)
+    write_state(Path("teacher.safetensors"), stages.network(trial.teacher.network, 5).state_dict())
+    teacher = trial.teacher.model_copy(update={"checkpoint": "teacher.safetensors"})
+    config = searched(trial.model_copy(update={"teacher": teacher}), method__ft__beta={"float": [1.0, 100.0]})
+    given = given_teachers(config, stages)
+    Path("teacher.safetensors").unlink()
+    shared = prepare(config, dataclasses.replace(stages, given=given))
+    task = pickle.loads(pickle.dumps(StudentTask(shared, dataset)))
+    assert task.training(config.trial, "cpu").run_epoch()["loss"] > 0
 
 
 def test_a_trial_makes_what_was_not_listed(trial: DistillTrialConfig, dataset: Dataset, tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from kt_ray.config.study_code import unload_code
 from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError
 from kt_ray.search.summary import trial_rows
 from kt_ray.studies.permission import Permission
 from kt_ray.studies.study_file import read_study
 from kt_ray.studies.workspace import Workspace
-from kt_ray.study_code import unload_code
 from tests.studies.miniature import finished, kt_ray, said
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -36,9 +36,15 @@ SMALL = {
     "zoo.recipe": "{source: {epochs: 1, steps: 4, learning_rate: 0.1}, target: {epochs: 1, steps: 2}}",
 }
 FEW_IMAGES = {"dataset.train_images": "256", "dataset.selection_images": "64"}
-RESNET = SMALL | FEW_IMAGES | {
-    "network.options": "{width: 4, blocks: 2}", "trial.translator.projection.probes": "8", "ray.cpus": "2",
-}  # fmt: skip
+RESNET = (
+    SMALL
+    | FEW_IMAGES
+    | {
+        "network.options": "{width: 4, blocks: 2}",
+        "trial.translator.projection.probes": "8",
+        "ray.cpus": "2",
+    }
+)
 
 
 def settings(values: dict[str, str]) -> list[str]:

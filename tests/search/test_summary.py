@@ -26,7 +26,7 @@ from kt_ray.search.summary import (
     trial_rows,
     varied_parameters,
 )
-from kt_ray.studies.warm_start import point_of_trial, points_of_study
+from kt_ray.studies.extension import point_of_trial, points_of_study
 from tests.search.stand_in import study_config
 from tests.search.test_study import PRUNERS, searched
 
@@ -131,9 +131,9 @@ def test_constraints_that_no_trial_keeps_are_told_with_the_nearest(tmp_path: Pat
 
 def test_another_studys_best_points_that_lie_in_the_space(url: str) -> None:
     space = {"training.learning_rate": study_config().space["training.learning_rate"]}
-    points = points_of_study(url, "s", space, best=3)
+    points = points_of_study(url, "s", space)
     complete = sorted((r for r in trial_rows(url, "s") if r["state"] == "COMPLETE"), key=lambda row: -row["value"])
-    assert points == [{"training.learning_rate": row["training.learning_rate"]} for row in complete[:3]]
+    assert points == [{"training.learning_rate": row["training.learning_rate"]} for row in complete[:5]]
     elsewhere = {"translator.mixer.depth": study_config().space["training.learning_rate"]}
     with pytest.raises(StudyError, match="no complete trial of s has a parameter that lies in the space"):
         points_of_study(url, "s", elsewhere)

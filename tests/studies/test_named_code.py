@@ -10,10 +10,10 @@ import pytest
 
 import kt_ray as kt
 from kt_ray.config import PairChoice, TranslatorConfig, ZooConfig
+from kt_ray.config.study_code import unload_code
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, ZooError
 from kt_ray.networks import Architecture, PaperArchitecture, architecture_of
-from kt_ray.study_code import unload_code
 from kt_ray.translation.checkpoint import load_translator, save_translator
 from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.local import build_zoo_locally

@@ -15,13 +15,13 @@ from kt_ray import register
 from kt_ray._io.checksum import json_with_checksum
 from kt_ray.cli import main
 from kt_ray.config.code import CodeFile, read_code
+from kt_ray.config.study_code import unload_code
 from kt_ray.errors import ConfigError, StudyError
 from kt_ray.jobs.job import Request
 from kt_ray.studies.permission import Permission
 from kt_ray.studies.study_file import FILE, read_study, read_with_source, store_config, stored_code, study_config
 from kt_ray.studies.validation import validate_file
 from kt_ray.studies.workspace import Workspace
-from kt_ray.study_code import unload_code
 
 CODE = """
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner
 
+import kt_ray as kt
 from kt_ray.cli import app
 from kt_ray.errors import KTError
 from kt_ray.networks import PaperArchitecture
@@ -92,6 +94,8 @@ def test_reading_commands(finished_workspace: Path) -> None:
         "status": ["status"],
         "trials": ["trials", "miniature"],
         "best": ["best", "miniature"],
+        "pareto": ["pareto", "miniature"],
+        "importance": ["importance", "miniature"],
         "info": ["zoo", "info", "miniature"],
     }.items():
         result = CliRunner().invoke(app, [*arguments, *place])
@@ -102,6 +106,9 @@ def test_reading_commands(finished_workspace: Path) -> None:
     best = max(trial["value"] for trial in read["trials"] if trial["state"] == "COMPLETE")
     assert read["best"]["value"] == best
     assert read["info"]["members"] == {"test": 2, "selection": 2, "train": 4}
+    study = kt.open_study("miniature", finished_workspace)
+    assert (study.trials(), study.best(), study.pareto()) == (read["trials"], read["best"], read["pareto"])
+    assert (study.importance(), study.export(finished_workspace / "trials.csv")) == (read["importance"], TRIALS)
     assert CliRunner().invoke(app, ["zoo", "verify", "miniature", *place[:2]]).exit_code == 0
 
 
@@ -190,3 +197,10 @@ def test_a_driver_that_dies_is_resumed(tmp_path: Path, number: signal.Signals) -
     finished(kt_ray("run", str(MINIATURE), *longer, workspace=tmp_path))
     assert_every_trial_once(tmp_path)
     assert ended <= {trial.number for trial in study_of(tmp_path).trials if trial.state in ENDS}
+
+
+def test_a_budget_that_ends_a_search_is_named(finished_workspace: Path, tmp_path: Path, ray_session: None) -> None:
+    workspace = Path(shutil.copytree(finished_workspace, tmp_path / "workspace"))
+    output = said("resume", "miniature", "--add", "1", "--hours", "1e-9", "--accept-weak", workspace=workspace)
+    assert "the search ends before its 6 trials: search.hours=1e-09 are used up" in output
+    assert len(study_of(workspace).trials) == TRIALS

@@ -17,8 +17,8 @@ from torch import nn
 
 from kt_ray.config import TranslatorConfig
 from kt_ray.networks import State
-from kt_ray.tracking.flat import flat
 from kt_ray.tracking.model import write_model
+from kt_ray.tracking.pyfunc import flat
 from kt_ray.tracking.ui import stop
 from kt_ray.translation.checkpoint import load_translator, save_translator
 from kt_ray.translation.families import FAMILIES

@@ -16,8 +16,8 @@ from torch import nn
 
 from kt_ray.errors import TrackingError
 from kt_ray.networks import State
-from kt_ray.tracking.flat import flat
 from kt_ray.tracking.model import CARD_FILE
+from kt_ray.tracking.pyfunc import flat
 from kt_ray.tracking.registry import champions, load_champion_path
 from kt_ray.tracking.store import check_tracking, default_store
 from kt_ray.tracking.tracker import Tracker

@@ -11,7 +11,7 @@ from kt_ray.networks import PAIRS, PaperArchitecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import tempered_kl
 from kt_ray.translation.probe_images import strokes, to_images
-from kt_ray.translation.refinement import Adam
+from kt_ray.translation.refinement import adam
 from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.translation.units import Units, read, target_layout, to_units
 from kt_ray.zoo.members import Zoo
@@ -198,11 +198,13 @@ def test_adam_is_torchs_but_for_its_constants() -> None:
     value = torch.randn(5, dtype=torch.float64)
     reference = value.clone().requires_grad_()
     optimizer = torch.optim.Adam([reference], lr=0.1, betas=(MOMENTUM, SECOND_MOMENT), eps=1e-6)
-    adam = Adam()
-    for _ in range(4):
+    first = second = [torch.zeros_like(value)]
+    for step in range(1, 5):
         reference.grad = 2 * reference.detach()
         optimizer.step()
-        value = value - 0.1 * adam([2 * value])[0]
+        corrections = torch.tensor([1 - MOMENTUM**step, 1 - SECOND_MOMENT**step], dtype=torch.float64)
+        direction, first, second = adam([2 * value], first, second, corrections)
+        value = value - 0.1 * direction[0]
     torch.testing.assert_close(value, reference.detach())
 
 

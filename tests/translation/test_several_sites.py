@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optuna.storages import InMemoryStorage
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -14,6 +15,10 @@ from kt_ray.config import NetworkChoice, PairChoice, TranslatorConfig, TrialConf
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import SitesArchitecture, architecture_of, stacked
+from kt_ray.search.space import apply
+from kt_ray.search.study import SearchStudy
+from kt_ray.studies.spaces import shipped
+from kt_ray.studies.study_file import read_study
 from kt_ray.translation.checkpoint import LoadedTranslator
 from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.translate_sites import translate_sites
@@ -172,3 +177,21 @@ def test_what_one_translator_or_layout_cannot_serve_is_refused(zoo: SitesZoo, tm
         architecture_of(PairChoice(name="halved", options={"sites": ["layer9"]}), RESNET, (1, 28, 28), 10)
     one = PairChoice(name="halved", options={"sites": ["layer2.0"]})
     assert architecture_of(one, RESNET, (1, 28, 28), 10).sites == ("layer2.0",)
+
+
+def test_trials_of_the_bundled_search_train_at_all_sites_and_are_compared_by_both_objectives(
+    zoo: SitesZoo, dataset: Dataset
+) -> None:
+    brief = ["trial.training.epochs=1", "trial.training.steps_per_epoch=1", "trial.training.batch_size=2"]
+    config = read_study(shipped()["resnet"], [*brief, "trial.translator.axial_transformer.width=8"])
+    study = SearchStudy(config, InMemoryStorage())
+    for family in ("axial_transformer", "graph"):
+        study.optuna.enqueue_trial({"translator.family": family})
+        candidate = study.ask()
+        metrics = TranslatorTraining(apply(config.trial, candidate.values), zoo, dataset).run_epoch()
+        study.report(candidate, 1, metrics, last=True)
+        study.end(candidate, metrics, 1.0, pruned=False)
+    assert {trial.params["translator.family"] for trial in study.optuna.trials} == {"axial_transformer", "graph"}
+    for accuracy_of_networks, cost in (trial.values for trial in study.trials()):
+        assert 0 <= accuracy_of_networks <= 1
+        assert cost > 0

@@ -21,6 +21,7 @@ from kt_ray.translation.whole_network import (
     preactivation,
     run_blocks,
     translate_blocks,
+    usual_steps,
     write_block,
 )
 
@@ -172,12 +173,50 @@ def test_a_convolution_that_changes_the_size_of_maps_is_refused(resnet: nn.Modul
         translate_blocks(resnet, small, [replace(site, source=strided)], random(4, 1, 12, 12))
 
 
+@torch.no_grad()
+def test_steps_in_bfloat16_come_to_what_those_in_float32_do(resnet: nn.Module) -> None:
+    probes, fresh = random(256, 1, 12, 12, seed=5), random(64, 1, 12, 12, seed=6)
+    outputs = []
+    for fitting in (LEAST_SQUARES, Fitting(steps=30), Fitting(steps=30, bfloat16=True)):
+        small, sites = narrowed(resnet, 0.5)
+        translate_blocks(resnet, small, sites, probes, fitting)
+        assert all(value.dtype == torch.float32 for value in small.parameters())
+        outputs.append(small(fresh))
+    least_squares, float32, bfloat16 = outputs
+    assert not torch.equal(bfloat16, float32)
+    assert (bfloat16 - float32).norm() < 0.1 * (least_squares - float32).norm()
+
+
+def test_a_network_that_is_cheap_to_run_gets_more_steps_and_narrower_blocks_do() -> None:
+    assert usual_steps(0.5, 10**9) == usual_steps(0.5, 10**7) == Fitting.steps
+    assert usual_steps(0.25, 10**7) == 1.5 * Fitting.steps
+    assert usual_steps(0.5, 3 * 10**6) == 2 * Fitting.steps
+    assert usual_steps(0.5, 1) == 2.5 * Fitting.steps
+
+
+@torch.no_grad()
+def test_predictions_weigh_more_at_the_end(resnet: nn.Module) -> None:
+    """With all weight on predictions, these come nearer to the original's, and the blocks' outputs less near."""
+    probes = random(256, 1, 12, 12, seed=5)
+    paths, wanted = residual_blocks(resnet), run_blocks(resnet, residual_blocks(resnet), probes)
+    missed = []
+    for divergence in ((0.01, 0.01), (0.01, 100.0)):
+        small, sites = narrowed(resnet, 0.25)
+        translate_blocks(resnet, small, sites, probes, Fitting(steps=40, divergence=divergence))
+        given = run_blocks(small, paths, probes)
+        predictions = (given.logits.softmax(1) - wanted.logits.softmax(1)).square().mean()
+        blocks = sum((given.outputs[path] - wanted.outputs[path]).square().mean() for path in paths)
+        missed.append((float(predictions), float(blocks)))
+    assert missed[1][0] < missed[0][0]
+    assert missed[1][1] > missed[0][1]
+
+
 @pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 2, 3, 3), (5,)])
 def test_a_step_has_the_size_that_is_said_in_every_direction(shape: tuple[int, ...]) -> None:
     """The largest and the smallest singular value of a step are near each other, however far those of the gradient."""
-    gradient = random(*shape) * 1e-3
-    step = orthogonalised(gradient)
-    values = torch.linalg.svdvals(step.flatten(1) if step.dim() > 1 else step[None])
-    assert step.square().mean().sqrt() == pytest.approx(1.0, rel=1e-4)
-    assert values.max() < 2 * values.min()
-    assert (step * gradient).sum() > 0
+    gradients = torch.stack([random(*shape) * 1e-3, random(*shape, seed=1)])
+    for step, gradient in zip(orthogonalised(gradients), gradients, strict=True):
+        values = torch.linalg.svdvals(step.flatten(1) if step.dim() > 1 else step[None])
+        assert step.square().mean().sqrt() == pytest.approx(1.0, rel=1e-4)
+        assert values.max() < 2 * values.min()
+        assert (step * gradient).sum() > 0

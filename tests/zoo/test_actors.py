@@ -13,11 +13,11 @@ import torch
 
 from kt_ray.config import ActorConfig, MemberCounts, NetworkChoice, PairChoice, PhaseConfig, RecipeConfig, ZooConfig
 from kt_ray.config.code import CodeFile
+from kt_ray.config.study_code import load_code, unload_code
 from kt_ray.data import Dataset
 from kt_ray.errors import ResourceError, ZooError
 from kt_ray.jobs.device import device_name
 from kt_ray.networks import PaperArchitecture
-from kt_ray.study_code import load_code, unload_code
 from kt_ray.zoo import actors
 from kt_ray.zoo.actors import build_zoo
 from kt_ray.zoo.filesystem import Files

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,14 @@ def test_members_are_those_of_the_cpu_within_rounding(dataset: Dataset, implemen
     for name, value in expected.items():
         assert found[name].device.type == "cpu"
         torch.testing.assert_close(found[name], value, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["grouped", "channels_last", "unfold", "vmap"])
+def test_replayed_steps_are_the_launched_ones(dataset: Dataset, implementation: str) -> None:
+    plan = Plan(implementation, implementation, 3)  # type: ignore[arg-type]
+    expected, _ = train_members(MEMBERS, RECIPE, ARCHITECTURE, dataset, "cuda", plan)
+    found, _ = train_members(MEMBERS, RECIPE, ARCHITECTURE, dataset, "cuda", replace(plan, recorded=True))
+    torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def test_no_step_waits_for_the_device(dataset: Dataset) -> None:

@@ -50,15 +50,21 @@ def ensure() -> None:
                 command = [sys.executable, "-m", "kt_ray.zoo.training.compiling"]
                 environment = os.environ | {VARIABLE: "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
                 subprocess.run(
-                    command, check=True, capture_output=True, env=environment, timeout=LONGEST,
+                    command,
+                    check=True,
+                    capture_output=True,
+                    env=environment,
+                    timeout=LONGEST,
                     pass_fds=[lock.fileno()],  # held until both have ended: a killed parent leaves the other compiling
-                )  # fmt: skip
+                )
                 mark.touch()
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(
             "%s cannot keep compiled kernels (%s): members may differ in their last digits from process to process; "
-            "set NUMBA_CACHE_DIR to a folder that can be written", directory, error,
-        )  # fmt: skip
+            "set NUMBA_CACHE_DIR to a folder that can be written",
+            directory,
+            error,
+        )
 
 
 def compile_all() -> None:
@@ -83,9 +89,12 @@ def _fingerprint() -> str:
     """What Numba's cache depends on: sources as they lie here, versions, processor."""
     files = [Path(str(module.__file__)).stat() for module in MODULES]
     facts = (
-        [(file.st_mtime_ns, file.st_size) for file in files], numba.__version__, sys.version,
-        llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features().flatten(),
-    )  # fmt: skip
+        [(file.st_mtime_ns, file.st_size) for file in files],
+        numba.__version__,
+        sys.version,
+        llvmlite.binding.get_host_cpu_name(),
+        llvmlite.binding.get_host_cpu_features().flatten(),
+    )
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 

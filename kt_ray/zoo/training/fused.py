@@ -44,11 +44,8 @@ class Norm:
 
     def arrays(self, state: Mapping[str, Array]) -> tuple[Array, ...]:
         """What `kernels.measure` reads and writes beside y."""
-        mean, variance = self.running
-        return (
-            state[self.weight], state[self.bias], state[mean], state[variance],
-            self.mean, self.inverse, self.scale, self.shift,
-        )  # fmt: skip
+        read = [state[name] for name in (self.weight, self.bias, *self.running)]
+        return (*read, self.mean, self.inverse, self.scale, self.shift)
 
     def forward(self, state: Mapping[str, Array], y: Array, training: bool, out: Array) -> None:
         """The inside of `out` from y; in training mode by the moments of y, which move the running ones."""
@@ -130,9 +127,20 @@ class Stem:
         """Gradients from dp [channels, H+2, W+2, N], already masked by the ReLU."""
         norm = self.norm
         kernels.stem_backward(
-            self.x, state["stem.conv.weight"], dp, self.best, self.where, norm.mean, norm.inverse, norm.scale,
-            gradient["stem.conv.weight"], gradient[norm.weight], gradient[norm.bias], self.plane, self.dplane,
-        )  # fmt: skip
+            self.x,
+            state["stem.conv.weight"],
+            dp,
+            self.best,
+            self.where,
+            norm.mean,
+            norm.inverse,
+            norm.scale,
+            gradient["stem.conv.weight"],
+            gradient[norm.weight],
+            gradient[norm.bias],
+            self.plane,
+            self.dplane,
+        )
 
 
 class SourceNetwork:

@@ -34,9 +34,16 @@ def _add_row(x0, x1, x2, n, w, out):
     a, b, c, d, e, f, g, h, i = w[0, 0], w[0, 1], w[0, 2], w[1, 0], w[1, 1], w[1, 2], w[2, 0], w[2, 1], w[2, 2]
     for k in range(len(out)):
         out[k] += (
-            a * x0[k] + b * x01[k] + c * x02[k] + d * x1[k] + e * x11[k] + f * x12[k]
-            + g * x2[k] + h * x21[k] + i * x22[k]
-        )  # fmt: skip
+            a * x0[k]
+            + b * x01[k]
+            + c * x02[k]
+            + d * x1[k]
+            + e * x11[k]
+            + f * x12[k]
+            + g * x2[k]
+            + h * x21[k]
+            + i * x22[k]
+        )
 
 
 @compiled

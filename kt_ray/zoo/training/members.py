@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kt_ray.config import PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, LabelledImages
+from kt_ray.jobs.cuda_graphs import Recorder
 from kt_ray.jobs.device import device_name, free_memory
 from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
 from kt_ray.zoo.members import Member, site_columns
@@ -49,16 +50,17 @@ class Plan:
     bfloat16: bool = False
     compile: bool = False
     counter_draws: bool = False  # orders, flips and shifts hashed on the device: see `recipe.counted_epoch`
+    recorded: bool = False  # a step is a CUDA graph
 
     def __str__(self) -> str:
-        options = [name for name in ("bfloat16", "compile", "counter_draws") if getattr(self, name)]
+        options = [name for name in ("bfloat16", "compile", "counter_draws", "recorded") if getattr(self, name)]
         return ", ".join([f"{self.source} and {self.target}", f"{self.at_once} at once", *options])
 
 
 def default_plan(architecture: AnyArchitecture, device: str) -> Plan:
     """A plan without measuring: fused kernels on a CPU where they cover the pair, stacked networks elsewhere."""
     if device != "cpu":
-        return Plan("grouped", "grouped", 64, counter_draws=True)
+        return Plan("grouped", "grouped", 64, counter_draws=True, recorded=True)
     return Plan(
         "fused" if fused.supports_source(architecture) else "grouped",
         "fused" if fused.supports_target(architecture) else "grouped",
@@ -104,10 +106,17 @@ def index_schema(recipe: RecipeConfig, architecture: AnyArchitecture) -> pa.Sche
     `seconds` is what training a member took; `device` names what trained it, `plan` how.
     """
     base = {
-        "id": pa.string(), "seed": pa.int64(), "split": pa.string(), "epoch": pa.int32(), "has_target": pa.bool_(),
-        "source_accuracy": pa.float64(), "target_accuracy": pa.float64(), "seconds": pa.float64(),
-        "device": pa.string(), "plan": pa.string(),
-    }  # fmt: skip
+        "id": pa.string(),
+        "seed": pa.int64(),
+        "split": pa.string(),
+        "epoch": pa.int32(),
+        "has_target": pa.bool_(),
+        "source_accuracy": pa.float64(),
+        "target_accuracy": pa.float64(),
+        "seconds": pa.float64(),
+        "device": pa.string(),
+        "plan": pa.string(),
+    }
     return pa.schema(base | {name: pa.float64() for name in (*site_columns(architecture), *ranges_of(recipe))})
 
 
@@ -164,7 +173,8 @@ def _train_chunk(
         generators = orders(phase)
         return lambda epoch: epoch_of(generators, device)
 
-    last = descend(network, source, training, draw("source"), [recipe.source for recipe in recipes], keep)
+    sources = [recipe.source for recipe in recipes]
+    last = descend(network, source, training, draw("source"), sources, keep, recorded=plan.recorded)
     kept[last] = network.copy()
     accuracies = {epoch: source.accuracy(state, selection) for epoch, state in kept.items()}
     seen = architecture.seen(kept[last])
@@ -180,7 +190,8 @@ def _train_chunk(
             copied = view.layouts()[1].copied_of(stacked.part(cut, "block"))
             block = start(view.target_block, purpose, copied)
             target = _target_objective(view, frozen, training, recipe, plan)
-            descend(block, target, training, draw(purpose), [recipe.target for recipe in recipes])
+            phases = [recipe.target for recipe in recipes]
+            descend(block, target, training, draw(purpose), phases, recorded=plan.recorded)
             trained = {name: value.cpu() for name, value in block.copy().items()}
             targets = [trained if place == number else other for place, other in enumerate(targets)]
             target_accuracies[number] = target.accuracy(block.state, selection)
@@ -196,14 +207,18 @@ def _train_chunk(
     for i, (member, _, drawn) in enumerate(jobs):
         for epoch, stack in stacks.items():
             entry: Row = {
-                "id": member.id, "seed": member.seed, "split": member.split, "epoch": epoch,
+                "id": member.id,
+                "seed": member.seed,
+                "split": member.split,
+                "epoch": epoch,
                 "has_target": epoch == last and not member.brief,
                 "source_accuracy": source_accuracies[epoch][i],
                 **{name: float(found[i]) if epoch == last else math.nan for name, found in by_column.items()},
                 "seconds": seconds if epoch == last else 0.0,
-                "device": name, "plan": str(plan),
+                "device": name,
+                "plan": str(plan),
                 **drawn,
-            }  # fmt: skip
+            }
             results.setdefault(member.id, []).append(({key: value[i] for key, value in stack.items()}, entry))
     return results
 
@@ -234,22 +249,32 @@ def descend(
     draw: Callable[[int], Draw],
     phases: list[PhaseConfig],
     after_epoch: Callable[[int], None] = lambda epoch: None,
+    recorded: bool = False,
 ) -> int:
     """Train `parameters` for one phase, each member on its own batches of what `draw` gives for an epoch.
 
-    Returns the epochs begun.
+    With `recorded`, a step of the device is a CUDA graph. Returns the epochs begun.
     """
     phase = phases[0]
-    optimizer = Optimizer(parameters.theta, phases)
     steps = steps_of(phase, len(data))
-    shares = learning_rates(phase.schedule, steps)
-    epoch = 0
-    while steps:
+    optimizer = Optimizer(parameters.theta, phases, list(learning_rates(phase.schedule, steps)))
+
+    def step(rows: Tensor, flips: Tensor, shifts: Tensor, scales: Tensor) -> tuple[()]:
+        optimizer.step(objective.gradient(parameters, Draw(rows, flips, shifts)), scales)
+        return ()
+
+    recorder = Recorder() if recorded else None
+    done = epoch = 0
+    while done < steps:
         epoch += 1
         drawn = draw(epoch)
-        for start in range(0, len(data), phase.batch_size)[:steps]:
-            gradient = objective.gradient(parameters, drawn.batch(start, phase.batch_size))
-            optimizer.step(gradient, next(shares))
-            steps -= 1
+        for start in range(0, len(data), phase.batch_size)[: steps - done]:
+            batch = drawn.batch(start, phase.batch_size)
+            inputs = (batch.rows, batch.flips, batch.shifts, optimizer.scales[done])
+            if recorder is None:
+                step(*inputs)
+            else:
+                recorder(batch.rows.shape, step, *inputs)
+            done += 1
         after_epoch(epoch)
     return epoch

@@ -78,9 +78,14 @@ class TorchSource:
     """Source networks by autograd."""
 
     def __init__(
-        self, architecture: AnyArchitecture, members: int, data: LabelledImages, implementation: Implementation,
-        bfloat16: bool = False, compile: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        architecture: AnyArchitecture,
+        members: int,
+        data: LabelledImages,
+        implementation: Implementation,
+        bfloat16: bool = False,
+        compile: bool = False,
+    ) -> None:
         self.module, self.data, self.bfloat16 = architecture.source_network(), data, bfloat16
         apply = many(self.module, members, implementation)
         self.apply: Apply = torch.compile(apply) if compile else apply
@@ -97,19 +102,27 @@ class TorchTarget:
     """Target blocks by autograd between the `frozen` stems and heads (names `stem.…`, `head.…`)."""
 
     def __init__(
-        self, architecture: Architecture, frozen: State, data: LabelledImages, implementation: Implementation,
-        variants: int, bfloat16: bool = False, compile: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        architecture: Architecture,
+        frozen: State,
+        data: LabelledImages,
+        implementation: Implementation,
+        variants: int,
+        bfloat16: bool = False,
+        compile: bool = False,
+    ) -> None:
         self.data, self.frozen, self.bfloat16 = data, frozen, bfloat16
         self.stem, self.network = architecture.stem(), architecture.target_network()
         block = many(
-            architecture.target_block(architecture.read_stride), stacked.size(frozen), implementation,
+            architecture.target_block(architecture.read_stride),
+            stacked.size(frozen),
+            implementation,
             frozen=architecture.layouts()[1].copied,
-        )  # fmt: skip
+        )
         head, of_head = architecture.head(stride=1), stacked.part(frozen, "head")
 
         def transplanted(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            return stacked.forward(head, of_head, block(state, x))
+            return stacked.forward(head, of_head, block(state, x).float())  # within vmap nothing is cast
 
         self.apply: Apply = torch.compile(transplanted) if compile else transplanted
         self.cached = self._cache(variants) if variants else None

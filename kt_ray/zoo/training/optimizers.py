@@ -47,9 +47,13 @@ class Parameters:
 
 
 class Optimizer:
-    """SGD with momentum or AdamW over `theta`, as in torch.optim, each member with its own rate and decay."""
+    """SGD with momentum or AdamW over `theta`, as in torch.optim, each member with its own rate and decay.
 
-    def __init__(self, theta: Tensor, phases: Sequence[PhaseConfig]) -> None:
+    `shares` are the shares of the learning rates at all steps. What changes from step to step are tensors of
+    `theta`'s device, so that a step can be recorded as a CUDA graph.
+    """
+
+    def __init__(self, theta: Tensor, phases: Sequence[PhaseConfig], shares: Sequence[float]) -> None:
         def column(name: str) -> Tensor:
             return torch.tensor([[getattr(phase, name)] for phase in phases], dtype=theta.dtype, device=theta.device)
 
@@ -58,21 +62,23 @@ class Optimizer:
         self.rate, self.decay = column("learning_rate"), column("weight_decay")
         self.decays = any(phase.weight_decay != 0 for phase in phases)
         self.first, self.second = torch.zeros_like(theta), torch.zeros_like(theta)
-        self.steps = 0
+        scales = [
+            (share, share / (1 - 0.9**step), math.sqrt(1 - 0.999**step)) for step, share in enumerate(shares, start=1)
+        ]
+        self.scales = torch.tensor(scales, dtype=theta.dtype).reshape(-1, 3).to(theta.device)
 
-    def step(self, gradient: Tensor, share: float) -> None:
-        """Move `theta` against `gradient` [M, P] with `share` of the learning rates; `gradient` is used up."""
-        self.steps += 1
+    def step(self, gradient: Tensor, scales: Tensor) -> None:
+        """Move `theta` against `gradient` [M, P], which is used up, by the row `scales` of `self.scales`."""
+        share, of_first, of_second = scales.unbind()
         if self.kind == "sgd":
             if self.decays:
                 gradient.addcmul_(self.decay, self.theta)
             torch.add(gradient, self.first, alpha=self.momentum, out=self.first)
-            self.theta.addcmul_(self.rate, self.first, value=-share)
+            self.theta.addcmul_(share * self.rate, self.first, value=-1)
             return
         if self.decays:
             self.theta.mul_(1 - share * self.rate * self.decay)
         self.first.lerp_(gradient, 0.1)
         self.second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        correction = math.sqrt(1 - 0.999**self.steps)
-        denominator = self.second.sqrt().div_(correction).add_(1e-8)
-        self.theta.addcmul_(self.rate * (-share / (1 - 0.9**self.steps)), self.first / denominator)
+        denominator = self.second.sqrt().div_(of_second).add_(1e-8)
+        self.theta.addcmul_(of_first * self.rate, self.first / denominator, value=-1)

@@ -7,19 +7,21 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from kt_ray.config import RecipeConfig
 from kt_ray.data import LabelledImages
 from kt_ray.errors import ZooError
-from kt_ray.jobs.device import free_memory
+from kt_ray.jobs.cuda_graphs import WARM_UP, Recorder
+from kt_ray.jobs.device import free_memory, native_bfloat16
 from kt_ray.networks import AnyArchitecture, stacked
 from kt_ray.zoo.filesystem import Files
-from kt_ray.zoo.recipe import Order, epoch_of
+from kt_ray.zoo.recipe import Draw, Order, epoch_of
 from kt_ray.zoo.training import fused
 from kt_ray.zoo.training.members import Plan
 from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
@@ -41,6 +43,7 @@ class Candidate:
     at_once: int
     bfloat16: bool = False
     compile: bool = False
+    recorded: bool = False
 
 
 def candidates(architecture: AnyArchitecture, device: str, phase: str, at_once: int) -> list[Candidate]:
@@ -50,6 +53,8 @@ def candidates(architecture: AnyArchitecture, device: str, phase: str, at_once: 
         covered = fused.supports_source if phase == "source" else fused.supports_target
         names: list[Implementation] = ["fused"] if covered(architecture) else []
         one_by_one = [Candidate(name, 1) for name in [*names, "loop"]]
+        if native_bfloat16(device):
+            one_by_one.append(Candidate("loop", 1, bfloat16=True))
         several = min(4, at_once)
         if several == 1:
             return one_by_one
@@ -57,11 +62,10 @@ def candidates(architecture: AnyArchitecture, device: str, phase: str, at_once: 
         return one_by_one + [Candidate(name, several) for name in [*names, "vmap"]]
     sizes = [size for size in (8, 32, 128, MOST) if size <= at_once] or [at_once]
     names = ["grouped", "channels_last", "unfold", "vmap"] if can_group(module) else ["vmap"]
-    plain = [Candidate(name, size) for size in sizes for name in names]
+    recorded = [Candidate(name, size, recorded=True) for size in sizes for name in names]
     largest = sizes[-1]
-    return plain + [Candidate(name, largest, bfloat16=True) for name in names] + [
-        Candidate(names[0], largest, compile=True)
-    ]  # fmt: skip
+    rounded = [Candidate(name, largest, bfloat16=True, recorded=True) for name in names]
+    return [*recorded, *rounded, Candidate(names[0], largest, compile=True)]
 
 
 def measure(
@@ -91,15 +95,24 @@ def measure(
     plain = RecipeConfig(horizontal_flip=False)
     draw = epoch_of([Order(seed, len(data), plain) for seed in seeds], device).batch(0, batch)
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
+    recorder = Recorder() if candidate.recorded else None
+
+    def step(rows: Tensor, flips: Tensor, shifts: Tensor) -> list[Tensor]:
+        return [objective.gradient(parameters, Draw(rows, flips, shifts))]
 
     def seconds_of_a_step() -> float:
         began = clock()
-        objective.gradient(parameters, draw)
+        inputs = (draw.rows, draw.flips, draw.shifts)
+        if recorder is None:
+            step(*inputs)
+        else:
+            recorder("step", step, *inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return clock() - began
 
-    seconds_of_a_step()
+    for _ in range(1 if recorder is None else WARM_UP + 1):
+        seconds_of_a_step()
     return min(seconds_of_a_step() for _ in range(STEPS)) / len(seeds)
 
 
@@ -109,9 +122,10 @@ def choose(seconds: dict[str, dict[Candidate, float]]) -> Plan:
     plans: dict[Plan, float] = {}
     for source, of_source in seconds["source"].items():
         for target, of_target in seconds["target"].items():
-            shared = source.at_once, source.bfloat16, source.compile
-            if shared == (target.at_once, target.bfloat16, target.compile):
-                plans[Plan(source.implementation, target.implementation, *shared)] = of_source + of_target
+            if replace(target, implementation=source.implementation) == source:
+                options = {**asdict(source), "source": source.implementation, "target": target.implementation}
+                del options["implementation"]
+                plans[Plan(**options)] = of_source + of_target
     if not plans:
         missing = [phase for phase, found in seconds.items() if not found]
         what = f"the {missing[0]} phase" if missing else "both phases at one number of members"
@@ -121,7 +135,7 @@ def choose(seconds: dict[str, dict[Candidate, float]]) -> Plan:
 
 def runs(plan: Plan, architecture: AnyArchitecture, device: str, at_once: int) -> bool:
     """Return whether `plan` is one of those that are measured on `device`."""
-    options = (plan.at_once, plan.bfloat16, plan.compile)
+    options = (plan.at_once, plan.bfloat16, plan.compile, plan.recorded)
     return all(
         Candidate(implementation, *options) in candidates(architecture, device, phase, at_once)
         for phase, implementation in (("source", plan.source), ("target", plan.target))

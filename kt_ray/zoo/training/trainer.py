@@ -13,10 +13,10 @@ import torch
 
 from kt_ray.config import RecipeConfig
 from kt_ray.config.code import CodeFile
+from kt_ray.config.study_code import load_code
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.jobs.device import device_name, end_if_device_broken, open_device, release_memory
 from kt_ray.networks import AnyArchitecture
-from kt_ray.study_code import load_code
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.training.plan import Candidate, measure, members_that_fit

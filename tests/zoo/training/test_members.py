@@ -168,10 +168,10 @@ def test_optimizer_equals_torch(kind: Literal["sgd", "adamw"]) -> None:
         build([row], lr=phase.learning_rate, weight_decay=phase.weight_decay, **options)
         for row, phase in zip(expected, phases, strict=True)
     ]
-    ours = Optimizer(theta, phases)
-    for gradient in gradients:
+    ours = Optimizer(theta, phases, [1.0] * 4)
+    for gradient, scales in zip(gradients, ours.scales, strict=True):
         for i, row in enumerate(expected):
             row.grad = gradient[i].clone()
             theirs[i].step()
-        ours.step(gradient.clone(), 1.0)
+        ours.step(gradient.clone(), scales)
         torch.testing.assert_close(theta, torch.stack(expected).detach())

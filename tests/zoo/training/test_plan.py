@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from kt_ray.config import PhaseConfig, RecipeConfig
+from kt_ray.config import NetworkChoice, PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset
 from kt_ray.errors import ZooError
 from kt_ray.networks import PaperArchitecture
+from kt_ray.networks.chosen import architecture_of
+from kt_ray.zoo.training import plan
 from kt_ray.zoo.training.members import Plan
 from kt_ray.zoo.training.plan import Candidate, ProbeMemory, candidates, choose, measure
 
@@ -30,6 +32,21 @@ def test_only_what_covers_a_pair_is_a_candidate() -> None:
     assert names("basic_to_attention", "target") == {"vmap", "loop"}
     assert "grouped" in names("basic_to_mlp", "target")
     assert "fused" not in names("basic_to_mlp", "target")
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_is_a_candidate_where_the_processor_computes_in_it(
+    dataset: Dataset, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network of one's own then trains in it, both phases, if that is faster."""
+    monkeypatch.setattr(plan, "native_bfloat16", lambda device: native)
+    network = NetworkChoice(name="resnet", options={"depth": 8, "width": 4})
+    resnet = architecture_of("halved", network, dataset.image_shape, dataset.classes)
+    for phase in ("source", "target"):
+        rounded = [found for found in candidates(resnet, "cpu", phase, at_once=4) if found.bfloat16]
+        assert rounded == ([Candidate("loop", 1, bfloat16=True)] if native else [])
+        for candidate in rounded:
+            assert measure(candidate, phase, resnet, dataset.train.take(slice(0, 64)), RECIPE) > 0
 
 
 def test_the_plan_is_run_as_it_was_measured() -> None:

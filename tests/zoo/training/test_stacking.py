@@ -30,3 +30,14 @@ def test_gradients_are_those_of_one_network_at_a_time(dataset: Dataset, implemen
     expected = gradient("loop", dataset)
     off = (gradient(implementation, dataset) - expected).norm() / expected.norm()
     assert off < 1e-4  # channels last on a CPU: 1e-2
+
+
+def test_gradients_in_bfloat16_are_near_those_in_float32(dataset: Dataset) -> None:
+    draw = epoch_of([Order(0, len(dataset.train), RecipeConfig())], torch.device("cpu")).batch(0, 128)
+    parameters = Parameters(fresh(ARCHITECTURE.source_network, [0]))
+    exact, rounded = (
+        TorchSource(ARCHITECTURE, 1, dataset.train, "loop", bfloat16).gradient(parameters, draw).clone()
+        for bfloat16 in (False, True)
+    )
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.05

@@ -11,10 +11,10 @@ import pytest
 
 from kt_ray import register
 from kt_ray.config.code import CodeFile
+from kt_ray.config.study_code import code_of, load_code, require_code, unload_code
 from kt_ray.errors import ConfigError
 from kt_ray.networks.contracts import built, make_network
 from kt_ray.registry import on_change
-from kt_ray.study_code import code_of, load_code, require_code, unload_code
 
 NETWORK = """
 from torch import nn
