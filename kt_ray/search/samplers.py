@@ -58,7 +58,7 @@ def build_sampler(config: SamplerConfig, seed: int, ordinal: int = 0) -> BaseSam
         return made
     options = {**config.options, "seed": own}
     if config.name == "tpe":
-        options = {**TPE_DEFAULTS, "group": options.get("multivariate", True), **options}
+        options = {**TPE_DEFAULTS, "group": options.get("multivariate") is not False, **options}
     if config.name == "qmc":  # one sequence for all trials; its place in it is in the study
         options |= {"seed": seed, "independent_sampler": samplers.RandomSampler(seed=own)}
         options = {"warn_independent_sampling": False, **options}
