@@ -19,8 +19,9 @@ from kt_ray.data import Dataset
 from kt_ray.errors import ConfigError
 from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks.contracts import Network, Normalised, built, make_network
+from kt_ray.networks.cost import multiply_adds
 from kt_ray.translation.probe_images import mixture, shapes, strokes
-from kt_ray.translation.translate_network import NetworkTranslation, translate_network
+from kt_ray.translation.translate_network import NetworkTranslation, check_images, translate_network
 from kt_ray.translation.whole_network import Fitting, SiteReport, usual_steps
 
 TORCHVISION, MIXTURE = "torchvision:", "mixture:"
@@ -84,7 +85,9 @@ def translate_named(
         )
     network = request.build()
     images = draw_probes(probes, request.image_shape)
-    steps = usual_steps(share) if steps is None else steps
+    if steps is None:
+        check_images(network, request.preprocess(images[:2]))
+        steps = usual_steps(share, multiply_adds(network, request.image_shape))
     fitted = min(Fitting.images, len(images) // FITTED)
     fitting = Fitting(images=fitted, steps=steps, bfloat16=native_bfloat16(device))
     return translate_network(

@@ -19,7 +19,7 @@ from kt_ray.translation.block_runner import Surroundings, stem_activations, surr
 from kt_ray.translation.divergences import relative_error, temperature, tempered_kl
 from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
 from kt_ray.translation.gauss_newton import GaussNewton
-from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves, to_images, to_parameters
+from kt_ray.translation.probe_images import Mixture, drawn_curves, mixture, random_curves, to_images, to_parameters
 from kt_ray.translation.second_order import Curvature, newton_step
 from kt_ray.translation.units import Units, edge_width, feature_widths, target_layout, write
 
@@ -75,8 +75,8 @@ class Refiner(nn.Module):
             self.gauss_newton = GaussNewton(options.steps, options.rows, images, architecture.classes, self.layout)
             self.gauss_newton.requires_grad_(options.trained)
 
-    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
-        """Draw strokes, or with `images: mixture` images like `images`, uint8 [N, C, H, W]."""
+    def draw_probes(self, images: Tensor | Mixture, generator: torch.Generator) -> None:
+        """Draw strokes, or with `images: mixture` images like `images`; see `Translator.draw_probes`."""
         if self.shared:
             return
         if self.images == "strokes":

@@ -106,7 +106,7 @@ def translate_network(
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
     network.eval().requires_grad_(False)
     prepare = preprocessing or (lambda images: images)
-    _check_images(network, prepare(probes[:2]))
+    check_images(network, prepare(probes[:2]))
     probes = probes.to(device)
     began = time.perf_counter()
     small, sites = narrowed(network, share)
@@ -133,7 +133,7 @@ def translate_network(
 
 
 @torch.no_grad()
-def _check_images(network: nn.Module, images: Tensor) -> None:
+def check_images(network: nn.Module, images: Tensor) -> None:
     """Raise CheckpointError if `network` cannot take `images`."""
     try:
         network(images)

@@ -29,6 +29,7 @@ from kt_ray.translation.projected import convolution_equations, eliminate, fit
 
 ROUNDS = 32  # of elimination: several units at once where more are to go
 NEWTON_SCHULZ = 5  # iterations
+CHEAP, MOST = 6_000_000, 2.5  # multiply-adds; times the steps of other networks
 JUDGED = 1024  # probes on which the two networks' predictions are compared
 OFFSET, LARGEST_OFFSET = 64.0, 1e7  # added to a branch so that a block's last ReLU passes everything
 
@@ -69,9 +70,12 @@ class Fitting:
 LEAST_SQUARES = Fitting(steps=0)
 
 
-def usual_steps(share: float) -> int:
-    """Return how many steps pay where blocks keep `share` of their hidden units."""
-    return round(2 * Fitting.steps * (1 - share))
+def usual_steps(share: float, multiply_adds: int) -> int:
+    """Return how many steps pay where blocks keep `share` of their hidden units.
+
+    A network of fewer than `CHEAP` multiply-adds an image gets more, as each step costs less.
+    """
+    return round(2 * Fitting.steps * (1 - share) * min(MOST, max(1.0, CHEAP / multiply_adds)))
 
 
 @dataclass(frozen=True)
