@@ -168,7 +168,7 @@ class SearchConfig(Frozen):
         0.0, ge=0, description="of several objectives: so close to the best first one, the next decides the champion"
     )
     points: tuple[dict[str, Choice], ...] = Field((), description="points of the space to try first; may be partial")
-    concurrency: PositiveInt | None = Field(None, description="trials at once; what the cluster bears if unset")
+    concurrency: PositiveInt | None = Field(None, description="trials at once; as many as fit the cluster if unset")
     resources: TrialResources = TrialResources()
     retries: int = Field(2, ge=0, description="tries again of a trial that died with its node or worker")
 

@@ -102,7 +102,7 @@ class TranslationStudy(StudyTask):
             store, zoo = self.store, self.config.zoo
             if missing := len(store.missing(zoo)):
                 raise ZooError(
-                    f"zoo {zoo.name} lacks {missing} members; `kt-ray zoo build` or `kt-ray run` trains them"
+                    f"zoo {zoo.name} is missing {missing} members; `kt-ray zoo build` or `kt-ray run` trains them"
                 )
             store.create(zoo, self.config.pair, self.dataset)
             self.zoo = store.read()

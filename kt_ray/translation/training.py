@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kt_ray.config import TrainingConfig, TrialConfig
 from kt_ray.config.trial import BASELINE_IMAGES
@@ -205,10 +206,10 @@ class TranslatorTraining:
             self._average(min(settings.ema, (step + 1) / (step + 10)))
         return loss.detach()
 
-    @torch.no_grad()
     def _average(self, decay: float) -> None:
         """Draw the averaged weights towards the present ones."""
-        torch._foreach_lerp_(list(self.translator.parameters()), list(self.model.parameters()), 1 - decay)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(list(self.translator.parameters()), list(self.model.parameters()), 0)
 
     def _images(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
         """Training images and labels for this step, if the loss looks at any."""
