@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
-from kt_ray.jobs.cuda_graphs import Recorder
+from kt_ray.jobs.cuda_graphs import Recorder, can_record
 from kt_ray.networks import Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import relative_error, temperature, tempered_kl
@@ -94,8 +94,8 @@ class Refiner(nn.Module):
         `shared` are their surroundings on the probes of the projected base.
         """
         sets = [shared] if self.shared and shared is not None else self._surroundings(members)
-        replayed = source.edges.is_cuda and not torch.is_grad_enabled() and not self.training
-        recorder = Recorder() if replayed and self.method == "adam" else None
+        device, alone = source.edges.device, not self.training and not torch.is_grad_enabled()
+        recorder = Recorder(device) if alone and self.method == "adam" and can_record(device) else None
         first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
         units = self._best([self._steps(units, source, sets, range(first), recorder) for units in starts], sets)
         return self._steps(units, source, sets, range(first, self.steps), recorder)
