@@ -89,7 +89,7 @@ def measure(device: str, images: int, members: int, steps: int, rounds: int, blo
     zoo = untrained_zoo(ARCHITECTURE, MemberCounts(train=blocks, selection=4, test=blocks))
     training = TranslatorTraining(trial(steps), zoo, dataset, device)
     data, many = dataset.train.to(device), members_of(0, MemberCounts(train=members, selection=1, test=1))[:members]
-    plan, held = Plan("grouped", "grouped", members), zoo.where("test")
+    plan, held = Plan("grouped", "grouped", members, counter_draws=True), zoo.where("test")
     recorded = dataclasses.replace(plan, recorded=device == "cuda")
     works = {
         "zoo": lambda: train_members(many, RECIPE, ARCHITECTURE, dataset, device, recorded),

@@ -108,8 +108,8 @@ class SleepingTraining(StandIn):
 
     epochs = EPOCHS
 
-    def __init__(self, folder: Path, nodes: int, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
-        super().__init__(config, zoo, dataset, device)
+    def __init__(self, folder: Path, nodes: int, config: TrialConfig, zoo: Any, dataset: Any, *where: Any) -> None:
+        super().__init__(config, zoo, dataset, *where)
         self.folder, self.nodes, self.began = folder, nodes, 0.0
 
     def run_epoch(self) -> dict[str, float]:

@@ -4,8 +4,8 @@ Two translators. `family`: one pass of an axial transformer over the pruned bloc
 inputs from the stem's parameters, the block is fitted to them by least squares and corrected by an axial transformer;
 there is no probe and no step. Training images count in the loss; none takes part in translating.
 
-Each is trained on several numbers of sources, as many steps on each. Runs are saved at each point of their curves: the
-command goes on where it stopped.
+Each is trained on several numbers of sources, as many steps on each; on most sources from several seeds. Runs are saved
+at each point of their curves: the command goes on where it stopped.
 
     KT_RAY_DATA=… python benchmarks/parameters_alone.py WORK --zoo SOURCES                    train for --minutes
     KT_RAY_DATA=… python benchmarks/parameters_alone.py WORK --zoo SOURCES --report FRESH      on fresh networks
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
 
 SOURCES = (2532, 160, 630)
+SEEDS = (0, 1, 2)  # of a translator on most sources; the others have the first
 STEPS = {"written": 3000, "family": 3000}  # optimiser steps in all
 POINT = 150  # steps between points of a curve
 FITTED = 64  # training members on which the fit is measured
@@ -48,15 +50,17 @@ TRANSLATORS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One translator trained on so many sources, and its files in `folder`."""
+    """One translator trained on so many sources from one seed, and its files in `folder`."""
 
     kind: str
     sources: int
     folder: Path
+    seed: int = 0
 
     def file(self, ending: str) -> Path:
         """Return the path of the run's file with this ending."""
-        return self.folder / f"{self.kind}-{self.sources}{ending}"
+        seed = f"-seed-{self.seed}" if self.seed else ""
+        return self.folder / f"{self.kind}-{self.sources}{seed}{ending}"
 
     def points(self) -> list[dict[str, float]]:
         """Return the points of the curve so far."""
@@ -68,6 +72,7 @@ class Run:
         known = {"family": "axial_transformer", "statistics": True, "context": "network", "output": "residual"}
         return TrialConfig.model_validate(
             {
+                "seed": self.seed,
                 "translator": known | TRANSLATORS[self.kind],
                 "loss": {"weight_mse": 0.0, "head_input": 0.3, "kl": 1.0, "images": 32},
                 "augmentation": {
@@ -104,7 +109,9 @@ class Run:
         lines = [json.dumps(line) for line in [*self.points()[: training.epoch - 1], point]]
         self.file(".jsonl").write_text("\n".join(lines) + "\n")
         print(
-            f"{self.kind}, {self.sources} sources, {point['steps']} steps: {metrics['accuracy_mean']:.4f}", flush=True
+            f"{self.kind}, {self.sources} sources, seed {self.seed}, {point['steps']} steps: "
+            f"{metrics['accuracy_mean']:.4f}",
+            flush=True,
         )
 
 
@@ -141,6 +148,7 @@ def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) 
             {
                 "translator": run.kind,
                 "sources": run.sources,
+                "seed": run.seed,
                 "steps": points[-1]["steps"],
                 "parameters": points[-1]["parameters"],
                 "cpu_minutes": sum(point["cpu_seconds"] for point in points) / 60,
@@ -152,11 +160,19 @@ def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) 
             }
         )
     headline = {}
-    for run in (entry for entry in found if entry["sources"] == max(SOURCES)):
-        names = ("mean_ratio", "min_ratio", "sources", "steps")
-        prefix = "" if run["translator"] == "written" else "family_"
-        headline |= {prefix + name: run[name] for name in names}
-    write("parameters_alone", headline, found, [0], "\n".join(table(found, len(fresh), len(images), mean)))
+    for kind in dict.fromkeys(entry["translator"] for entry in found):
+        seeds = [entry for entry in found if entry["translator"] == kind and entry["sources"] == max(SOURCES)]
+        means = [entry["mean_ratio"] for entry in seeds]
+        prefix = "" if kind == "written" else "family_"
+        headline |= {
+            f"{prefix}mean_ratio": statistics.mean(means),
+            f"{prefix}spread": max(means) - min(means),
+            f"{prefix}min_ratio": min(entry["min_ratio"] for entry in seeds),
+            **{prefix + name: seeds[0][name] for name in ("sources", "steps")},
+            f"{prefix}seeds": len(seeds),
+        }
+    trained = sorted({run.seed for run in runs if run.points()})
+    write("parameters_alone", headline, found, trained, "\n".join(table(found, len(fresh), len(images), mean)))
     draw(found, Path(__file__).parent / "results" / "parameters_alone.png")
 
 
@@ -165,15 +181,16 @@ def table(found: list[dict[str, Any]], members: int, images: int, ceiling: float
     lines = [
         f"{members} fresh networks, {images:,} test images. Ratios are to the mean accuracy of trained targets, "
         f"{ceiling:.4f}; those on training members and selection members (of the zoo trained on, selection images) to "
-        "that of the selection members' targets.",
+        "that of the selection members' targets. Minutes are of one core.",
         "",
-        "| translator | sources | steps | mean ratio | worst | selection members | training members | CPU minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| translator | sources | seed | steps | mean ratio | worst | selection members | training members | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in found:
         lines.append(
-            f"| {entry['translator']} | {entry['sources']} | {entry['steps']} | {entry['mean_ratio']:.4f} "
-            f"| {entry['min_ratio']:.4f} | {entry['selection_ratio']:.4f} | {entry['fit_ratio']:.4f} "
+            f"| {entry['translator']} | {entry['sources']} | {entry['seed']} | {entry['steps']} "
+            f"| {entry['mean_ratio']:.4f} | {entry['min_ratio']:.4f} "
+            f"| {entry['selection_ratio']:.4f} | {entry['fit_ratio']:.4f} "
             f"| {entry['cpu_minutes']:.1f} |"
         )
     return lines
@@ -186,7 +203,8 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     (panels,) = figure.subplots(1, len(kinds), sharey=True, squeeze=False)
     for panel, kind in zip(panels, kinds, strict=True):
         for entry in (entry for entry in found if entry["translator"] == kind):
-            panel.plot(*zip(*entry["curve"], strict=True), label=f"{entry['sources']} sources")
+            label = f"{entry['sources']} sources, seed {entry['seed']}"
+            panel.plot(*zip(*entry["curve"], strict=True), label=label)
         panel.set_title(kind)
         panel.set_xlabel("steps of 16 members")
         panel.legend()
@@ -206,7 +224,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    runs = [Run(kind, sources, arguments.work) for kind in STEPS for sources in SOURCES]
+    runs = [
+        Run(kind, sources, arguments.work, seed)
+        for kind in STEPS
+        for sources in SOURCES
+        for seed in (SEEDS if sources == max(SOURCES) else SEEDS[:1])
+    ]
     store = ZooStore(arguments.zoo)
     zoo, dataset = store.read(), load_dataset(DatasetConfig(**store.definition()["dataset"]))
     if arguments.report:

@@ -66,8 +66,8 @@ class Arithmetic(StandIn):
 
     epochs = EPOCHS
 
-    def __init__(self, log: Path, config: TrialConfig, zoo: Zoo, dataset: Dataset, device: str) -> None:
-        super().__init__(config, zoo, dataset, device)
+    def __init__(self, log: Path, config: TrialConfig, zoo: Zoo, dataset: Dataset, *where: Any) -> None:
+        super().__init__(config, zoo, dataset, *where)
         self.log, self.trial = log, hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
 
     def run_epoch(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ class StandIn:
 
     epochs: int
 
-    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
+    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str, prepared: Any = None) -> None:
         self.config = config
         self.epoch = 0
         self.state = 0.0

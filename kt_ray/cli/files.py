@@ -20,9 +20,9 @@ app.add_typer(spaces, name="spaces")
 @spaces.command("list")
 def list_spaces(format_: Format = "table") -> None:
     """List the bundled study files."""
-    from kt_ray.studies.spaces import description, shipped
+    from kt_ray.studies.spaces import bundled, description
 
-    rows = [{"name": name, "description": description(path)} for name, path in shipped().items()]
+    rows = [{"name": name, "description": description(path)} for name, path in bundled().items()]
     show(rows, rows, format_)
 
 

@@ -41,7 +41,7 @@ def complain(error: KTError) -> None:
 
 
 def show_json(content: Any) -> None:
-    """`content` as JSON; NaN and infinities, which JSON lacks, as null."""
+    """`content` as JSON; NaN and infinities, which JSON does not have, as null."""
     say(json.dumps(_plain(content), indent=2, ensure_ascii=False, default=str))
 
 

@@ -77,7 +77,10 @@ SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid")
 
 
 class SamplerConfig(Frozen):
-    """An Optuna sampler by name, with its options as Optuna names them. `grid` takes every point once."""
+    """An Optuna sampler by name, with its options as Optuna names them. `grid` takes every point once.
+
+    TPE is multivariate, grouped and draws 3 trials at random first, unless its options say otherwise.
+    """
 
     name: str = Field("tpe", description=f"{', '.join(SAMPLERS)}, or a registered one")
     options: dict[str, Any] = Field(default_factory=dict)
@@ -165,7 +168,7 @@ class SearchConfig(Frozen):
         0.0, ge=0, description="of several objectives: so close to the best first one, the next decides the champion"
     )
     points: tuple[dict[str, Choice], ...] = Field((), description="points of the space to try first; may be partial")
-    concurrency: PositiveInt | None = Field(None, description="trials at once; what the cluster bears if unset")
+    concurrency: PositiveInt | None = Field(None, description="trials at once; as many as fit the cluster if unset")
     resources: TrialResources = TrialResources()
     retries: int = Field(2, ge=0, description="tries again of a trial that died with its node or worker")
 

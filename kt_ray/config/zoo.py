@@ -174,7 +174,7 @@ class MemberCounts(Frozen):
 class ActorConfig(Resources):
     """What one zoo actor takes, and how many members it trains at once."""
 
-    count: PositiveInt | None = Field(None, description="as many as the cluster bears if unset")
+    count: PositiveInt | None = Field(None, description="as many as fit the cluster if unset")
     members_at_once: PositiveInt | None = Field(None, description="as many as a GPU holds, 8 on a CPU, if unset")
 
 

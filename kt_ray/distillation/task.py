@@ -120,6 +120,10 @@ class StudentTask:
     def params(self) -> Mapping[str, Any]:
         return {"shared": len(self.shared.facts)}
 
+    def prepared(self, device: str) -> StudentTask:
+        """Return the task: teacher and paraphrasers are made before."""
+        return self
+
     def training(self, trial: DistillTrialConfig, device: str) -> StudentTraining:
         return Stages(self.shared.cache(), self.dataset, device, given=self.shared.given).student(trial)
 

@@ -201,13 +201,20 @@ def fitting(demand: Mapping[str, float], labels: Mapping[str, str] | None = None
         if any(node.get("Labels", {}).get(key) != value for key, value in (labels or {}).items()):
             continue
         have = node["Resources"]
-        total += min(int(have.get(name, 0.0) / amount + 1e-9) for name, amount in demand.items() if amount > 0)
+        total += min(_times(name, have.get(name, 0.0), amount) for name, amount in demand.items() if amount > 0)
     if total == 0:
         seen = "; ".join(_amounts(node["Resources"]) or "nothing" for node in nodes)
         wanted = ", ".join(f"{name}={amount:g}" for name, amount in demand.items() if amount > 0)
         labelled = f" and labels {dict(labels)}" if labels else ""
         raise ResourceError(f"no node has {wanted}{labelled}; the cluster's nodes have: {seen}; ask for less")
     return total
+
+
+def _times(name: str, have: float, amount: float) -> int:
+    """Return how often `amount` of a resource fits into what a node has; a share of a GPU is of one GPU."""
+    if name == "GPU" and amount < 1:
+        return int(have) * int(1 / amount + 1e-9)
+    return int(have / amount + 1e-9)
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

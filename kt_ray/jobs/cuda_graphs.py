@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +12,18 @@ import torch
 from torch import Tensor
 
 from kt_ray._io.text import first_line
-from kt_ray.jobs.device import is_device_broken
+from kt_ray.jobs.device import is_device_broken, is_out_of_memory
 
 logger = logging.getLogger(__name__)
-WARM_UP = 2  # calls before anything is recorded, in which libraries make their handles and workspaces
+WARM_UP = 2  # calls with a key before it is recorded: what is made once is made then, outside of a graph's memory
+FIRST_TORCH = (2, 12)  # of which a failed recording leaves the memory of others as it was
 Step = Callable[..., Sequence[Tensor]]
+
+
+def can_record(device: torch.device | str) -> bool:
+    """Return whether steps on `device` can be recorded: a CUDA device, and a version of torch that recovers if not."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return torch.device(device).type == "cuda" and version >= FIRST_TORCH
 
 
 @dataclass(frozen=True)
@@ -35,20 +44,22 @@ class Recorder:
     cannot be recorded is launched anew at every call, after a warning.
     """
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.calls: Counter[Hashable] = Counter()
         self.recordings: dict[Hashable, Recording | None] = {}
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream = _stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, key: Hashable, step: Step, *inputs: Tensor) -> list[Tensor]:
         """Return what `step` gives for `inputs`; the next call, of any key, may overwrite it."""
-        self.calls += 1
-        if self.calls <= WARM_UP:
-            self.stream.wait_stream(torch.cuda.current_stream())
+        self.calls[key] += 1
+        if self.calls[key] <= WARM_UP:
+            current = torch.cuda.current_stream(self.device)
+            self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
                 outputs = list(step(*inputs))
-            torch.cuda.current_stream().wait_stream(self.stream)
+            current.wait_stream(self.stream)
             return outputs
         if key not in self.recordings:
             self.recordings[key] = self._record(step, inputs)
@@ -67,8 +78,14 @@ class Recorder:
             with torch.cuda.graph(graph, self.pool, self.stream, "thread_local"):
                 outputs = list(step(*kept))
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or is_device_broken(error):
+            if is_out_of_memory(error) or is_device_broken(error):
                 raise
             logger.warning("a step cannot be recorded and is launched each time: %s", first_line(error))
             return None
         return Recording(graph, kept, outputs)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which steps are recorded: libraries keep a workspace for each stream they have seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

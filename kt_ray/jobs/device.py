@@ -54,6 +54,8 @@ def use_device(name: str) -> str:
             f"device {name!r} cannot be used here ({first_line(error)}); name cpu, or cuda where torch sees a GPU"
         ) from None
     _repeat_numbers()
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)
     return name
 
 
@@ -67,11 +69,12 @@ def _repeat_numbers() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def device_name(device: torch.device | str, gpus: float = 1.0) -> str:
-    """Return the name of `device`; of a GPU, with the memory in GiB that its share `gpus` has."""
+def device_name(device: torch.device | str) -> str:
+    """Return the name of `device`; of a GPU, with the memory in GiB that this process may have of it."""
     device = torch.device(device)
     if device.type == "cuda":
-        memory = gpus * torch.cuda.get_device_properties(device).total_memory / 2**30
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        memory = share * torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{torch.cuda.get_device_name(device)}, {memory:.1f} GiB"
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
@@ -82,7 +85,11 @@ def device_name(device: torch.device | str, gpus: float = 1.0) -> str:
 
 
 def free_memory(device: torch.device | str) -> int:
-    """Return the bytes of a CUDA device that this process can still have, within its share of it."""
+    """Return the bytes of a CUDA device that this process can still have, within its share of it.
+
+    What the process kept for later use is given back first.
+    """
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     share = torch.cuda.get_per_process_memory_fraction(device)
     return max(0, min(free, int(share * total) - torch.cuda.memory_reserved(device)))
@@ -105,15 +112,27 @@ def release_memory(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` says that a device's memory is full, of torch's allocator or of CUDA's libraries."""
+    signs = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
+
+
 def is_device_broken(error: BaseException) -> bool:
     """Return whether `error` leaves the device unusable for this process.
 
     Such CUDA errors (an illegal address, a lost GPU) are sticky: every later call of the process fails too. Lack of
     memory and what cannot be recorded as a CUDA graph ("… when stream is capturing", "… during capture") are not.
     """
-    if isinstance(error, torch.OutOfMemoryError) or "captur" in str(error):
+    text = str(error)
+    if is_out_of_memory(error) or "captur" in text:
         return False
-    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    broken = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_EXECUTION_FAILED")
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in broken)
+    )
 
 
 def end_if_device_broken(error: BaseException) -> None:

@@ -141,7 +141,7 @@ class SiteArchitecture(NetworkSites, Architecture):  # type: ignore[override]  #
         network = self.whole()
         state, stem, head = network.state_dict(), self.stem(), self.head()
         for name, value in [*stem.state_dict().items(), *head.state_dict().items()]:
-            value.copy_(state[name])  # their modules that never run hold nothing, which load_state_dict does not bear
+            value.copy_(state[name])  # their modules that never run hold nothing, which load_state_dict refuses
         return nn.Sequential(OrderedDict(stem=stem, block=network.get_submodule(self.site), head=head))
 
     @property

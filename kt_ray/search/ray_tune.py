@@ -123,7 +123,7 @@ def run_trials(
     options = {"gpus": resources.gpus, "threads": max(1, int(resources.cpus)), "code": tuple(code)}
     with tensors_as_arrays():
         trainable = tune.with_resources(
-            tune.with_parameters(TaskTrainable, task=task, **options),
+            tune.with_parameters(TaskTrainable, task=task.prepared("cuda" if resources.gpus else "cpu"), **options),
             tune.PlacementGroupFactory([resources.demand], bundle_label_selector=[labels] if labels else None),
         )
     directory = make_scratch(".tune-", scratch)

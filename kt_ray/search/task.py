@@ -34,6 +34,12 @@ class Task(Protocol):
     def params(self) -> Mapping[str, Any]:
         """Return the task's parameters in the study's MLflow run."""
 
+    def prepared(self, device: str) -> Task:
+        """Return the task with what all trials on `device`, "cpu" or "cuda", would otherwise make each for itself.
+
+        The driver calls it once, and a node's workers map the result uncopied.
+        """
+
     def training(self, trial: Any, device: str) -> Training:
         """Return a fresh training of `trial`."""
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from kt_ray._io.checksum import BLANK, KEY, checksum_holds, file_digest, with_checksum
 from kt_ray._io.text import first_line
 from kt_ray.errors import CheckpointError
+from kt_ray.jobs.device import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ def describe_failure(error: Exception) -> tuple[str, bool]:
     """Return why a trial failed, in one line, and whether the machine rather than the trial caused it."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or is_out_of_memory(error) or "can't allocate memory" in text:
         return f"out of memory: {reason}", True
     if isinstance(error.__cause__, OSError):  # a CheckpointError that words it for people
         error = error.__cause__

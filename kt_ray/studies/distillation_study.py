@@ -17,6 +17,7 @@ from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import Distillation, conclude, distill, load_student
 from kt_ray.distillation.stages import Progress, Report, Stages
 from kt_ray.distillation.task import Shared, StudentTask, choices, given_teachers, prepare
+from kt_ray.jobs.device import use_device
 from kt_ray.jobs.remote import run_remotely
 from kt_ray.networks import State
 from kt_ray.search.storage import open_storage
@@ -77,7 +78,7 @@ class DistillationStudy(StudyTask):
         # Every node of a cluster sees the checkpoints' directory; studies share teachers and paraphrasers.
         cache = Cache(Path(self.workspace.checkpoints("distillation")))
         gpu = torch.cuda.is_available() and (not config.space or config.search.resources.gpus > 0)
-        self.stages = Stages(cache, dataset, "cuda" if gpu else "cpu", self._report)
+        self.stages = Stages(cache, dataset, use_device("cuda" if gpu else "cpu"), self._report)
         return f"a student of {config.teacher.network.family} by {config.method.name} on {dataset.name}" + (
             f", {config.search.trials} trials" if config.space else ""
         )

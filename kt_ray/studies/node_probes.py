@@ -43,11 +43,15 @@ def versions() -> dict[str, str]:
 def gpu_problems(counted: float) -> list[str]:
     """Return a line if torch sees fewer GPUs on this node than the `counted` that Ray gives out.
 
-    Another process looks: Ray hides the GPUs from a task that asked for none.
+    Another process looks, with what this node's Ray was started with: Ray hides the GPUs from a task that asked for
+    none. A process sees one slice of a GPU (MIG) at most, so slices are not counted; a worker tries its own.
     """
-    if not counted:
+    given = _visible_devices(os.getppid())
+    if not counted or "MIG-" in (given or ""):
         return []
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    if given is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = given
     command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS, check=True, env=environment)
@@ -60,6 +64,15 @@ def gpu_problems(counted: float) -> list[str]:
         f"Ray counts {counted:g} GPUs, torch {version('torch')} sees {seen}: install a CUDA build of torch and a "
         "driver there, or start that node with fewer --num-gpus"
     ]
+
+
+def _visible_devices(process: int) -> str | None:
+    """Return CUDA_VISIBLE_DEVICES of a process, None if it has none or cannot be read."""
+    try:
+        pairs = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    return dict(pair.partition("=")[::2] for pair in pairs).get("CUDA_VISIBLE_DEVICES")
 
 
 def use_gpu(share: float) -> str:

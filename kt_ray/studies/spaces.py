@@ -9,7 +9,7 @@ from kt_ray.config import Source
 from kt_ray.errors import ConfigError
 
 
-def shipped() -> dict[str, Path]:
+def bundled() -> dict[str, Path]:
     """Return names and paths of the bundled study files."""
     folder = Path(str(resources.files("kt_ray.search_spaces")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -23,10 +23,10 @@ def locate(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    files = shipped()
+    files = bundled()
     if path.parent == Path() and path.stem in files and path.suffix in ("", ".yaml"):
         return files[path.stem]
-    raise ConfigError(f"no study file {name!r} here, and none of that name ships (those are: {', '.join(files)})")
+    raise ConfigError(f"no study file {name!r} here, and none of that name is bundled; there are: {', '.join(files)}")
 
 
 def description(path: Path) -> str:

@@ -17,6 +17,7 @@ from kt_ray.jobs.connection import connected
 from kt_ray.jobs.remote import Report, run_remotely
 from kt_ray.networks import architecture_of
 from kt_ray.networks.cost import parameter_count
+from kt_ray.search.space import value_at
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.doubts import doubts
 from kt_ray.studies.study_task import Demand, Result, StudyTask
@@ -101,11 +102,11 @@ class TranslationStudy(StudyTask):
             store, zoo = self.store, self.config.zoo
             if missing := len(store.missing(zoo)):
                 raise ZooError(
-                    f"zoo {zoo.name} lacks {missing} members; `kt-ray zoo build` or `kt-ray run` trains them"
+                    f"zoo {zoo.name} is missing {missing} members; `kt-ray zoo build` or `kt-ray run` trains them"
                 )
             store.create(zoo, self.config.pair, self.dataset)
             self.zoo = store.read()
-        return TranslatorTask(self.zoo, self.dataset)
+        return TranslatorTask(self.zoo, self.dataset, mixture=draws_mixture(self.config))
 
     @property
     def fingerprint(self) -> str:
@@ -159,6 +160,22 @@ def _evaluate_on(
         file = Path(folder) / FILE
         file.write_bytes(content)
         return evaluate(load_translator(file).translator.to(device), zoo, dataset)
+
+
+def draws_mixture(config: StudyConfig) -> bool:
+    """Return whether a trial of the study may draw probes from a mixture of training images."""
+
+    def possible(path: str) -> tuple[object, ...]:
+        if path not in config.space:
+            return (value_at(config.trial, path),)
+        distribution = config.space[path]
+        return distribution.categorical or distribution.int_range or ()
+
+    projects = "projected" in possible("translator.base")
+    refines = any(possible("translator.refinement.steps"))
+    return (projects and "mixture" in possible("translator.projection.images")) or (
+        refines and "mixture" in possible("translator.refinement.images")
+    )
 
 
 def selection_accuracy(loaded: LoadedTranslator, zoo: AnyZoo) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,24 +80,24 @@ def shapes(count: int, shape: tuple[int, int, int], generator: torch.Generator |
     return (inside * light.clamp(0.05, 1)).clamp(0, 1)
 
 
-def mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def mixture(images: Tensor | Mixture, count: int, generator: torch.Generator) -> Tensor:
     """`count` new images [count, C, H, W] in [0, 1] like `images`, uint8 [N, C, H, W], none of which is kept.
 
     They are drawn from a mixture of Gaussians (k-means clusters, each with the covariance of its first principal
     directions). Such sums are blurred, so a drawn image's values are replaced, rank by rank, by the mean sorted values
     of its cluster's images. Clusters of fewer than `FEWEST` images are left out. The mixture depends on `images` alone;
-    `generator` draws from it. Raises DataError if there are fewer images than that.
+    `generator` draws from it. `images` may be the fitted mixture itself. Raises DataError if there are too few images.
     """
-    components = fitted(images)
+    components, shape = images if isinstance(images, Mixture) else fitted(images)
     sizes = torch.tensor([component.images for component in components], dtype=torch.float32)
     chosen = torch.multinomial(sizes, count, replacement=True, generator=generator)
-    drawn = torch.empty(count, images[0].numel())
+    drawn = torch.empty(count, shape.numel())
     for number in sorted(set(chosen.tolist())):
         component, places = components[number], chosen == number
         weights = torch.randn(int(places.sum()), len(component.directions), generator=generator)
         new = component.mean + weights @ component.directions
         drawn[places] = torch.empty_like(new).scatter_(1, new.argsort(1), component.values.expand_as(new))
-    return drawn.reshape(count, *images.shape[1:])
+    return drawn.reshape(count, *shape)
 
 
 def to_parameters(images: Tensor) -> Tensor:
@@ -120,9 +121,16 @@ class Component:
     values: Tensor
 
 
+class Mixture(NamedTuple):
+    """A mixture's Gaussians, and the shape [C, H, W] of its images."""
+
+    components: tuple[Component, ...]
+    shape: torch.Size
+
+
 @functools.lru_cache(maxsize=1)
-def fitted(images: Tensor) -> tuple[Component, ...]:
-    """The mixture of `images`, kept by a process for the next trial on the same ones."""
+def fitted(images: Tensor) -> Mixture:
+    """Fit the mixture of `images`, uint8 [N, C, H, W]; a process keeps the last one."""
     generator = torch.Generator().manual_seed(0)
     x = as_float(images[torch.randperm(len(images), generator=generator)[:FITTED]]).flatten(1)
     clusters = max(1, min(CLUSTERS, len(x) // PER_CLUSTER))
@@ -140,4 +148,4 @@ def fitted(images: Tensor) -> tuple[Component, ...]:
         raise DataError(
             f"a mixture is fitted to at least {FEWEST} training images, got {len(x)}; give more, or choose strokes"
         )
-    return tuple(components)
+    return Mixture(tuple(components), images.shape[1:])

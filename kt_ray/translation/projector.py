@@ -17,7 +17,7 @@ from kt_ray.networks import READ_STRIDE, Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import kl
 from kt_ray.translation.input_writer import InputWriter
-from kt_ray.translation.probe_images import mixture, strokes, to_images, to_parameters
+from kt_ray.translation.probe_images import Mixture, mixture, strokes, to_images, to_parameters
 from kt_ray.translation.projected import Fits, absorb_biases, normal_equations, project
 from kt_ray.translation.units import Layout, Units, layouts, pad, target_layout, write
 
@@ -44,8 +44,8 @@ class Projector(nn.Module):
         else:
             self.register_buffer("probes", blank)
 
-    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
-        """Draw strokes, or with `images: mixture` what is like `images`, uint8 [N, C, H, W]."""
+    def draw_probes(self, images: Tensor | Mixture, generator: torch.Generator) -> None:
+        """Draw strokes, or with `images: mixture` what is like `images`; see `Translator.draw_probes`."""
         if self.writer is not None:
             return
         if self.options.images == "strokes":

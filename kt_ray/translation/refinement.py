@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.config import TranslatorConfig
-from kt_ray.jobs.cuda_graphs import Recorder
+from kt_ray.jobs.cuda_graphs import Recorder, can_record
 from kt_ray.networks import Architecture, State
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import relative_error, temperature, tempered_kl
 from kt_ray.translation.families.axial_transformer import RANK_CODE, AxialLayer, EdgeOutput, rank_code
 from kt_ray.translation.gauss_newton import GaussNewton
-from kt_ray.translation.probe_images import drawn_curves, mixture, random_curves, to_images, to_parameters
+from kt_ray.translation.probe_images import Mixture, drawn_curves, mixture, random_curves, to_images, to_parameters
 from kt_ray.translation.second_order import Curvature, newton_step
 from kt_ray.translation.units import Units, edge_width, feature_widths, target_layout, write
 
@@ -75,8 +75,8 @@ class Refiner(nn.Module):
             self.gauss_newton = GaussNewton(options.steps, options.rows, images, architecture.classes, self.layout)
             self.gauss_newton.requires_grad_(options.trained)
 
-    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
-        """Draw strokes, or with `images: mixture` images like `images`, uint8 [N, C, H, W]."""
+    def draw_probes(self, images: Tensor | Mixture, generator: torch.Generator) -> None:
+        """Draw strokes, or with `images: mixture` images like `images`; see `Translator.draw_probes`."""
         if self.shared:
             return
         if self.images == "strokes":
@@ -94,8 +94,8 @@ class Refiner(nn.Module):
         `shared` are their surroundings on the probes of the projected base.
         """
         sets = [shared] if self.shared and shared is not None else self._surroundings(members)
-        replayed = source.edges.is_cuda and not torch.is_grad_enabled() and not self.training
-        recorder = Recorder() if replayed and self.method == "adam" else None
+        device, alone = source.edges.device, not self.training and not torch.is_grad_enabled()
+        recorder = Recorder(device) if alone and self.method == "adam" and can_record(device) else None
         first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
         units = self._best([self._steps(units, source, sets, range(first), recorder) for units in starts], sets)
         return self._steps(units, source, sets, range(first, self.steps), recorder)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kt_ray.config import TrainingConfig, TrialConfig
 from kt_ray.config.trial import BASELINE_IMAGES
@@ -25,8 +26,16 @@ from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
 from kt_ray.translation.losses import TranslationLoss
+from kt_ray.translation.probe_images import Mixture, fitted
 from kt_ray.translation.translator import Translator, build_translator
-from kt_ray.translation.transplants import KEPT, Transplants, network_accuracies, translate, transplant_accuracy
+from kt_ray.translation.transplants import (
+    KEPT,
+    Activations,
+    Transplants,
+    network_accuracies,
+    translate,
+    transplant_accuracy,
+)
 from kt_ray.zoo.members import AnyZoo, SitesZoo
 
 Result = TypeVar("Result")
@@ -47,6 +56,26 @@ class _Site:
     translator: Translator
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What trials need that depends on zoo and dataset alone, so that one process makes it for all.
+
+    `mixture` is fitted to the training images. `activations` are those of the selection members' stems at each site, on
+    the CPU; None of a site where they are too large to keep. What is None, a training makes itself if it needs it.
+    """
+
+    mixture: Mixture | None
+    activations: tuple[Activations | None, ...] | None
+
+    @classmethod
+    def of(cls, zoo: AnyZoo, dataset: Dataset, *, mixture: bool, activations: bool) -> Prepared:
+        """Make what is asked for."""
+        return cls(
+            fitted(dataset.train.images) if mixture else None,
+            tuple(site.kept for site in _selection(zoo, dataset, "cpu")) if activations else None,
+        )
+
+
 class TranslatorTraining:
     """One translator in training, an epoch at a time. Of a zoo with several sites, each step is at the next one.
 
@@ -54,7 +83,14 @@ class TranslatorTraining:
     continued from a checkpoint gives the same numbers as what was never stopped.
     """
 
-    def __init__(self, config: TrialConfig, zoo: AnyZoo, dataset: Dataset, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        zoo: AnyZoo,
+        dataset: Dataset,
+        device: str = "cpu",
+        prepared: Prepared | None = None,
+    ) -> None:
         self.config, self.device, self.zoo = config, device, zoo
         views = zoo.architecture.views()
         losses = [TranslationLoss(config.loss, view) for view in views]
@@ -64,13 +100,14 @@ class TranslatorTraining:
         members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
-        selection = _selection(zoo, dataset, device)
+        selection = _selection(zoo, dataset, device, prepared)
         self.images = dataset.train.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build_translator(config.translator, zoo.architecture)
         if self.model.runs_network:
-            self.model.draw_probes(dataset.train.images, torch.Generator().manual_seed(_seed(config.seed, 0, 2)))
+            images = dataset.train.images if prepared is None or prepared.mixture is None else prepared.mixture
+            self.model.draw_probes(images, torch.Generator().manual_seed(_seed(config.seed, 0, 2)))
         self.model.to(device)
         self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
         self.optimizer = _optimizer(config.training, self.model)
@@ -169,10 +206,10 @@ class TranslatorTraining:
             self._average(min(settings.ema, (step + 1) / (step + 10)))
         return loss.detach()
 
-    @torch.no_grad()
     def _average(self, decay: float) -> None:
         """Draw the averaged weights towards the present ones."""
-        torch._foreach_lerp_(list(self.translator.parameters()), list(self.model.parameters()), 1 - decay)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(list(self.translator.parameters()), list(self.model.parameters()), 0)
 
     def _images(self, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
         """Training images and labels for this step, if the loss looks at any."""
@@ -264,10 +301,17 @@ def _timed(call: Callable[[], Result], device: str) -> tuple[Result, float]:
 
 
 @functools.lru_cache(maxsize=1)
-def _selection(zoo: AnyZoo, dataset: Dataset, device: str) -> list[Transplants]:
-    """Selection members at each site with selection images, whose stem activations a worker keeps for all trials."""
+def _selection(zoo: AnyZoo, dataset: Dataset, device: str, prepared: Prepared | None = None) -> list[Transplants]:
+    """Return selection members at each site with selection images, which a worker keeps for all trials.
+
+    Their stem activations are the `prepared` ones on a CPU; another device makes its own.
+    """
     views = zoo.where("selection").views()
-    return [Transplants(view, dataset.selection, device, keep=KEPT // len(views)) for view in views]
+    made = prepared.activations if prepared is not None and device == "cpu" else None
+    return [
+        Transplants(view, dataset.selection, device, keep=KEPT // len(views), kept=kept)
+        for view, kept in zip(views, made or [None] * len(views), strict=True)
+    ]
 
 
 def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:

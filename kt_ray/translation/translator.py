@@ -11,6 +11,7 @@ from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
 from kt_ray.registry import register
 from kt_ray.translation.bases import BASES
 from kt_ray.translation.importance import first, importance_order
+from kt_ray.translation.probe_images import Mixture
 from kt_ray.translation.projector import Projected, Projector
 from kt_ray.translation.refinement import Refiner
 from kt_ray.translation.support import check_supported
@@ -50,10 +51,10 @@ class Translator(nn.Module):
         """True if translating a block runs the network on probes."""
         return self.refiner is not None or self.projector is not None
 
-    def draw_probes(self, images: Tensor, generator: torch.Generator) -> None:
+    def draw_probes(self, images: Tensor | Mixture, generator: torch.Generator) -> None:
         """Draw the probes of refinement and of the projected base, those that are drawn from `images` from these.
 
-        `images` are uint8 [N, C, H, W].
+        `images` are uint8 [N, C, H, W], or the mixture that was fitted to them.
         """
         for part in (self.refiner, self.projector):
             if part is not None:

@@ -17,24 +17,32 @@ from kt_ray.zoo.members import SitesZoo, Zoo
 BATCH = 250  # images at once
 MEMBERS = 32  # members at once
 KEPT = 256 << 20  # bytes of stem activations
+Activations = list[tuple[slice, slice, Tensor]]  # some members, some images, and their stem activations [M, N, C, H, W]
 
 
 class Transplants:
     """Members whose stems have seen some images: what they predict with one kind of block after another.
 
-    Stem activations are kept, so that only blocks and heads are run again, where all of them take up to `keep` bytes.
+    Stem activations are kept, so that only blocks and heads are run again, where all of them take up to `keep` bytes;
+    `kept` are those that were made before, of the same members and images on the same device.
     """
 
-    def __init__(self, zoo: Zoo, images: LabelledImages, device: str | torch.device = "cpu", keep: int = KEPT) -> None:
+    def __init__(
+        self,
+        zoo: Zoo,
+        images: LabelledImages,
+        device: str | torch.device = "cpu",
+        keep: int = KEPT,
+        kept: Activations | None = None,
+    ) -> None:
         self.zoo, self.images, self.device = zoo, images, device
         parts = structure(zoo.architecture)
         self.stem, self.head = parts["stem"], parts["head"]
         size = 4 * len(zoo) * len(images) * prod(zoo.architecture.activation_shape)
         with torch.no_grad():
-            self.kept = list(self._activations()) if size <= keep else None
+            self.kept = list(self._activations()) if kept is None and size <= keep else kept
 
     def _activations(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Some members, some images, and their stem activations [M, N, C, H, W]."""
         for start in range(0, len(self.zoo), MEMBERS):
             rows = slice(start, start + MEMBERS)
             stems = {name: value[rows].to(self.device) for name, value in self.zoo.part("stem").items()}

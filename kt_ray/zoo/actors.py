@@ -1,4 +1,4 @@
-"""Ray actors that train the members a zoo lacks. They return results; the driver writes them to the store."""
+"""Ray actors that train the missing members of a zoo. They return results; the driver writes them to the store."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class _Build:
         self.in_flight = _most_in_flight(self.architecture, at_once * (1 + len(self.config.recipe.snapshots)))
 
     def _room(self) -> int:
-        """How many actors the cluster bears and the configuration wants."""
+        """Return how many actors the cluster has room for and the configuration wants."""
         count = self.config.actors.count
         room = fitting(self.config.actors.demand, self.config.actors.label_selector)
         return min(room, count or room)
@@ -173,7 +173,7 @@ class _Build:
 
     def _take(self, batch: list[Member], trained: Trained) -> None:
         arrays, rows = trained
-        # A copy, because the arrays lie in the object store, which is to be free again.
+        # A copy, because the arrays are in the object store, which is to be free again.
         self.buffer.add({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, rows)
         if not self.batches and not self.running:
             self.buffer.flush()

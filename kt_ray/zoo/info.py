@@ -1,4 +1,4 @@
-"""What lies in a zoo store, as plain numbers."""
+"""The contents of a zoo as plain numbers."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _set(options: dict[str, Any]) -> str:
 
 
 def _accuracy(mean: float | None, histogram: tuple[int, ...]) -> str:
-    """The mean, and how many members lie in each bin that has any."""
+    """Return the mean, and how many members are in each bin that has any."""
     if mean is None:
         return "-"
     bins = [

@@ -86,7 +86,8 @@ class _Rows(Displayed):
         consecutive = len(rows) > 0 and bool((rows.diff() == 1).all())
         chosen = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
         parameters = {name: value[chosen] for name, value in self.parameters.items()}
-        return replace(self, parameters=parameters, index=self.index.take(pa.array(rows.numpy())))
+        index = self.index.slice(int(rows[0]), len(rows)) if consecutive else self.index.take(pa.array(rows.numpy()))
+        return replace(self, parameters=parameters, index=index)
 
     def to(self, device: torch.device | str) -> Self:
         """Return the zoo with its parameters on `device`."""

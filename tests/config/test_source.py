@@ -8,7 +8,7 @@ import pytest
 
 from kt_ray.config import Source, StudyConfig, read_source, validate_source
 from kt_ray.errors import ConfigError
-from kt_ray.studies.spaces import shipped
+from kt_ray.studies.spaces import bundled
 from kt_ray.studies.study_file import read_study
 
 
@@ -128,7 +128,7 @@ def test_a_file_elsewhere_is_included_only_from_a_folder_that_is_allowed(place: 
 
 
 def test_bundled_files_are_included_from_anywhere() -> None:
-    path = write("study.yaml", f"include: {shipped()['everything']}\nname: mine\n")
+    path = write("study.yaml", f"include: {bundled()['everything']}\nname: mine\n")
     assert read_study(path).name == "mine"
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from kt_ray.jobs.cuda_graphs import WARM_UP, Recorder
-from tests.devices.pretended import pretended_cuda
+from tests.devices.pretended import CUDA, pretended_cuda
 
 
 def test_a_step_is_carried_out_at_each_call() -> None:
     """It adds to a tensor of its own and returns twice its input; the recording itself changes nothing."""
     calls = []
     with pretended_cuda() as device:
-        total, recorder = torch.zeros(2, device="cuda"), Recorder()
+        total, recorder = torch.zeros(2, device="cuda"), Recorder(CUDA)
 
         def step(x: Tensor) -> list[Tensor]:
             calls.append(x)
@@ -31,7 +31,7 @@ def test_a_step_is_carried_out_at_each_call() -> None:
 
 def test_a_step_that_waits_is_launched_each_time(caplog: pytest.LogCaptureFixture) -> None:
     with pretended_cuda() as device, caplog.at_level(logging.WARNING):
-        recorder, x = Recorder(), torch.arange(3.0, device="cuda")
+        recorder, x = Recorder(CUDA), torch.arange(3.0, device="cuda")
         found = [recorder("key", lambda x: [x / float(x.sum())], x)[0].tolist() for _ in range(5)]
     assert found == [pytest.approx([0, 1 / 3, 2 / 3])] * 5
     assert device.replays == 0
@@ -52,7 +52,7 @@ def test_lack_of_memory_and_a_broken_device_are_told(error: RuntimeError) -> Non
         return []
 
     with pretended_cuda():
-        recorder = Recorder()
+        recorder = Recorder(CUDA)
         for _ in range(WARM_UP):
             recorder("key", step)
         with pytest.raises(type(error), match="CUDA"):

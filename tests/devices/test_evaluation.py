@@ -79,27 +79,34 @@ def test_the_table_is_that_of_the_cpu(random_zoo: Zoo, dataset: Dataset, name: s
         assert row.accuracies == pytest.approx(other.accuracies, abs=2 / len(dataset.selection)), row.name
 
 
+def refined_translator(zoo: Zoo, dataset: Dataset, steps: int, sets: int, trained: bool) -> Translator:
+    """An untrained translator whose blocks are refined from three starts, the last half of the steps by predictions."""
+    options = {"steps": steps, "images": "mixture", "trained": trained, "predictions": 0.5, "starts": 3}
+    options |= {"probes": 5, "probe_sets": sets, "width": 8, "heads": 2}
+    config = TranslatorConfig.model_validate({"family": "mlp", "mlp": {"width": 8}, "refinement": options})
+    torch.manual_seed(0)
+    translator = build_translator(config, zoo.architecture).eval()
+    translator.draw_probes(dataset.train.images, torch.Generator().manual_seed(0))
+    return translator
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_replayed_steps_refine_as_the_cpu(random_zoo: Zoo, dataset: Dataset, trained: bool) -> None:
     """Adam's steps are replayed from a CUDA graph for each set of probes and kind of error, and wait for nothing."""
-    waits = []
-    for steps in (16, 24):
-        options = {"steps": steps, "images": "mixture", "trained": trained, "predictions": 0.5, "starts": 3}
-        options |= {"probes": 6, "probe_sets": 3, "width": 8, "heads": 2}
-        config = TranslatorConfig.model_validate({"family": "mlp", "mlp": {"width": 8}, "refinement": options})
-        torch.manual_seed(0)
-        translator = build_translator(config, random_zoo.architecture).eval()
-        translator.draw_probes(dataset.train.images, torch.Generator().manual_seed(0))
+    held_out, sets, waits = random_zoo.where("test"), 5, []
+    for steps in (56, 72):
+        translator = refined_translator(random_zoo, dataset, steps, sets, trained)
         with torch.no_grad():
-            expected = translator(translator.read(random_zoo.where("test").parameters))
+            expected = translator(translator.read(held_out.parameters))
             with pretended_cuda() as device:
                 ours = copy.deepcopy(translator).to("cuda")
-                rows = ours.read(random_zoo.where("test").to("cuda").parameters)
+                rows = ours.read(held_out.to("cuda").parameters)
                 before = device.waits
                 found = ours(rows)
                 waits.append(device.waits - before)
                 torch.testing.assert_close(on_cpu(found), expected, atol=1e-5, rtol=1e-4)
-        assert device.replays == steps + 2 * (steps // 8) - WARM_UP  # two more starts for an eighth of the steps
+        calls = steps + 2 * (steps // 8)  # two more starts for an eighth of the steps
+        assert device.replays == calls - WARM_UP * 2 * sets  # of two kinds of error
     assert waits[0] == waits[1]
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from kt_ray.config import RayConfig
 from kt_ray.errors import ResourceError
+from kt_ray.jobs import connection
 from kt_ray.jobs.connection import connected, fitting
 
 JOIN = """
@@ -124,6 +125,13 @@ def test_what_fits_is_counted_over_nodes() -> None:
         fitting({"GPU": 1})
     with pytest.raises(ResourceError, match=r"labels {'role': 'worker'}"):
         fitting({"CPU": 1}, {"role": "worker"})
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 8), (0.4, 4), (0.6, 2), (0.7, 2), (1, 2)])
+def test_a_share_of_a_gpu_is_of_one(share: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}}
+    monkeypatch.setattr(connection.ray, "nodes", lambda: [node])
+    assert fitting({"CPU": 1, "GPU": share}) == expected
 
 
 BLOCKED = """

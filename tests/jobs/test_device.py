@@ -48,7 +48,11 @@ def test_a_share_of_a_gpu_is_a_share_of_its_memory() -> None:
     [
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
         (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), False),
+        (torch.AcceleratorError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
+        (torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("CUDA error"), False),
     ],

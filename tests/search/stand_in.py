@@ -20,7 +20,7 @@ class StandIn:
     takes.
     """
 
-    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str) -> None:
+    def __init__(self, config: TrialConfig, zoo: Any, dataset: Any, device: str, prepared: Any = None) -> None:
         self.config = config
         self.epoch = 0
         self.total = 0.0

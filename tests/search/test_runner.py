@@ -101,6 +101,22 @@ def uninterrupted(
     return bench, bench.search(study_config(trials=12), told.append), told
 
 
+class NeedsPrepared(StandIn):
+    """A training that cannot begin unless the selection members' activations are given."""
+
+    def __init__(self, config: Any, zoo: Any, dataset: Any, device: str, prepared: Any = None) -> None:
+        super().__init__(config, zoo, dataset, device)
+        [activations] = prepared.activations
+        [(_, _, kept)] = activations
+        assert kept.shape[:2] == (len(zoo.where("selection")), len(dataset.selection))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_are_given_what_depends_on_zoo_and_images_alone(bench: Bench) -> None:
+    bench.search(study_config(trials=2), make=NeedsPrepared)
+    assert [trial.state for trial in bench.trials()] == [TrialState.COMPLETE] * 2
+
+
 def test_a_search_runs_to_its_end(uninterrupted: tuple[Bench, SearchResult, list[SearchProgress]]) -> None:
     bench, result, told = uninterrupted
     check_all_told_once(bench, 12)

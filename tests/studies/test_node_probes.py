@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from kt_ray.errors import ResourceError
+from kt_ray.studies import node_probes
 from kt_ray.studies.cluster_check import ClusterCheck, NodeCheck, check_nodes
 from kt_ray.studies.doctor import examine
 from kt_ray.studies.node_probes import gpu_problems, problems, use_gpu
@@ -29,6 +31,25 @@ def test_gpus_that_torch_does_not_see_are_told(monkeypatch: pytest.MonkeyPatch) 
     assert gpu_problems(seen) == []
     (line,) = gpu_problems(64)
     assert "Ray counts 64 GPUs" in line
+
+
+def test_slices_of_gpus_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process sees one slice at most, however many Ray was started with."""
+    monkeypatch.setattr(node_probes, "_visible_devices", lambda process: "MIG-1b2c,MIG-3d4e")
+    assert gpu_problems(2) == []
+
+
+def test_what_a_node_was_started_with_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = "import os; from kt_ray.studies.node_probes import _visible_devices as seen; print(seen(os.getppid()))"
+    shell = f'{sys.executable} -c "{look}"; true'
+    done = subprocess.run(
+        ["sh", "-c", shell],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "2,3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "2,3"
 
 
 def test_a_worker_with_a_gpu_says_what_it_computed_on() -> None:

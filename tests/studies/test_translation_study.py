@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -16,7 +17,7 @@ from kt_ray.search.lease import hold_lease
 from kt_ray.search.storage import open_storage
 from kt_ray.studies.console import StudyConsole
 from kt_ray.studies.runner import run_study
-from kt_ray.studies.translation_study import TranslationStudy, _evaluate_on
+from kt_ray.studies.translation_study import TranslationStudy, _evaluate_on, draws_mixture
 from kt_ray.studies.workspace import OUTBOX, Workspace
 from kt_ray.translation.checkpoint import load_translator, save_translator
 from kt_ray.translation.evaluation import evaluate
@@ -24,6 +25,7 @@ from kt_ray.translation.translator import build_translator
 from kt_ray.zoo.untrained import untrained_zoo
 
 ARCHITECTURE = PaperArchitecture("basic_to_simple")
+STROKES = {"categorical": ["strokes"]}
 
 
 @pytest.fixture
@@ -54,6 +56,24 @@ def test_of_trials_on_gpus_the_champion_is_evaluated_on_one(
 
     with pytest.raises(ResourceError, match=r"no node has CPU=1, GPU=0\.5; the cluster's nodes have: CPU=2"):
         study.measure(translator, None)
+
+
+@pytest.mark.parametrize(
+    ("trial", "space", "expected"),
+    [
+        ({}, {}, False),
+        ({"refinement": {"steps": 2, "images": "mixture"}}, {}, True),
+        ({"refinement": {"images": "mixture"}}, {"translator.refinement.steps": {"int": [0, 4]}}, True),
+        ({"refinement": {"steps": 2, "images": "mixture"}}, {"translator.refinement.images": STROKES}, False),
+        ({"base": "projected", "projection": {"images": "mixture"}}, {}, True),
+        ({"base": "projected", "projection": {"images": "strokes"}}, {}, False),
+    ],
+)
+def test_a_mixture_is_made_before_trials_only_if_one_may_draw_from_it(
+    trial: dict[str, Any], space: dict[str, Any], expected: bool
+) -> None:
+    config = StudyConfig.model_validate({"name": "s", "trial": {"translator": trial}, "space": space})
+    assert draws_mixture(config) is expected
 
 
 def test_a_network_with_one_site_has_no_accuracy_of_all_sites(dataset: Dataset, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import DataError
-from kt_ray.translation.probe_images import FEWEST, mixture, shapes, strokes
+from kt_ray.translation.probe_images import FEWEST, fitted, mixture, shapes, strokes
 
 
 def test_strokes_are_light_on_dark_and_differ() -> None:
@@ -34,6 +34,7 @@ def test_shapes_are_filled_light_on_dark_and_differ() -> None:
 def test_a_mixture_draws_images_like_the_given_but_none_of_them(dataset: Dataset) -> None:
     drawn = mixture(dataset.train.images, 64, torch.Generator().manual_seed(0))
     assert torch.equal(drawn, mixture(dataset.train.images, 64, torch.Generator().manual_seed(0)))
+    assert torch.equal(drawn, mixture(fitted(dataset.train.images), 64, torch.Generator().manual_seed(0)))
     assert drawn.shape == (64, 1, 28, 28)
     real = as_float(dataset.train.images)
     others = torch.cdist(real.flatten(1), real.flatten(1)).fill_diagonal_(torch.inf).min(1).values

@@ -17,7 +17,7 @@ from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import SitesArchitecture, architecture_of, stacked
 from kt_ray.search.space import apply
 from kt_ray.search.study import SearchStudy
-from kt_ray.studies.spaces import shipped
+from kt_ray.studies.spaces import bundled
 from kt_ray.studies.study_file import read_study
 from kt_ray.translation.checkpoint import LoadedTranslator
 from kt_ray.translation.training import TranslatorTraining
@@ -183,7 +183,7 @@ def test_trials_of_the_bundled_search_train_at_all_sites_and_are_compared_by_bot
     zoo: SitesZoo, dataset: Dataset
 ) -> None:
     brief = ["trial.training.epochs=1", "trial.training.steps_per_epoch=1", "trial.training.batch_size=2"]
-    config = read_study(shipped()["resnet"], [*brief, "trial.translator.axial_transformer.width=8"])
+    config = read_study(bundled()["resnet"], [*brief, "trial.translator.axial_transformer.width=8"])
     study = SearchStudy(config, InMemoryStorage())
     for family in ("axial_transformer", "graph"):
         study.optuna.enqueue_trial({"translator.family": family})

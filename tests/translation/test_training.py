@@ -18,7 +18,7 @@ from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, ZooError
 from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.search.space import apply
-from kt_ray.translation.training import TranslatorTraining, learning_rate
+from kt_ray.translation.training import Prepared, TranslatorTraining, learning_rate
 from kt_ray.translation.transplants import Transplants
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
@@ -328,3 +328,17 @@ def test_a_checkpoint_without_later_options_is_continued(random_zoo: Zoo, datase
     again = TranslatorTraining(config(), random_zoo, dataset)
     again.load(path)
     assert again.epoch == 1
+
+
+def test_a_training_uses_what_was_prepared_and_gives_the_same_numbers(
+    random_zoo: Zoo, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = config(translator={"refinement": {"steps": 2, "probes": 4, "images": "mixture"}})
+    own = TranslatorTraining(probed, random_zoo, dataset)
+    prepared = Prepared.of(random_zoo, dataset, mixture=True, activations=True)
+    monkeypatch.setattr("kt_ray.translation.probe_images.fitted", None)
+    given = TranslatorTraining(probed, replace(random_zoo), dataset, prepared=prepared)
+    assert prepared.activations is not None
+    assert given.sites[0].transplants.kept is prepared.activations[0]
+    ours, theirs = own.run_epoch(), given.run_epoch()
+    assert [ours[name] for name in ("loss", "accuracy_mean")] == [theirs[name] for name in ("loss", "accuracy_mean")]

@@ -86,7 +86,7 @@ def compile_all() -> None:
 
 
 def _fingerprint() -> str:
-    """What Numba's cache depends on: sources as they lie here, versions, processor."""
+    """Return a hash of what Numba's cache depends on: source files, versions, processor."""
     files = [Path(str(module.__file__)).stat() for module in MODULES]
     facts = (
         [(file.st_mtime_ns, file.st_size) for file in files],

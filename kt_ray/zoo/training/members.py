@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kt_ray.config import PhaseConfig, RecipeConfig
 from kt_ray.data import Dataset, LabelledImages
-from kt_ray.jobs.cuda_graphs import Recorder
+from kt_ray.jobs.cuda_graphs import Recorder, can_record
 from kt_ray.jobs.device import device_name, free_memory
 from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
 from kt_ray.zoo.members import Member, site_columns
@@ -60,7 +60,7 @@ class Plan:
 def default_plan(architecture: AnyArchitecture, device: str) -> Plan:
     """A plan without measuring: fused kernels on a CPU where they cover the pair, stacked networks elsewhere."""
     if device != "cpu":
-        return Plan("grouped", "grouped", 64, counter_draws=True, recorded=True)
+        return Plan("grouped", "grouped", 64, counter_draws=True, recorded=can_record(device))
     return Plan(
         "fused" if fused.supports_source(architecture) else "grouped",
         "fused" if fused.supports_target(architecture) else "grouped",
@@ -183,18 +183,21 @@ def _train_chunk(
         for view, _ in seen
     ]
     blank, target_accuracies = targets, torch.full((len(seen), len(jobs)), math.nan, dtype=torch.float64)
+
+    def train_target(view: Architecture, cut: State, purpose: str) -> tuple[State, Tensor]:
+        """The trained target blocks of one site, and their accuracies."""
+        frozen = stacked.surroundings(cut)
+        block = start(view.target_block, purpose, view.layouts()[1].copied_of(stacked.part(cut, "block")))
+        target = _target_objective(view, frozen, training, recipe, plan)
+        phases = [recipe.target for recipe in recipes]
+        descend(block, target, training, draw(purpose), phases, recorded=plan.recorded)
+        return {name: value.cpu() for name, value in block.copy().items()}, target.accuracy(block.state, selection)
+
     if not members[0].brief:
         for number, (view, cut) in enumerate(seen):
             purpose = "target" if len(seen) == 1 else f"target at {architecture.sites[number]}"
-            frozen = stacked.surroundings(cut)
-            copied = view.layouts()[1].copied_of(stacked.part(cut, "block"))
-            block = start(view.target_block, purpose, copied)
-            target = _target_objective(view, frozen, training, recipe, plan)
-            phases = [recipe.target for recipe in recipes]
-            descend(block, target, training, draw(purpose), phases, recorded=plan.recorded)
-            trained = {name: value.cpu() for name, value in block.copy().items()}
+            trained, target_accuracies[number] = train_target(view, cut, purpose)
             targets = [trained if place == number else other for place, other in enumerate(targets)]
-            target_accuracies[number] = target.accuracy(block.state, selection)
 
     # One copy a tensor for all members.
     kept = {epoch: {name: value.cpu() for name, value in state.items()} for epoch, state in kept.items()}
@@ -227,14 +230,20 @@ def _target_objective(
     architecture: Architecture, frozen: State, training: LabelledImages, recipe: RecipeConfig, plan: Plan
 ) -> Objective:
     """The target phase, on cached stem activations where they pay and fit."""
-    variants = 2 if recipe.horizontal_flip else 1
+    variants = kept_variants(recipe)
     needed = stacked.size(frozen) * len(training) * variants * 4 * math.prod(architecture.activation_shape)
-    if recipe.shift or needed > _cache_bytes(training.images.device) or recipe.target.fewest_epochs <= variants:
+    if needed > _cache_bytes(training.images.device):
         variants = 0
     if plan.target == "fused":
         return FusedTarget(architecture, frozen, training, variants)
     options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
     return TorchTarget(architecture, frozen, training, plan.target, variants, **options)
+
+
+def kept_variants(recipe: RecipeConfig) -> int:
+    """Return of how many variants of an image, itself and its mirror image, stem activations are worth being kept."""
+    variants = 2 if recipe.horizontal_flip else 1
+    return 0 if recipe.shift or recipe.target.fewest_epochs <= variants else variants
 
 
 def _cache_bytes(device: torch.device) -> int:
@@ -263,7 +272,7 @@ def descend(
         optimizer.step(objective.gradient(parameters, Draw(rows, flips, shifts)), scales)
         return ()
 
-    recorder = Recorder() if recorded else None
+    recorder = Recorder(parameters.theta.device) if recorded and can_record(parameters.theta.device) else None
     done = epoch = 0
     while done < steps:
         epoch += 1

@@ -33,7 +33,7 @@ class Parameters:
         return len(self.theta)
 
     def views(self, matrix: Tensor) -> State:
-        """The tensors that lie in a matrix like `theta`."""
+        """Return the tensors as views of a matrix like `theta`."""
         parts = matrix.split([math.prod(shape[1:]) for shape in self.shapes.values()], dim=1)  # type: ignore[no-untyped-call]
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 

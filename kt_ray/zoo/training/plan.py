@@ -17,13 +17,13 @@ from torch import Tensor
 from kt_ray.config import RecipeConfig
 from kt_ray.data import LabelledImages
 from kt_ray.errors import ZooError
-from kt_ray.jobs.cuda_graphs import WARM_UP, Recorder
+from kt_ray.jobs.cuda_graphs import WARM_UP, Recorder, can_record
 from kt_ray.jobs.device import free_memory, native_bfloat16
 from kt_ray.networks import AnyArchitecture, stacked
 from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.recipe import Draw, Order, epoch_of
 from kt_ray.zoo.training import fused
-from kt_ray.zoo.training.members import Plan
+from kt_ray.zoo.training.members import Plan, kept_variants
 from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
 from kt_ray.zoo.training.optimizers import Parameters
 from kt_ray.zoo.training.stacking import Implementation, can_group, fresh
@@ -76,6 +76,8 @@ def measure(
     seeds = list(range(candidate.at_once))
     network = {name: value.to(device) for name, value in fresh(architecture.source_network, seeds).items()}
     options = {"bfloat16": candidate.bfloat16, "compile": candidate.compile}
+    variants, shift = kept_variants(recipe), recipe.shift if isinstance(recipe.shift, int) else recipe.shift[1]
+    moved = RecipeConfig(horizontal_flip=recipe.horizontal_flip, shift=shift)
     objective: Objective
     if phase == "source":
         parameters, batch = Parameters(network), recipe.source.batch_size
@@ -89,13 +91,12 @@ def measure(
         block = {name: value.to(device) for name, value in fresh(view.target_block, seeds).items()}
         parameters, batch = Parameters(block), recipe.target.batch_size
         if candidate.implementation == "fused":
-            objective = FusedTarget(view, frozen, data, variants=1)
+            objective = FusedTarget(view, frozen, data, variants)
         else:
-            objective = TorchTarget(view, frozen, data, candidate.implementation, 1, **options)
-    plain = RecipeConfig(horizontal_flip=False)
-    draw = epoch_of([Order(seed, len(data), plain) for seed in seeds], device).batch(0, batch)
+            objective = TorchTarget(view, frozen, data, candidate.implementation, variants, **options)
+    draw = epoch_of([Order(seed, len(data), moved) for seed in seeds], device).batch(0, batch)
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
-    recorder = Recorder() if candidate.recorded else None
+    recorder = Recorder(device) if candidate.recorded and can_record(device) else None
 
     def step(rows: Tensor, flips: Tensor, shifts: Tensor) -> list[Tensor]:
         return [objective.gradient(parameters, Draw(rows, flips, shifts))]
@@ -176,7 +177,8 @@ class ProbeMemory:
     def key(architecture: AnyArchitecture, recipe: RecipeConfig, at_once: int, device: str) -> str:
         """What a plan depends on."""
         sizes = (recipe.source.batch_size, recipe.target.batch_size, at_once)
-        return f"{device} torch {torch.__version__} {architecture!r} {sizes}"
+        moved = "".join([" shifted" if recipe.shift else "", "" if kept_variants(recipe) else " live stem"])
+        return f"{device} torch {torch.__version__} {architecture!r} {sizes}{moved}"
 
     def recall(self, key: str) -> Plan | None:
         """Return the plan under `key`; None if there is none, or what the file holds is no plan."""

@@ -15,7 +15,7 @@ from kt_ray.config import RecipeConfig
 from kt_ray.config.code import CodeFile
 from kt_ray.config.study_code import load_code
 from kt_ray.data import Dataset, LabelledImages
-from kt_ray.jobs.device import device_name, end_if_device_broken, open_device, release_memory
+from kt_ray.jobs.device import device_name, end_if_device_broken, is_out_of_memory, open_device, release_memory
 from kt_ray.networks import AnyArchitecture
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.training.members import Plan, train_members
@@ -40,11 +40,12 @@ class Trainer:
         load_code(code)
         torch.set_num_threads(1)
         self.recipe, self.architecture, self.dataset = recipe, architecture, dataset
-        self.gpus, self.device = gpus, open_device(gpus)
+        self.device = open_device(gpus)
+        self.most: int | None = None  # members at once that were seen to fit
 
     def ready(self) -> tuple[str, str]:
         """Return the device, as torch names it, and the name of it and of this actor's share, once this has started."""
-        return self.device, device_name(self.device, self.gpus)
+        return self.device, device_name(self.device)
 
     def members_that_fit(self) -> int:
         """Return how many members to train at once if the configuration does not say."""
@@ -71,17 +72,16 @@ class Trainer:
         If the device's memory does not hold as many members at once as `plan` says, half as many are trained at once.
         """
         while True:
+            limited = replace(plan, at_once=min(plan.at_once, self.most or plan.at_once))
             try:
                 parameters, rows = train_members(
-                    members, self.recipe, self.architecture, self.dataset, self.device, plan
+                    members, self.recipe, self.architecture, self.dataset, self.device, limited
                 )
                 return {name: value.numpy() for name, value in parameters.items()}, rows
-            except torch.OutOfMemoryError:
-                if plan.at_once == 1:
-                    raise
-                plan = replace(plan, at_once=plan.at_once // 2)
             except Exception as error:
-                end_if_device_broken(error)
-                raise
+                if not is_out_of_memory(error) or limited.at_once == 1:
+                    end_if_device_broken(error)
+                    raise
+            self.most = limited.at_once // 2
             release_memory(self.device)
-            logger.warning("out of memory: %s members at once from here on", plan.at_once)
+            logger.warning("out of memory: %s members at once from here on", self.most)

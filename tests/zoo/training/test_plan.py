@@ -79,3 +79,10 @@ def test_options_of_a_uri_reach_the_memory() -> None:
     files = ProbeMemory("s3://bucket/zoos/digits?scheme=http&endpoint_override=127.0.0.1:9").files
     assert files.uri == "s3://bucket/zoos?scheme=http&endpoint_override=127.0.0.1:9"
     assert files.root == "bucket/zoos"
+
+
+def test_a_plan_is_remembered_for_what_was_measured() -> None:
+    """Images that move, and a target phase too short for cached activations, are other work."""
+    short = RECIPE.model_copy(update={"target": RECIPE.target.model_copy(update={"epochs": 1})})
+    recipes = (RECIPE, short, RECIPE.model_copy(update={"shift": (0, 2)}))
+    assert len({ProbeMemory.key(ARCHITECTURE, recipe, 8, "some processor") for recipe in recipes}) == 3
