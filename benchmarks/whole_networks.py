@@ -4,9 +4,9 @@ ResNets of 8 and 20 layers on Fashion-MNIST (stem of stride 2, 16 to 64 channels
 transitions included, to ¾, ½ and ¼ of its hidden width. "kt_ray" reads no image of the user's: it carries probes, drawn
 from a mixture that was fitted to the zoo's images (which are of the same dataset), or random shapes (no data at all).
 Peers narrow the same networks to the same widths; neuron merging and LBYL's restoration are written anew here. Ratios
-are of test accuracy to the original's; seconds are of one core's processor, and rows with steps were measured beside much
-other work (load average 10 to 25 on two cores), which lengthens them. Students' rows are of one ResNet-8; they go on
-learning at the last epoch that is shown, and KD's learning rate is the largest of three that were tried.
+are of test accuracy to the original's; seconds are of one core's processor, and rows with steps were measured beside
+much other work (load average 10 to 25 on two cores), which lengthens them. Students' rows are of one ResNet-8; they go
+on learning at the last epoch that is shown, and KD's learning rate is the largest of three that were tried.
 
     python benchmarks/resnet_zoo.py DIRECTORY                # the networks, trained once
     python benchmarks/whole_network_students.py DIRECTORY    # students, trained with all data
