@@ -34,6 +34,8 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "random": samplers.RandomSampler,
     "grid": samplers.RandomSampler,  # the study enqueues the points
 }
+# TPE learns of values together, in each part of a conditional space, and from few trials: benchmarks/search_quality.py.
+TPE_DEFAULTS = {"multivariate": True, "group": True, "n_startup_trials": 3}
 
 
 def build_sampler(config: SamplerConfig, seed: int, ordinal: int = 0) -> BaseSampler:
@@ -55,6 +57,8 @@ def build_sampler(config: SamplerConfig, seed: int, ordinal: int = 0) -> BaseSam
             )
         return made
     options = {**config.options, "seed": own}
+    if config.name == "tpe":
+        options = {**TPE_DEFAULTS, "group": options.get("multivariate") is not False, **options}
     if config.name == "qmc":  # one sequence for all trials; its place in it is in the study
         options |= {"seed": seed, "independent_sampler": samplers.RandomSampler(seed=own)}
         options = {"warn_independent_sampling": False, **options}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
 from kt_ray.config import PrunerConfig, SamplerConfig
 from kt_ray.errors import ConfigError
@@ -41,6 +43,21 @@ def test_options_of_the_right_types_are_taken() -> None:
     build_sampler(SamplerConfig(name="cmaes", options={"sigma0": 1, "n_startup_trials": 2}), 0)
     build_pruner(PrunerConfig(name="successive_halving", options={"min_resource": "auto", "reduction_factor": 3}))
     build_pruner(PrunerConfig(name="percentile", options={"percentile": 25}))
+
+
+@pytest.mark.parametrize(
+    ("options", "random", "jointly"),
+    [({}, 3, True), ({"n_startup_trials": 8}, 8, True), ({"multivariate": False}, 3, False)],
+)
+def test_tpe_draws_jointly_after_a_few_random_trials_unless_told_otherwise(
+    options: dict[str, Any], random: int, jointly: bool
+) -> None:
+    space = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    study = optuna.create_study(sampler=build_sampler(SamplerConfig(name="tpe", options=options), 0))
+    for _ in range(random):
+        assert not study.ask(space).relative_params
+        study.add_trial(optuna.create_trial(params={"x": 0.1, "y": 0.1}, distributions=space, value=0.0))
+    assert (study.ask(space).relative_params.keys() == space.keys()) is jointly
 
 
 def test_every_kind_is_built_by_default() -> None:
