@@ -50,7 +50,7 @@ from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_b
 SHAPE = (1, 28, 28)
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
 PROBES, RECONSTRUCTION = 4096, 512  # images that a translator carries; training images that reconstruction reads
-SEEDED = 2  # networks of each depth that translators of further seeds translate, too
+SEEDED = 8  # networks of each depth that translators of further seeds translate, too
 UNSEEN_MEMBERS = 3  # networks of each kind not tuned on
 FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
 LONGER = 400
@@ -129,19 +129,24 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def measure(
-    network: nn.Module, kind: Kind, number: int, dataset: Dataset, probes: dict[tuple[str, int], Tensor]
+    network: nn.Module,
+    kind: Kind,
+    number: int,
+    dataset: Dataset,
+    probes: dict[tuple[str, int], Tensor],
+    known: list[Row],
 ) -> list[Row]:
-    """Narrow one network in every way that is wanted for it; return a row for each."""
-    test = dataset.test
+    """Narrow one network in every way that is wanted for it and not `known`; return a row for each, known ones first."""
+    test, done = dataset.test, {(row["width"], row["seed"], row["method"]) for row in known}
     original = logits(network, test.images).argmax(1)
     accuracy = float((original == test.labels).double().mean())
     common: Row = {"depth": kind.depth, "first_width": kind.width, "network": number, "original": accuracy}
     common |= {"original_multiply_adds": multiply_adds(network, SHAPE)}
     common |= {"original_parameters": parameter_count(network)}
-    rows = []
+    rows = list(known)
     for (share_name, share), seed in itertools.product(SHARES.items(), SEEDS):
         for name, method in methods(dataset, probes, share, seed).items():
-            if not wanted(kind, number, share_name, seed, name):
+            if (share_name, seed, name) in done or not wanted(kind, number, share_name, seed, name):
                 continue
             began, wall = time.process_time(), time.perf_counter()
             before = resident_mib()
@@ -321,7 +326,7 @@ def draw(found: list[Row]) -> None:
 
 
 def main() -> None:
-    """Measure the networks that were not yet, then write what there is."""
+    """Measure what was not yet, then write what there is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="of the zoo; rows are kept there, too")
     parser.add_argument("--members", type=int, default=8, help="networks of each depth")
@@ -335,12 +340,14 @@ def main() -> None:
     networks += [(kind, number) for number in range(UNSEEN_MEMBERS) for kind in UNSEEN]
     for kind, number in networks:
         path = arguments.directory / f"rows-{kind}-{number}.json"
-        if not path.exists() and not arguments.report:
+        known = json.loads(path.read_text()) if path.exists() else []
+        if not arguments.report:
             network = member(arguments.directory, kind, number, dataset).eval()
             probes = probes or draw_probes(dataset)
-            path.write_text(json.dumps(measure(network, kind, number, dataset, probes)))
-        if path.exists():
-            rows += json.loads(path.read_text())
+            known = measure(network, kind, number, dataset, probes, known)
+            path.write_text(json.dumps(known))
+        if known:
+            rows += known
             ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]
             shown = ", ".join(f"{row['width']} {row['ratio']:.4f}" for row in ours[-2:])
             print(f"{kind} {number}: {shown}", flush=True)
