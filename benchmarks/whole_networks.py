@@ -136,7 +136,7 @@ def measure(
     probes: dict[tuple[str, int], Tensor],
     known: list[Row],
 ) -> list[Row]:
-    """Narrow one network in every way that is wanted for it and not `known`; return a row for each, known ones first."""
+    """Narrow one network in every way that is wanted for it and not `known`; return all rows."""
     test, done = dataset.test, {(row["width"], row["seed"], row["method"]) for row in known}
     original = logits(network, test.images).argmax(1)
     accuracy = float((original == test.labels).double().mean())
