@@ -1,8 +1,8 @@
 """Work an hour of a CUDA device: zoo members, translator steps and translations, each beside a plain PyTorch loop.
 
-The plain loops run in turn with ours, on the same device: one network after another with its images on the device, one
-translator's step with autograd as it is, and one translation at a time. A figure is the median of the rounds. Written
-estimates stand beside the measured seconds: a step of the zoo is taken to be limited by memory bandwidth.
+The plain loops run in turn with ours, on the same device: one network after another with its images on the device, a
+translator's step whose networks run one after another, and one translation at a time. A figure is the median of the
+rounds. An estimate stands beside the seconds of a zoo's step: that of its memory traffic.
 
     KT_RAY_DATA=... python benchmarks/gpu.py
 
@@ -12,6 +12,7 @@ Without a CUDA device it says so and ends with exit status 0; `--device cpu` run
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 from common.results import RESULTS, write
 from common.timing import in_turn, medians
-from torch.nn.functional import cross_entropy
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy, kl_div
 
 from kt_ray.config import DatasetConfig, MemberCounts, PhaseConfig, RecipeConfig, TrialConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
@@ -32,9 +34,11 @@ from kt_ray.zoo.training.members import Plan, train_members
 from kt_ray.zoo.untrained import untrained_zoo
 
 ARCHITECTURE = PaperArchitecture("basic_to_simple")
-BATCH = 128
+BUILDS = (ARCHITECTURE.source_network, ARCHITECTURE.target_network)
+BATCH, IMAGES = 128, 16
 PHASE = PhaseConfig(epochs=1, batch_size=BATCH)
 RECIPE = RecipeConfig(source=PHASE, target=PHASE)
+BYTES_OF_A_STEP = (74e6 + 54e6) / 2  # of source and target, as docs/how-to/gpus.md counts them
 BYTES_PER_SECOND = {"NVIDIA H100": 3.35e12, "NVIDIA H200": 4.8e12}  # as their makers state
 
 
@@ -58,10 +62,29 @@ def trial(steps: int) -> TrialConfig:
     return TrialConfig.model_validate(
         {
             "translator": {"family": "axial_transformer", "statistics": True},
-            "loss": {"weight_mse": 0, "head_input": 0.3, "kl": 1, "images": 16},
+            "loss": {"weight_mse": 0, "head_input": 0.3, "kl": 1, "images": IMAGES},
             "training": {"epochs": 1_000, "steps_per_epoch": steps, "batch_size": 64},
         }
     )
+
+
+def plain_step(training: TranslatorTraining, data: LabelledImages, blocks: int) -> None:
+    """A translator's step as one would by hand: the networks of each block run as modules, one after another."""
+    members = {name: value[:blocks] for name, value in training.sites[0].members.items()}
+    images, model = as_float(data.images[:IMAGES]), copy.deepcopy(training.model).train()
+    source, target = (build().to(data.images.device).eval() for build in BUILDS)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    written, loss = model(model.read(members)), torch.zeros((), device=images.device)
+    for row in range(blocks):
+        around = {name: value[row] for name, value in members.items() if name.startswith(("stem.", "head."))}
+        block = {f"block.{name[7:]}": value[row] for name, value in members.items() if name.startswith("source.")}
+        small = {f"block.{name}": value[row] for name, value in written.items()}
+        with torch.no_grad():
+            wanted = functional_call(source, around | block, (images,)).log_softmax(1)
+        found = functional_call(target, around | small, (images,)).log_softmax(1)
+        loss = loss + kl_div(found, wanted, log_target=True, reduction="batchmean")
+    (loss / blocks).backward()
+    optimizer.step()
 
 
 def plain_translations(training: TranslatorTraining, count: int) -> None:
@@ -96,6 +119,7 @@ def measure(device: str, images: int, members: int, steps: int, rounds: int, blo
         "zoo, launched": lambda: train_members(many, RECIPE, ARCHITECTURE, dataset, device, plan),
         "zoo, plain": lambda: plain_member(data, device),
         "steps": training.run_epoch,
+        "step, plain": lambda: plain_step(training, data, blocks),
         "translations": lambda: translate(training.translator, held),
         "translations, plain": lambda: plain_translations(training, len(held)),
     }
@@ -106,7 +130,6 @@ def measure(device: str, images: int, members: int, steps: int, rounds: int, blo
     taken = medians(in_turn(works, rounds))
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     zoo_steps = 2 * -(-images // BATCH)
-    activations = 4 * BATCH * 16 * ARCHITECTURE.network.channels * 14 * 14  # about 16 maps read or written a step
     rate = next((rate for name, rate in BYTES_PER_SECOND.items() if name in _name(device)), None)
     return {
         "device": _name(device),
@@ -115,8 +138,9 @@ def measure(device: str, images: int, members: int, steps: int, rounds: int, blo
         "replayed_over_launched": taken["zoo, launched"] / taken["zoo"],
         "plain_members_per_hour": 3600 / taken["zoo, plain"],
         "seconds_of_a_member_step": taken["zoo"] / members / zoo_steps,
-        "estimated_seconds_of_a_member_step": activations / rate if rate else None,
+        "estimated_seconds_of_a_member_step": BYTES_OF_A_STEP / rate if rate else None,
         "translator_steps_per_second": steps / taken["steps"],
+        "plain_translator_steps_per_second": 1 / taken["step, plain"],
         "translations_per_second": len(held) / taken["translations"],
         "plain_translations_per_second": len(held) / taken["translations, plain"],
         "peak_memory_gib": peak,
@@ -146,6 +170,7 @@ def main() -> None:
         "zoo_speedup": found["members_per_hour"] / found["plain_members_per_hour"],
         "members_per_hour": found["members_per_hour"],
         "translator_steps_per_second": found["translator_steps_per_second"],
+        "steps_speedup": found["translator_steps_per_second"] / found["plain_translator_steps_per_second"],
         "translations_speedup": found["translations_per_second"] / found["plain_translations_per_second"],
     }
     rows = [f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in headline.items()]

@@ -26,9 +26,10 @@ from kt_ray.config import DatasetConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
 from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks import stacked
+from kt_ray.networks.cost import multiply_adds
 from kt_ray.studies.whole_networks import draw_probes
 from kt_ray.translation.narrowing import narrowed
-from kt_ray.translation.whole_network import Fitting, translate_blocks
+from kt_ray.translation.whole_network import Fitting, translate_blocks, usual_steps
 from kt_ray.zoo.store import ZooStore
 
 SHARE = 0.5
@@ -46,7 +47,8 @@ def in_forward_order(zoo: Path, dataset: DatasetConfig) -> list[Row]:
     """Return a row for each kind of probes: the test members of `zoo` with all blocks written in forward order."""
     data, members = load_dataset(dataset), ZooStore(str(zoo)).read().where("test")
     architecture, states = members.architecture, stacked.part(members.parameters, "network")
-    fitting = Fitting(bfloat16=native_bfloat16("cpu"))
+    steps = usual_steps(SHARE, multiply_adds(architecture.whole(), data.image_shape))
+    fitting = Fitting(steps=steps, bfloat16=native_bfloat16("cpu"))
     rows = []
     for kind in ("shapes", "strokes", f"mixture:{data.name}"):
         probes, ratios, seconds = draw_probes(kind, data.image_shape), [], []
