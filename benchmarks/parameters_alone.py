@@ -167,8 +167,9 @@ def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) 
 def headlines(found: list[dict[str, Any]]) -> dict[str, float]:
     """Return mean, spread over seeds and worst member of each translator on most sources."""
     headline: dict[str, float] = {}
-    for kind in dict.fromkeys(entry["translator"] for entry in found):
-        seeds = [entry for entry in found if entry["translator"] == kind and entry["sources"] == max(SOURCES)]
+    most = [entry for entry in found if entry["sources"] == max(SOURCES)]
+    for kind in dict.fromkeys(entry["translator"] for entry in most):
+        seeds = [entry for entry in most if entry["translator"] == kind]
         means = [entry["mean_ratio"] for entry in seeds]
         prefix = "" if kind == "written" else "family_"
         headline |= {
