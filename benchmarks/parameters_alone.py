@@ -159,9 +159,17 @@ def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) 
                 "curve": [(point["steps"], point["accuracy_mean"] / wanted) for point in points],
             }
         )
-    headline = {}
-    for kind in dict.fromkeys(entry["translator"] for entry in found):
-        seeds = [entry for entry in found if entry["translator"] == kind and entry["sources"] == max(SOURCES)]
+    lines = table(found, len(fresh), len(images), mean)
+    write("parameters_alone", headlines(found), found, sorted({entry["seed"] for entry in found}), "\n".join(lines))
+    draw(found, Path(__file__).parent / "results" / "parameters_alone.png")
+
+
+def headlines(found: list[dict[str, Any]]) -> dict[str, float]:
+    """Return mean, spread over seeds and worst member of each translator on most sources."""
+    headline: dict[str, float] = {}
+    most = [entry for entry in found if entry["sources"] == max(SOURCES)]
+    for kind in dict.fromkeys(entry["translator"] for entry in most):
+        seeds = [entry for entry in most if entry["translator"] == kind]
         means = [entry["mean_ratio"] for entry in seeds]
         prefix = "" if kind == "written" else "family_"
         headline |= {
@@ -171,9 +179,7 @@ def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) 
             **{prefix + name: seeds[0][name] for name in ("sources", "steps")},
             f"{prefix}seeds": len(seeds),
         }
-    trained = sorted({run.seed for run in runs if run.points()})
-    write("parameters_alone", headline, found, trained, "\n".join(table(found, len(fresh), len(images), mean)))
-    draw(found, Path(__file__).parent / "results" / "parameters_alone.png")
+    return headline
 
 
 def table(found: list[dict[str, Any]], members: int, images: int, ceiling: float) -> list[str]:
