@@ -45,7 +45,7 @@ FOLDER = Path(__file__).parent
 STUDY = FOLDER / "search_quality.yaml"
 TABLE = RESULTS / "search_quality_trials.jsonl"
 GIVE_UP = 4.0  # times random search's device-hours
-OTHER = 1000  # added to a seed for draws that have nothing to do with the goal's
+OTHER = 3000  # added to a seed for draws that have nothing to do with the goal's, nor with the choice of defaults
 SHARES = (0.25, 0.5, 1.0)  # of random search's device-hours at which the best so far is compared
 VARIANTS = {  # whether with the study's sampler, whether with its pruner, what is added to the seed
     "tpe_pruning": (True, True, 0),

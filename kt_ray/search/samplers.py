@@ -35,7 +35,7 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "grid": samplers.RandomSampler,  # the study enqueues the points
 }
 # TPE learns of values together, in each part of a conditional space, and from few trials: benchmarks/search_quality.py.
-TPE_DEFAULTS = {"multivariate": True, "group": True, "n_startup_trials": 3}
+TPE_DEFAULTS = {"multivariate": True, "group": True, "n_startup_trials": 5}
 
 
 def build_sampler(config: SamplerConfig, seed: int, ordinal: int = 0) -> BaseSampler:

@@ -47,7 +47,7 @@ def test_options_of_the_right_types_are_taken() -> None:
 
 @pytest.mark.parametrize(
     ("options", "random", "jointly"),
-    [({}, 3, True), ({"n_startup_trials": 8}, 8, True), ({"multivariate": False}, 3, False)],
+    [({}, 5, True), ({"n_startup_trials": 8}, 8, True), ({"multivariate": False}, 5, False)],
 )
 def test_tpe_draws_jointly_after_a_few_random_trials_unless_told_otherwise(
     options: dict[str, Any], random: int, jointly: bool
