@@ -11,7 +11,7 @@ has not got there after `GIVE_UP` times those counts as infinite.
 
 Random search with the same seed draws the very points among which the goal was found, so with pruning it always gets
 there; so do the first trials of TPE. The fair comparison, `independent`, gives every search that looks for the goal
-other draws: seeds from `OTHER` on.
+other draws, several times: seeds from each of `OTHERS` on.
 
     kt-ray zoo build benchmarks/search_quality.yaml
     python benchmarks/search_quality.py --record    # 240 trials; goes on where it stopped
@@ -45,14 +45,14 @@ FOLDER = Path(__file__).parent
 STUDY = FOLDER / "search_quality.yaml"
 TABLE = RESULTS / "search_quality_trials.jsonl"
 GIVE_UP = 4.0  # times random search's device-hours
-OTHER = 3000  # added to a seed for draws that have nothing to do with the goal's, nor with the choice of defaults
+OTHERS = (3000, 4000, 5000, 6000)  # added to a seed for draws that neither made the goal nor chose the defaults
 SHARES = (0.25, 0.5, 1.0)  # of random search's device-hours at which the best so far is compared
 VARIANTS = {  # whether with the study's sampler, whether with its pruner, what is added to the seed
-    "tpe_pruning": (True, True, 0),
-    "tpe": (True, False, 0),
-    "random_pruning": (False, True, 0),
-    "tpe_pruning_independent": (True, True, OTHER),
-    "random_pruning_independent": (False, True, OTHER),
+    "tpe_pruning": (True, True, (0,)),
+    "tpe": (True, False, (0,)),
+    "random_pruning": (False, True, (0,)),
+    "tpe_pruning_independent": (True, True, OTHERS),
+    "random_pruning_independent": (False, True, OTHERS),
 }
 
 
@@ -152,13 +152,19 @@ def compare(config: StudyConfig, table: Table, seed: int) -> dict[str, Any]:
     spent, goal = random_search[-1]
     result: dict[str, Any] = {"seed": seed, "random": {"seconds": spent, "best": goal}}
     result["random"]["shares"] = {share: best_at(random_search, share * spent) for share in SHARES}
-    for name, (sampler, pruner, drawn) in VARIANTS.items():
-        curve = searched(variant(config, sampler, pruner), table, seed + drawn, GIVE_UP * spent, goal)
-        reached = curve[-1][1] >= goal
-        ratio = curve[-1][0] / spent if reached else math.inf
-        result[name] = {"ratio": ratio if reached else None, "trials": len(curve)}
-        result[name]["shares"] = {share: best_at(curve, share * spent) for share in SHARES}
+    for name, (sampler, pruner, offsets) in VARIANTS.items():
+        result[name] = []
+        for offset in offsets:
+            curve = searched(variant(config, sampler, pruner), table, seed + offset, GIVE_UP * spent, goal)
+            ratio = curve[-1][0] / spent if curve[-1][1] >= goal else None
+            shares = {share: best_at(curve, share * spent) for share in SHARES}
+            result[name].append({"ratio": ratio, "trials": len(curve), "shares": shares})
     return result
+
+
+def ratios_of(results: list[dict[str, Any]], name: str) -> list[float]:
+    """Return the ratios of all searches of a variant, infinite where one was given up."""
+    return [math.inf if search["ratio"] is None else search["ratio"] for entry in results for search in entry[name]]
 
 
 def same_pruning(results: list[dict[str, Any]], ending: str = "") -> float:
@@ -166,10 +172,8 @@ def same_pruning(results: list[dict[str, Any]], ending: str = "") -> float:
 
     A search that was given up has spent more than `GIVE_UP`, which stands for what it would have needed.
     """
-    return statistics.median(
-        (entry[f"tpe_pruning{ending}"]["ratio"] or GIVE_UP) / (entry[f"random_pruning{ending}"]["ratio"] or GIVE_UP)
-        for entry in results
-    )
+    pairs = zip(ratios_of(results, f"tpe_pruning{ending}"), ratios_of(results, f"random_pruning{ending}"), strict=True)
+    return statistics.median(min(tpe, GIVE_UP) / min(random, GIVE_UP) for tpe, random in pairs)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -194,17 +198,14 @@ def main() -> None:
     results = []
     for seed in range(options.seeds):
         results.append(compare(config, table, seed))
-        print({name: entry.get("ratio") for name, entry in results[-1].items() if isinstance(entry, dict)}, flush=True)
+        print({name: [round(ratio, 3) for ratio in ratios_of(results[-1:], name)] for name in VARIANTS}, flush=True)
     finish(results, table, config, options)
 
 
 def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, options: argparse.Namespace) -> None:
     """Write the result."""
     names = tuple(VARIANTS)
-    ratios = {
-        name: [math.inf if entry[name]["ratio"] is None else entry[name]["ratio"] for entry in results]
-        for name in names
-    }
+    ratios = {name: ratios_of(results, name) for name in names}
     headline: dict[str, float] = {
         "device_hours_ratio": statistics.median(ratios["tpe_pruning"]),
         "device_hours_ratio_lower_quartile": quantile(ratios["tpe_pruning"], 0.25),
@@ -216,6 +217,8 @@ def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, opt
         "device_hours_ratio_random_with_pruning": statistics.median(ratios["random_pruning"]),
         "device_hours_ratio_same_pruning": same_pruning(results),
         "device_hours_ratio_same_pruning_independent": same_pruning(results, "_independent"),
+        "device_hours_ratio_independent": statistics.median(ratios["tpe_pruning_independent"]),
+        "device_hours_ratio_random_independent": statistics.median(ratios["random_pruning_independent"]),
         "tpe_median_over_random_median_independent": statistics.median(ratios["tpe_pruning_independent"])
         / statistics.median(ratios["random_pruning_independent"]),
     }
@@ -229,14 +232,16 @@ def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, opt
     }
     search = config.search.model_dump(mode="json", include={"trials", "sampler", "pruner"})
     seeds = [entry["seed"] for entry in results]
-    lines = ["| search | device-hours until as good as random search's best, median (quartiles) | seeds within half |"]
+    lines = [
+        "| search | device-hours until as good as random search's best, median (quartiles) | searches within half |"
+    ]
     lines.append("|---|---|---|")
     words = {"tpe_pruning": "TPE with median pruning", "tpe": "TPE alone", "random_pruning": "random with pruning"}
     words |= {f"{name}_independent": f"{words[name]}, other draws" for name in ("tpe_pruning", "random_pruning")}
     for name in names:
         median, low, high = statistics.median(ratios[name]), quantile(ratios[name], 0.25), quantile(ratios[name], 0.75)
         half = sum(ratio <= 0.5 for ratio in ratios[name])
-        lines.append(f"| {words[name]} | {median:.2f} ({low:.2f} to {high:.2f}) | {half} of {len(results)} |")
+        lines.append(f"| {words[name]} | {median:.2f} ({low:.2f} to {high:.2f}) | {half} of {len(ratios[name])} |")
     write("search_quality", headline, results, seeds, "\n".join(lines), options.output, recorded=points, search=search)
     print(json.dumps(headline, indent=1))
 
