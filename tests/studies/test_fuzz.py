@@ -16,7 +16,7 @@ from kt_ray.config import Source
 from kt_ray.errors import ConfigError
 from kt_ray.search.space import apply
 from kt_ray.search.study import SearchStudy
-from kt_ray.studies.spaces import shipped
+from kt_ray.studies.spaces import bundled
 from kt_ray.studies.study_file import Config, read_study_file
 
 MUTANTS = 60  # of each file
@@ -84,10 +84,10 @@ search: {trials: 5, sampler: {name: grid}, pruner: {name: hyperband}}
 Node = tuple[dict[Any, Any] | list[Any], Any]  # a container and the key of a value in it
 
 
-@pytest.mark.parametrize("name", [*shipped(), "everything of it", "a grid"])
+@pytest.mark.parametrize("name", [*bundled(), "everything of it", "a grid"])
 def test_a_mutant_is_refused_or_its_first_trials_are_drawn(name: str, tmp_path: Path) -> None:
     chance, path = random.Random(name), tmp_path / "study.yaml"
-    path.write_text({"everything of it": EVERYTHING, "a grid": GRID}.get(name) or shipped()[name].read_text())
+    path.write_text({"everything of it": EVERYTHING, "a grid": GRID}.get(name) or bundled()[name].read_text())
     draw_first_trials(read_study_file(path))
     tree, text = Source(path).content, path.read_text()
     valid = 0
