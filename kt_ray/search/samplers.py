@@ -35,7 +35,7 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "grid": samplers.RandomSampler,  # the study enqueues the points
 }
 # TPE learns of values together, in each part of a conditional space, and explores more: benchmarks/search_quality.py.
-TPE_DEFAULTS = {"multivariate": True, "group": True, "n_startup_trials": 5, "n_ei_candidates": 8}
+TPE_DEFAULTS = {"multivariate": True, "n_startup_trials": 5, "n_ei_candidates": 8}
 
 
 def build_sampler(config: SamplerConfig, seed: int, ordinal: int = 0) -> BaseSampler:
@@ -58,7 +58,8 @@ def build_sampler(config: SamplerConfig, seed: int, ordinal: int = 0) -> BaseSam
         return made
     options = {**config.options, "seed": own}
     if config.name == "tpe":
-        options = {**TPE_DEFAULTS, "group": options.get("multivariate") is not False, **options}
+        jointly = options.get("multivariate") is not False  # which Optuna's `group` needs
+        options = {**TPE_DEFAULTS, "group": jointly, **options}
     if config.name == "qmc":  # one sequence for all trials; its place in it is in the study
         options |= {"seed": seed, "independent_sampler": samplers.RandomSampler(seed=own)}
         options = {"warn_independent_sampling": False, **options}

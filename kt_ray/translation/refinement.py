@@ -94,8 +94,9 @@ class Refiner(nn.Module):
         `shared` are their surroundings on the probes of the projected base.
         """
         sets = [shared] if self.shared and shared is not None else self._surroundings(members)
-        device, alone = source.edges.device, not self.training and not torch.is_grad_enabled()
-        recorder = Recorder(device) if alone and self.method == "adam" and can_record(device) else None
+        device, differentiated = source.edges.device, self.training or torch.is_grad_enabled()
+        recorded = self.method == "adam" and not differentiated and can_record(device)
+        recorder = Recorder(device) if recorded else None
         first = max(1, self.steps // SCREENING) if len(starts) > 1 else 0
         units = self._best([self._steps(units, source, sets, range(first), recorder) for units in starts], sets)
         return self._steps(units, source, sets, range(first, self.steps), recorder)
