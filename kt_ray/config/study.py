@@ -79,7 +79,8 @@ SAMPLERS = ("tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid")
 class SamplerConfig(Frozen):
     """An Optuna sampler by name, with its options as Optuna names them. `grid` takes every point once.
 
-    TPE is multivariate, grouped and draws 3 trials at random first, unless its options say otherwise.
+    TPE is multivariate, grouped, draws 5 trials at random first and takes the best of 8 candidates, unless its options
+    say otherwise.
     """
 
     name: str = Field("tpe", description=f"{', '.join(SAMPLERS)}, or a registered one")

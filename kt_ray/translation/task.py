@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from kt_ray.config import Frozen, TrialConfig
 from kt_ray.data import Dataset
 from kt_ray.translation.checkpoint import save_translator
-from kt_ray.translation.training import Prepared, TranslatorTraining
+from kt_ray.translation.prepared import Prepared
+from kt_ray.translation.training import TranslatorTraining
 from kt_ray.zoo.members import AnyZoo
 
 

@@ -26,16 +26,9 @@ from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
 from kt_ray.translation.losses import TranslationLoss
-from kt_ray.translation.probe_images import Mixture, fitted
+from kt_ray.translation.prepared import Prepared, selection_of
 from kt_ray.translation.translator import Translator, build_translator
-from kt_ray.translation.transplants import (
-    KEPT,
-    Activations,
-    Transplants,
-    network_accuracies,
-    translate,
-    transplant_accuracy,
-)
+from kt_ray.translation.transplants import Transplants, network_accuracies, translate, transplant_accuracy
 from kt_ray.zoo.members import AnyZoo, SitesZoo
 
 Result = TypeVar("Result")
@@ -54,26 +47,6 @@ class _Site:
     transplants: Transplants
     model: Translator
     translator: Translator
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """What trials need that depends on zoo and dataset alone, so that one process makes it for all.
-
-    `mixture` is fitted to the training images. `activations` are those of the selection members' stems at each site, on
-    the CPU; None of a site where they are too large to keep. What is None, a training makes itself if it needs it.
-    """
-
-    mixture: Mixture | None
-    activations: tuple[Activations | None, ...] | None
-
-    @classmethod
-    def of(cls, zoo: AnyZoo, dataset: Dataset, *, mixture: bool, activations: bool) -> Prepared:
-        """Make what is asked for."""
-        return cls(
-            fitted(dataset.train.images) if mixture else None,
-            tuple(site.kept for site in _selection(zoo, dataset, "cpu")) if activations else None,
-        )
 
 
 class TranslatorTraining:
@@ -100,7 +73,7 @@ class TranslatorTraining:
         members = zoo.where("train", with_target=self.loss.needs_targets or not config.augmentation.snapshots)
         if not len(members):
             raise ZooError(f"zoo {zoo.fingerprint} has no training member with what the loss needs; build more")
-        selection = _selection(zoo, dataset, device, prepared)
+        selection = selection_of(zoo, dataset, device, prepared)
         self.images = dataset.train.to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -298,20 +271,6 @@ def _timed(call: Callable[[], Result], device: str) -> tuple[Result, float]:
     if device != "cpu":
         torch.cuda.synchronize(device)
     return result, clock() - started
-
-
-@functools.lru_cache(maxsize=1)
-def _selection(zoo: AnyZoo, dataset: Dataset, device: str, prepared: Prepared | None = None) -> list[Transplants]:
-    """Return selection members at each site with selection images, which a worker keeps for all trials.
-
-    Their stem activations are the `prepared` ones on a CPU; another device makes its own.
-    """
-    views = zoo.where("selection").views()
-    made = prepared.activations if prepared is not None and device == "cpu" else None
-    return [
-        Transplants(view, dataset.selection, device, keep=KEPT // len(views), kept=kept)
-        for view, kept in zip(views, made or [None] * len(views), strict=True)
-    ]
 
 
 def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
