@@ -28,7 +28,7 @@ from kt_ray.data import LabelledImages, as_float, load_dataset
 from kt_ray.networks.cost import multiply_adds
 from kt_ray.zoo.recipe import Order, epoch_of
 from kt_ray.zoo.training import gather_kernels, head_kernels, kernels
-from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective
+from kt_ray.zoo.training.objectives import Fused
 from kt_ray.zoo.training.optimizers import Optimizer, Parameters
 from kt_ray.zoo.training.stacking import fresh
 
@@ -52,13 +52,12 @@ REST = "head's products, loss, optimiser, Python"
 def ours(phase: str, data: LabelledImages) -> Callable[[int], None]:
     """This project's steps of one member in `phase`."""
     state = fresh(ARCHITECTURE.source_network, [0])
-    objective: Objective
     if phase == "source":
-        parameters, objective = Parameters(state), FusedSource(ARCHITECTURE, data)
+        parameters, objective = Parameters(state), Fused(ARCHITECTURE, data)
     else:
         frozen = {name: value for name, value in state.items() if not name.startswith("block.")}
         parameters = Parameters(fresh(ARCHITECTURE.target_block, [0]))
-        objective = FusedTarget(ARCHITECTURE, frozen, data, variants=2)
+        objective = Fused(ARCHITECTURE, frozen, data, variants=2)
     draw = epoch_of([Order(0, len(data), RECIPE)], "cpu")
     optimizer = Optimizer(parameters.theta, [getattr(RECIPE, phase)], [1.0])
 

@@ -36,7 +36,7 @@ from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.members import members_of
 from kt_ray.zoo.recipe import Order, epoch_of
 from kt_ray.zoo.training.members import train_members
-from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective
+from kt_ray.zoo.training.objectives import Fused
 from kt_ray.zoo.training.optimizers import Optimizer, Parameters
 from kt_ray.zoo.training.stacking import fresh
 
@@ -92,16 +92,16 @@ class Ours:
         state = fresh(ARCHITECTURE.source_network, [seed])
         frozen = {name: value for name, value in state.items() if not name.startswith("block.")}
         self.parameters = {"source": Parameters(state), "target": Parameters(fresh(ARCHITECTURE.target_block, [seed]))}
-        self.objectives: dict[str, Objective] = {"source": FusedSource(ARCHITECTURE, data)}
+        self.objectives: dict[str, Fused] = {"source": Fused(ARCHITECTURE, data)}
         self.some = data.take(slice(0, 40 * BATCH))
-        self.objectives["target"] = FusedTarget(ARCHITECTURE, frozen, self.some, variants=2)
+        self.objectives["target"] = Fused(ARCHITECTURE, frozen, self.some, variants=2)
         self.frozen = frozen
 
     def segment(self, phase: str, steps: int) -> tuple[float, float]:
         """Wall and processor seconds of a step; of "cache": of one image, mirrored too."""
         began, before = time.perf_counter(), time.process_time()
         if phase == "cache":
-            FusedTarget(ARCHITECTURE, self.frozen, self.some, variants=2)
+            Fused(ARCHITECTURE, self.frozen, self.some, variants=2)
             steps = len(self.some)
         else:
             data = self.data if phase == "source" else self.some

@@ -7,13 +7,13 @@ is enough. What a step needs is laid out once; logits and gradients are overwrit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kt_ray.networks import AnyArchitecture, PaperArchitecture
 from kt_ray.networks.blocks import BasicBlock, SimpleBlock
@@ -143,8 +143,23 @@ class Stem:
         )
 
 
+class Network(Protocol):
+    """A network on batches of `n` images: `stem.x` are the images, `p` [channels, H+2, W+2, n] the block's input."""
+
+    stem: Stem
+    p: Array
+
+    def forward(self, state: Mapping[str, Array], training: bool) -> Array:
+        """Return logits [classes, n] for the block's input; training mode moves the running statistics of `state`."""
+        ...
+
+    def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
+        """Fill `gradient` with that of the mean cross-entropy, after `forward` in training mode."""
+        ...
+
+
 class SourceNetwork:
-    """A source network (stem, BasicBlock, head) on batches of `n` images, which are put into `stem.x`."""
+    """A source network: stem, BasicBlock, head."""
 
     def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         channels, height, width = architecture.activation_shape
@@ -157,8 +172,6 @@ class SourceNetwork:
         self.d, self.dh = zeros(*self.p.shape), zeros(*self.h.shape)  # d is the gradient by a2, later that by p
 
     def forward(self, state: Mapping[str, Array], training: bool) -> Array:
-        """Logits [classes, N]; in training mode the running statistics of `state` are moved."""
-        self.stem.forward(state, self.p, training)
         kernels.convolve(self.p, state["block.conv1.weight"], self.a1)
         self.norm1.forward(state, self.a1, training, self.h)
         kernels.convolve(self.h, state["block.conv2.weight"], self.a2)
@@ -167,7 +180,6 @@ class SourceNetwork:
         return self.head.forward(state, self.z, training)
 
     def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
-        """Fill `gradient` with that of the mean cross-entropy, after `forward` in training mode."""
         dz, norm2 = self.head.backward(state, self.z, labels, gradient), self.norm2
         head_kernels.read_norm_backward(
             dz, self.a2, norm2.mean, norm2.inverse, norm2.scale, self.d, gradient[norm2.weight], gradient[norm2.bias]
@@ -182,7 +194,7 @@ class SourceNetwork:
 
 
 class TargetNetwork:
-    """A SimpleBlock between a frozen stem and head, on batches of `n` stem activations, which are put into `p`."""
+    """A SimpleBlock (names `conv1.…`, `conv2.…`) between a frozen stem and head, which are never in training mode."""
 
     def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         channels, height, width = architecture.activation_shape
@@ -193,19 +205,15 @@ class TargetNetwork:
         self.a2, self.z = zeros(*self.head.dz.shape), zeros(*self.head.dz.shape)
         self.ones, self.no_bias = np.ones(channels, np.float32), zeros(max(channels, hidden))
 
-    def forward(self, state: Mapping[str, Array], frozen: Mapping[str, Array]) -> Array:
-        """Logits [classes, N] with the block `state` and the `frozen` stem and head."""
+    def forward(self, state: Mapping[str, Array], training: bool = False) -> Array:
         kernels.convolve(self.p, state["conv1.weight"], self.h)
         kernels.relu(self.h, state.get("conv1.bias", self.no_bias))
         kernels.convolve_read(self.h, state["conv2.weight"], self.a2)
         head_kernels.residual(self.a2, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
-        return self.head.forward(frozen, self.z, training=False)
+        return self.head.forward(state, self.z, training=False)
 
-    def backward(
-        self, state: Mapping[str, Array], frozen: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]
-    ) -> None:
-        """Fill `gradient` with that of the mean cross-entropy, after `forward`."""
-        dz = self.head.backward(frozen, self.z, labels, None)
+    def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
+        dz = self.head.backward(state, self.z, labels, None)
         kernels.read_gradients(self.h, dz, state["conv2.weight"], self.dh, gradient["conv2.weight"])
         kernels.mask(self.dh, self.h)
         kernels.kernel_gradient(self.p, self.dh, gradient["conv1.weight"])
@@ -216,15 +224,14 @@ class TargetNetwork:
 
 def supports_source(architecture: AnyArchitecture) -> TypeGuard[PaperArchitecture]:
     """Whether the source of this pair is the BasicBlock network written out here."""
-    if not isinstance(architecture, PaperArchitecture):
-        return False
-    with torch.device("meta"):
-        return type(architecture.source_block()) is BasicBlock
+    return isinstance(architecture, PaperArchitecture) and _is(BasicBlock, architecture.source_block)
 
 
 def supports_target(architecture: AnyArchitecture) -> TypeGuard[PaperArchitecture]:
     """Whether the target of this pair is the SimpleBlock written out here."""
-    if not isinstance(architecture, PaperArchitecture):
-        return False
+    return isinstance(architecture, PaperArchitecture) and _is(SimpleBlock, architecture.target_block)
+
+
+def _is(kind: type[nn.Module], build: Callable[[], nn.Module]) -> bool:
     with torch.device("meta"):
-        return type(architecture.target_block()) is SimpleBlock
+        return type(build()) is kind

@@ -33,7 +33,7 @@ from kt_ray.zoo.recipe import (
     steps_of,
 )
 from kt_ray.zoo.training import fused
-from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
+from kt_ray.zoo.training.objectives import Candidate, Objective, source_objective, target_objective
 from kt_ray.zoo.training.optimizers import Optimizer, Parameters
 from kt_ray.zoo.training.stacking import Implementation, fresh
 
@@ -51,6 +51,10 @@ class Plan:
     compile: bool = False
     counter_draws: bool = False  # orders, flips and shifts hashed on the device: see `recipe.counted_epoch`
     recorded: bool = False  # a step is a CUDA graph
+
+    def of(self, phase: str) -> Candidate:
+        """Return how `phase`, "source" or "target", is trained."""
+        return Candidate(getattr(self, phase), self.at_once, self.bfloat16, self.compile, self.recorded)
 
     def __str__(self) -> str:
         options = [name for name in ("bfloat16", "compile", "counter_draws", "recorded") if getattr(self, name)]
@@ -137,7 +141,6 @@ def _train_chunk(
     began = time.perf_counter()
     members, recipes = [job[0] for job in jobs], [job[1] for job in jobs]
     recipe, device = recipes[0], training.images.device
-    options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
 
     def orders(phase: str) -> list[Order]:
         return [
@@ -153,11 +156,7 @@ def _train_chunk(
                 value *= scale[:, None, None, None, None]
         return Parameters({name: value.to(device) for name, value in state.items()}, copied)
 
-    source: Objective
-    if plan.source == "fused":
-        source = FusedSource(architecture, training)
-    else:
-        source = TorchSource(architecture, len(jobs), training, plan.source, **options)
+    source = source_objective(architecture, len(jobs), training, plan.of("source"))
     network = start(architecture.source_network, "source")
     kept: dict[int, State] = {}
 
@@ -234,10 +233,7 @@ def _target_objective(
     needed = stacked.size(frozen) * len(training) * variants * 4 * math.prod(architecture.activation_shape)
     if needed > _cache_bytes(training.images.device):
         variants = 0
-    if plan.target == "fused":
-        return FusedTarget(architecture, frozen, training, variants)
-    options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
-    return TorchTarget(architecture, frozen, training, plan.target, variants, **options)
+    return target_objective(architecture, frozen, training, variants, plan.of("target"))
 
 
 def kept_variants(recipe: RecipeConfig) -> int:
