@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from kt_ray.config import DatasetConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
 from kt_ray.networks.cost import multiply_adds
-from kt_ray.zoo.training import gather_kernels, head_kernels, kernels
+from kt_ray.zoo.training import gather_kernels, head_kernels, kernels, relu_kernels
 
 MATRIX = 1024
 PARTS = {
@@ -37,8 +37,9 @@ PARTS = {
     "stem, pooled, forward": {kernels: ("stem_forward",)},
     "stem, pooled, backward": {kernels: ("stem_backward",)},
     "batch norm, ReLU, residual": {
-        kernels: ("measure", "norm_relu", "norm_backward", "relu", "mask"),
-        head_kernels: ("residual", "residual_backward", "read_norm_backward"),
+        kernels: ("measure", "norm_backward", "mask"),
+        head_kernels: ("read_norm_backward",),
+        relu_kernels: ("norm_relu", "relu", "residual", "residual_backward"),
     },
     "gathering a batch": {gather_kernels: ("gather_images", "gather_activations")},
 }

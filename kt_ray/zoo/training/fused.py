@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kt_ray.networks import AnyArchitecture, PaperArchitecture
 from kt_ray.networks.blocks import BasicBlock, SimpleBlock
-from kt_ray.zoo.training import head_kernels, kernels
+from kt_ray.zoo.training import head_kernels, kernels, relu_kernels
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ class Norm:
     def forward(self, state: Mapping[str, Array], y: Array, training: bool, out: Array) -> None:
         """The inside of `out` from y; in training mode by the moments of y, which move the running ones."""
         kernels.measure(y, *self.arrays(state), training)
-        kernels.norm_relu(y, self.scale, self.shift, out)
+        relu_kernels.norm_relu(y, self.scale, self.shift, out)
 
     def backward(self, g: Array, y: Array, activation: Array, gradient: Mapping[str, Array]) -> None:
         """Turn g, the gradient by the `activation`, into that by y; put the norm's own into `gradient`."""
@@ -121,7 +121,7 @@ class Stem:
         kernels.stem_forward(
             self.x, state["stem.conv.weight"], *norm.arrays(state), training, self.plane, self.best, self.where
         )
-        kernels.norm_relu(self.best, norm.scale, norm.shift, out)
+        relu_kernels.norm_relu(self.best, norm.scale, norm.shift, out)
 
     def backward(self, state: Mapping[str, Array], dp: Array, gradient: Mapping[str, Array]) -> None:
         """Gradients from dp [channels, H+2, W+2, N], already masked by the ReLU."""
@@ -176,7 +176,7 @@ class SourceNetwork:
         self.norm1.forward(state, self.a1, training, self.h)
         kernels.convolve(self.h, state["block.conv2.weight"], self.a2)
         kernels.measure(self.a2, *self.norm2.arrays(state), training)
-        head_kernels.residual(self.a2, self.norm2.scale, self.norm2.shift, self.p, self.z, 2)
+        relu_kernels.residual(self.a2, self.norm2.scale, self.norm2.shift, self.p, self.z, 2)
         return self.head.forward(state, self.z, training)
 
     def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
@@ -189,7 +189,7 @@ class SourceNetwork:
         self.norm1.backward(self.dh, self.a1, self.h, gradient)
         kernels.kernel_gradient(self.p, self.dh, gradient["block.conv1.weight"])
         kernels.input_gradient(self.dh, state["block.conv1.weight"], self.d)
-        head_kernels.residual_backward(self.d, dz, self.p)
+        relu_kernels.residual_backward(self.d, dz, self.p)
         self.stem.backward(state, self.d, gradient)
 
 
@@ -207,9 +207,9 @@ class TargetNetwork:
 
     def forward(self, state: Mapping[str, Array], training: bool = False) -> Array:
         kernels.convolve(self.p, state["conv1.weight"], self.h)
-        kernels.relu(self.h, state.get("conv1.bias", self.no_bias))
+        relu_kernels.relu(self.h, state.get("conv1.bias", self.no_bias))
         kernels.convolve_read(self.h, state["conv2.weight"], self.a2)
-        head_kernels.residual(self.a2, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
+        relu_kernels.residual(self.a2, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
         return self.head.forward(state, self.z, training=False)
 
     def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
