@@ -113,14 +113,6 @@ def read_state(path: Path) -> State:
     return find_network(path, ()).state
 
 
-def read_network(path: Path, network: nn.Module, key: str | None = None) -> State:
-    """Return the file at `path` as the parameters and buffers of `network`, float32, without BN's step counters.
-
-    Raises CheckpointError as `find_network` and `network_state` do.
-    """
-    return network_state(find_network(path, network.state_dict().keys(), key), network)
-
-
 def network_state(checkpoint: Checkpoint, network: nn.Module) -> State:
     """Return what was found in a file as the parameters and buffers of `network`, float32, without BN's step counters.
 

@@ -158,8 +158,7 @@ class TranslatorTraining:
     def _step(self, site: _Site, rows: Tensor, generator: torch.Generator, step: int, steps: int) -> Tensor:
         """One optimiser step on the members at `rows`; its loss."""
         settings, augmentation = self.config.training, self.config.augmentation
-        members = {name: value[rows] for name, value in site.members.items()}
-        members = augmentations.augment(members, augmentation, site.architecture, generator)
+        members = augmentations.augment(stacked.take(site.members, rows), augmentation, site.architecture, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
         copied = site.architecture.layouts()[1].copied_of(stacked.part(members, "source"))
@@ -238,7 +237,7 @@ class TranslatorTraining:
         self.model.load_state_dict(stacked.part(tensors, "model"))
         if self.config.training.ema:
             self.translator.load_state_dict(stacked.part(tensors, "average"))
-        self.kept = {name: value.to(self.device) for name, value in stacked.part(tensors, "best").items()}
+        self.kept = stacked.to(stacked.part(tensors, "best"), self.device)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):

@@ -123,17 +123,17 @@ def translate_sites(
     network = trained.whole()
     found = find_network(checkpoint, network.state_dict().keys(), state_dict)
     network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
-    given = {name: value.to(device) for name, value in stacked.stack([network.state_dict()]).items()}
+    given = stacked.to(stacked.stack([network.state_dict()]), device)
     written, done = given, list[SiteTranslation]()
     began = started = time.perf_counter()
     for here, blocks, networks in walk(loaded.translator.to(device), trained, given, trained.chosen_sites(sites)):
         written = networks
-        check_finite(f"block at {here.site}", checkpoint, {name: value[0] for name, value in blocks.items()})
+        check_finite(f"block at {here.site}", checkpoint, stacked.take(blocks, 0))
         done.append(_site(here, time.perf_counter() - started))
         started = time.perf_counter()
     seconds = started - began
     small = trained.smaller([site.path for site in done])
-    small.load_state_dict({name: value[0].cpu() for name, value in written.items()}, strict=False)
+    small.load_state_dict(stacked.to(stacked.take(written, 0), "cpu"), strict=False)
     whole = small.state_dict()
     state = {name: value for name, value in whole.items() if not name.endswith(STEPS)}
     counters = {name: value for name, value in whole.items() if name.endswith(STEPS)}

@@ -154,7 +154,7 @@ def _train_chunk(
         for value in state.values():
             if value.dim() == 5:  # convolutions
                 value *= scale[:, None, None, None, None]
-        return Parameters({name: value.to(device) for name, value in state.items()}, copied)
+        return Parameters(stacked.to(state, device), copied)
 
     source = source_objective(architecture, len(jobs), training, plan.of("source"))
     network = start(architecture.source_network, "source")
@@ -190,7 +190,7 @@ def _train_chunk(
         target = _target_objective(view, frozen, training, recipe, plan)
         phases = [recipe.target for recipe in recipes]
         descend(block, target, training, draw(purpose), phases, recorded=plan.recorded)
-        return {name: value.cpu() for name, value in block.copy().items()}, target.accuracy(block.state, selection)
+        return stacked.to(block.copy(), "cpu"), target.accuracy(block.state, selection)
 
     if not members[0].brief:
         for number, (view, cut) in enumerate(seen):
@@ -199,7 +199,7 @@ def _train_chunk(
             targets = [trained if place == number else other for place, other in enumerate(targets)]
 
     # One copy a tensor for all members.
-    kept = {epoch: {name: value.cpu() for name, value in state.items()} for epoch, state in kept.items()}
+    kept = {epoch: stacked.to(state, "cpu") for epoch, state in kept.items()}
     stacks = {epoch: architecture.stored(state, targets if epoch == last else blank) for epoch, state in kept.items()}
     source_accuracies = {epoch: accuracy.tolist() for epoch, accuracy in accuracies.items()}
     columns = ("target_accuracy", *site_columns(architecture))
@@ -221,7 +221,7 @@ def _train_chunk(
                 "plan": str(plan),
                 **drawn,
             }
-            results.setdefault(member.id, []).append(({key: value[i] for key, value in stack.items()}, entry))
+            results.setdefault(member.id, []).append((stacked.take(stack, i), entry))
     return results
 
 

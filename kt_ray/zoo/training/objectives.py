@@ -234,7 +234,7 @@ class Fused:
 
 def rows(state: State) -> list[Arrays]:
     """Each member of a stack as arrays of the same memory."""
-    return [fused.arrays({name: value[m] for name, value in state.items()}) for m in range(stacked.size(state))]
+    return [fused.arrays(stacked.take(state, m)) for m in range(stacked.size(state))]
 
 
 def _in_order(images: LabelledImages, flip: bool = False) -> list[Draw]:

@@ -63,7 +63,7 @@ def measure(
     """Seconds of one member's step: processor time on a CPU, which others' work does not spoil, else wall time."""
     device = data.images.device
     seeds = list(range(candidate.at_once))
-    network = {name: value.to(device) for name, value in fresh(architecture.source_network, seeds).items()}
+    network = stacked.to(fresh(architecture.source_network, seeds), device)
     shift = recipe.shift if isinstance(recipe.shift, int) else recipe.shift[1]
     moved = RecipeConfig(horizontal_flip=recipe.horizontal_flip, shift=shift)
     if phase == "source":
@@ -71,8 +71,8 @@ def measure(
         objective = source_objective(architecture, len(seeds), data, candidate)
     else:
         view, cut = architecture.seen(network)[0]
-        block = {name: value.to(device) for name, value in fresh(view.target_block, seeds).items()}
-        parameters, batch = Parameters(block), recipe.target.batch_size
+        parameters = Parameters(stacked.to(fresh(view.target_block, seeds), device))
+        batch = recipe.target.batch_size
         objective = target_objective(view, stacked.surroundings(cut), data, kept_variants(recipe), candidate)
     draw = epoch_of([Order(seed, len(data), moved) for seed in seeds], device).batch(0, batch)
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
