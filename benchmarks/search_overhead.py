@@ -27,7 +27,7 @@ from common.memory import resident_mib
 from common.parts import Parts
 from common.processes import apart
 from common.results import RESULTS, write
-from common.stand_in import StandIn
+from common.stand_in import EPOCHS, Nothing, accuracy
 from common.zoo_copies import count_copies
 
 from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig
@@ -43,25 +43,8 @@ from kt_ray.tracking.tracker import Tracker
 from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo.untrained import untrained_zoo
 
-EPOCHS = 3
 MB = 2**20 / 1e6  # in a MiB
 DATASET = DatasetConfig(name="mnist5k", train_images=200, selection_images=100)
-
-
-class Nothing(StandIn):
-    """In the place of a translator's training: an accuracy that follows from the values, at once."""
-
-    epochs = EPOCHS
-
-    def run_epoch(self) -> dict[str, float]:
-        """Nothing."""
-        self.epoch += 1
-        return {"accuracy_mean": accuracy(self.config.training.learning_rate, self.epoch), "loss": 0.0}
-
-
-def accuracy(learning_rate: float, epoch: int) -> float:
-    """The same for both sides."""
-    return epoch / EPOCHS - learning_rate
 
 
 def config_of(trials: int) -> StudyConfig:
