@@ -15,7 +15,8 @@ from kt_ray._io.files import write_whole
 from kt_ray._io.text import first_line
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state
+from kt_ray.networks import stacked
+from kt_ray.networks.checkpoint import load_network
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.narrowing import builder_text, narrowed
 from kt_ray.translation.report import (
@@ -102,8 +103,7 @@ def translate_network(
     builder = builder_beside(output)
     if not 0 < share <= 1:
         raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
-    found = find_network(checkpoint, network.state_dict().keys(), state_dict)
-    network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
+    found = load_network(network, checkpoint, state_dict)
     network.eval().requires_grad_(False)
     prepare = preprocessing or (lambda images: images)
     check_images(network, prepare(probes[:2]))
@@ -113,11 +113,9 @@ def translate_network(
     network, small = network.to(device), small.to(device)
     report = translate_blocks(network, small, sites, prepare(probes), fitting, progress)
     seconds = time.perf_counter() - began
-    written = {name: value.cpu() for name, value in small.state_dict().items()}
-    state = {name: value for name, value in written.items() if not name.endswith(STEPS)}
-    check_finite("network", checkpoint, state)
-    counters = {name: value for name, value in written.items() if name.endswith(STEPS)}
-    write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
+    written = stacked.to(small.state_dict(), "cpu")
+    check_finite("network", checkpoint, written)
+    write_state(output, found.in_dtype(written), {"made_by": "kt_ray"})
     hidden = {site.path: site.hidden_after for site in report.sites}
     write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
     return NetworkTranslation(
