@@ -1,10 +1,10 @@
 """Many small nodes on one machine: is any starved, and what does the driver pay as nodes grow?
 
-Each logical node is a Ray node of its own (a raylet with one logical GPU), so that scheduling, placement and object
-transfer are Ray's own; only the work is a stand-in that sleeps. On each number of nodes the zoo's own loop gives out
-batches of members and the search's own runner gives out trials. Work begins when every node's process is up (so many
-Pythons start slowly on few cores). Recorded: how evenly the nodes worked, how long a node waits for its next work, the
-driver's CPU time for one assignment, its memory.
+Each logical node is a Ray node of its own (a raylet with one slot in the place of a GPU), so that scheduling, placement
+and object transfer are Ray's own; only the work is a stand-in that sleeps. On each number of nodes the zoo's own loop
+gives out batches of members and the search's own runner gives out trials. Work begins when every node's process is up
+(so many Pythons start slowly on few cores). Recorded: how evenly the nodes worked, how long a node waits for its next
+work, the driver's CPU time for one assignment, its memory.
 
     python benchmarks/many_nodes.py --nodes 2 4 8 16 24
 """
@@ -65,7 +65,7 @@ def measure_zoo(nodes: int, root: Path, dataset: Dataset) -> dict[str, Any]:
     """The zoo's loop over `nodes` actors, one a node."""
     members = 2 * nodes * BATCHES_A_NODE
     counts = MemberCounts(train=members - 2, selection=1, test=1)
-    config = ZooConfig(members=counts, actors=ActorConfig(cpus=1, gpus=1, members_at_once=2))
+    config = ZooConfig(members=counts, actors=ActorConfig(cpus=1, resources={"slot": 1}, members_at_once=2))
     clock, batches = Clock(), root / "batches"
     batches.mkdir()
 
@@ -99,7 +99,7 @@ def measure(nodes: int) -> dict[str, Any]:
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=100, selection_images=50))
     began = time.monotonic()
     head = {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
-    node = {"num_cpus": 2, "num_gpus": 1, "resources": {"slot": 1}, "object_store_memory": OBJECT_STORE}
+    node = {"num_cpus": 2, "resources": {"slot": 1}, "object_store_memory": OBJECT_STORE}
     with local_cluster(*[node] * nodes, head=head, timeout=START_SECONDS) as cluster:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         started = time.monotonic() - began

@@ -177,7 +177,6 @@ class Register:
         self.sampler = Kind("sampler")
 
     def kinds(self) -> tuple[Kind, ...]:
-        """Return all kinds."""
         return tuple(vars(self).values())
 
 

@@ -50,7 +50,6 @@ class NetworkSites:
 
     @property
     def pair(self) -> str:
-        """The pair's name."""
         return self.choice.name
 
     @property
@@ -218,7 +217,6 @@ class _Replaced:
         self._network, self._pair, self._sites = network, pair, sites
 
     def build(self) -> nn.Module:
-        """Return a fresh one."""
         module = built(self._network)
         for site in self._sites:
             replace_module(module, site, self._pair.target(module.get_submodule(site)))

@@ -74,30 +74,15 @@ def translate_network(
     device: str = "cpu",
     progress: Callable[[SiteReport], None] | None = None,
 ) -> NetworkTranslation:
-    """Write the network in `checkpoint` with `share` of the hidden units of each residual block.
+    """Write the network in `checkpoint` with `share` (0, 1] of the hidden units of each residual block.
 
-    The tensors go to `output` (safetensors), under the network's own names and in the checkpoint's dtypes; a file of
-    the same name ending in .py has the function that narrows a fresh network, which loads them strictly.
-
-    Args:
-        network: A fresh network of the checkpoint's kind.
-        checkpoint: Safetensors, or a `state_dict` that torch loads without running code.
-        output: Must end in .safetensors.
-        probes: Images [N, C, H, W] in [0, 1] on which blocks are fitted.
-        share: Of hidden units that are kept, over 0 and up to 1.
-        preprocessing: From images in [0, 1] to what the network takes; None for none.
-        fitting: How blocks are fitted; the defaults if None.
-        dataset: Measures accuracy on its test images before and after, if given.
-        state_dict: Which of several networks of the file.
-        device: What computes, as torch names it.
-        progress: Called after each block.
-
-    Returns:
-        What was written, block by block and whole.
-
-    Raises:
-        CheckpointError: If the file cannot be read safely, does not fit the network or is not finite, the network has
-            no residual blocks, or the output is not safetensors, would replace the checkpoint, or cannot be written.
+    `network` is a fresh one of its kind. Blocks are fitted on `probes`, images [N, C, H, W] in [0, 1], which
+    `preprocessing` turns into what the network takes; `progress` is called after each. The tensors go to `output`
+    (safetensors), under the network's own names and in the checkpoint's dtypes; a file of the same name ending in .py
+    has the function that narrows a fresh network, which loads them strictly. `state_dict` chooses one of several
+    networks in the file; `dataset` measures accuracy on its test images before and after.
+    Raises CheckpointError if the file cannot be read safely, does not fit the network or is not finite, the network has
+    no residual blocks, or the output is not safetensors, would replace the checkpoint, or cannot be written.
     """
     check_output(output, checkpoint)
     builder = builder_beside(output)

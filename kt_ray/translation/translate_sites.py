@@ -92,29 +92,16 @@ def translate_sites(
     state_dict: str | None = None,
     device: str = "cpu",
 ) -> SitesTranslation:
-    """Write the network in `checkpoint` with translated blocks at `sites`.
+    """Write the network in `checkpoint` with translated blocks at `sites`; at all that the pair chooses if None.
 
-    Each block is written, and refined, in the network whose earlier blocks are already the smaller ones. The tensors go
-    to `output` (safetensors) under the checkpoint's names and dtypes; a file of the same name ending in .py builds the
-    network that loads them strictly.
-
-    Args:
-        loaded: The translator, of a registered network and pair.
-        translator: The file that it is from.
-        checkpoint: Safetensors, or a `state_dict` that torch loads without running code.
-        output: Must end in .safetensors.
-        sites: Module paths, in any order; all sites that the pair chooses of the network if None.
-        dataset: Measures accuracy on its test images before and after, if given.
-        state_dict: Which of several networks of the file.
-        device: What computes, as torch names it.
-
-    Returns:
-        What was written, site by site and whole.
-
-    Raises:
-        CheckpointError: If a file cannot be read safely, does not fit or is not finite, a site's block has widths that
-            the translator's family does not serve, or the output cannot be written.
-        ConfigError: If a site is none of the network's.
+    `loaded`, of a registered network and pair, is from the file `translator`. Each block is written, and refined, in
+    the network whose earlier blocks are already the smaller ones. The tensors go to `output` (safetensors) under the
+    checkpoint's names and dtypes; a file of the same name ending in .py builds the network that loads them strictly.
+    `state_dict` chooses one of several networks in the file; `dataset` measures accuracy on its test images before and
+    after.
+    Raises CheckpointError if a file cannot be read safely, does not fit or is not finite, a site's block has widths
+    that the translator's family does not serve, or the output cannot be written; ConfigError if a site is none of the
+    network's.
     """
     check_output(output, translator, checkpoint)
     builder = builder_beside(output)
