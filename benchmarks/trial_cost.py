@@ -121,10 +121,15 @@ def main() -> None:
     finish(results, count_copies(8, arguments.members), arguments)
 
 
+def middle_of(ratios: list[float]) -> str:
+    """Return the median of `ratios` and their range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def finish(results: dict[str, list[dict[str, Any]]], copies: dict[str, float], arguments: argparse.Namespace) -> None:
     """Write the result and its table."""
     pairs = [once["trials_per_hour"] / each["trials_per_hour"] for each, once in zip(*results.values(), strict=True)]
-    seconds_saved = [a["trial_seconds_cpu"] / b["trial_seconds_cpu"] for a, b in zip(*results.values(), strict=True)]
+    saved = [a["trial_seconds_cpu"] / b["trial_seconds_cpu"] for a, b in zip(*results.values(), strict=True)]
     middle = {
         arm: {name: statistics.median(entry[name] for entry in entries) for name in entries[0]}
         for arm, entries in results.items()
@@ -133,7 +138,7 @@ def finish(results: dict[str, list[dict[str, Any]]], copies: dict[str, float], a
         "trials_per_hour_ratio": statistics.median(pairs),
         "trials_per_hour_ratio_least": min(pairs),
         "trials_per_hour_ratio_most": max(pairs),
-        "trials_per_processor_hour_ratio": statistics.median(seconds_saved),
+        "trials_per_processor_hour_ratio": statistics.median(saved),
         "report_share": middle["once"]["translating_share"],
         "zoo_copies": copies["copies"],
         **{f"{name}_{arm}": values[name] for name in middle["once"] for arm, values in middle.items()},
@@ -148,9 +153,8 @@ def finish(results: dict[str, list[dict[str, Any]]], copies: dict[str, float], a
         "",
         table(rows),
         "",
-        f"Trials an hour, made once over each its own: {statistics.median(pairs):.2f} ({min(pairs):.2f} to "
-        f"{max(pairs):.2f}); an hour of a processor: {statistics.median(seconds_saved):.2f} ({min(seconds_saved):.2f} to "
-        f"{max(seconds_saved):.2f}). Copies of a zoo of {arguments.members} members with eight trials: {copies['copies']:.3f}.",
+        f"Made once over each its own: trials an hour {middle_of(pairs)}, trials an hour of a processor "
+        f"{middle_of(saved)}. Copies of a zoo of {arguments.members} members with eight trials: {copies['copies']:.3f}.",
     ]
     write("trial_cost", headline, results, [0], "\n".join(lines), RESULTS)
 
