@@ -154,7 +154,8 @@ def finish(results: dict[str, list[dict[str, Any]]], copies: dict[str, float], a
         table(rows),
         "",
         f"Made once over each its own: trials an hour {middle_of(pairs)}, trials an hour of a processor "
-        f"{middle_of(saved)}. Copies of a zoo of {arguments.members} members with eight trials: {copies['copies']:.3f}.",
+        f"{middle_of(saved)}. Copies of a zoo of {arguments.members} members with eight trials: "
+        f"{copies['copies']:.3f}.",
     ]
     write("trial_cost", headline, results, [0], "\n".join(lines), RESULTS)
 
