@@ -53,13 +53,18 @@ class Checkpoint:
     others: int = 0
 
     def in_dtype(self, state: Mapping[str, Tensor]) -> State:
-        """Return `state`, of our names, in the dtypes of the file; what is not in it in that of most of its values."""
+        """Return `state`, of our names, in the dtypes of the file; what is not in it in that of most of its values.
+
+        BN's step counters stay integers.
+        """
         sizes: Counter[torch.dtype] = Counter()
         for value in self.state.values():
             sizes[value.dtype] += value.numel()
         usual = sizes.most_common(1)[0][0]
         dtypes = {name: value.dtype for name, value in self.state.items()}
-        return {name: value.to(dtypes.get(name, usual)) for name, value in state.items()}
+        return {
+            name: value if name.endswith(STEPS) else value.to(dtypes.get(name, usual)) for name, value in state.items()
+        }
 
     def renamed(self, state: Mapping[str, Tensor]) -> State:
         """Return `state`, of our names, under names like the file's."""
@@ -113,12 +118,14 @@ def read_state(path: Path) -> State:
     return find_network(path, ()).state
 
 
-def read_network(path: Path, network: nn.Module, key: str | None = None) -> State:
-    """Return the file at `path` as the parameters and buffers of `network`, float32, without BN's step counters.
+def load_network(network: nn.Module, path: Path, key: str | None = None) -> Checkpoint:
+    """Load the file at `path` into `network`, whose BN's step counters stay; return what was found.
 
     Raises CheckpointError as `find_network` and `network_state` do.
     """
-    return network_state(find_network(path, network.state_dict().keys(), key), network)
+    found = find_network(path, network.state_dict().keys(), key)
+    network.load_state_dict(network_state(found, network), strict=False)
+    return found
 
 
 def network_state(checkpoint: Checkpoint, network: nn.Module) -> State:

@@ -15,12 +15,10 @@ NAMED = 5  # functions that a message names
 
 
 def function_hashes(root: Path, start: str, folders: Iterable[str]) -> dict[str, str]:
-    """Return the hash of every function, method and statement of a module by its name, such as `Mixer.forward`.
+    """Return the hash of every function, method and statement by its name, such as `Mixer.forward`.
 
-    Args:
-        root: The directory of the package.
-        start: The module whose imports are followed, relative to the package, such as `translation.task`.
-        folders: The files and folders in `root` whose modules count.
+    They are of the module `start`, such as `translation.task`, of the package in `root`, and of what it imports from
+    the files and folders `folders` there.
     """
     found: dict[str, list[str]] = {}
     for tree in _imported(root, start, tuple(folders)):

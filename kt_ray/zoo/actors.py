@@ -24,7 +24,8 @@ from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import Buffer, batches_of, bytes_of
 from kt_ray.zoo.training.members import Plan
-from kt_ray.zoo.training.plan import ON_A_CPU, Candidate, ProbeMemory, candidates, choose, runs
+from kt_ray.zoo.training.objectives import Candidate
+from kt_ray.zoo.training.plan import ON_A_CPU, ProbeMemory, candidates, choose, runs
 from kt_ray.zoo.training.trainer import Trained, Trainer
 
 logger = logging.getLogger(__name__)
