@@ -111,11 +111,11 @@ def local_mixture(images: Tensor, count: int, generator: torch.Generator) -> Ten
     if len(images) < NEIGHBOURS:
         raise DataError(f"a mixture is fitted to at least {NEIGHBOURS} training images, got {len(images)}; give more")
     size = max(1, VALUES // images[0].numel())
-    small = torch.cat([F.avg_pool2d(as_float(part), 2).flatten(1) for part in images.split(size)])
+    small = torch.cat([F.avg_pool2d(as_float(part), 2).flatten(1) for part in torch.split(images, size)])
     lengths = small.square().sum(1)
     centres = torch.randint(len(images), (count,), generator=generator)
     drawn = []
-    for part in centres.split(size):
+    for part in torch.split(centres, size):
         nearest = (lengths - 2 * small[part] @ small.T).topk(NEIGHBOURS, largest=False).indices
         members = as_float(images[nearest.flatten()]).reshape(*nearest.shape, -1)  # [part, NEIGHBOURS, D]
         mean = members.mean(1, keepdim=True)
