@@ -24,14 +24,12 @@ def function_hashes(root: Path, start: str, folders: Iterable[str]) -> dict[str,
     for tree in _imported(root, start, tuple(folders)):
         for name, code in _statements(tree.body, ""):
             found.setdefault(name, []).append(code)
-    return {name: _digest("\n".join(sorted(codes))) for name, codes in sorted(found.items())}
+    return {name: _digest(sorted(codes))[:DIGITS] for name, codes in sorted(found.items())}
 
 
 def fingerprint(hashes: Mapping[str, str]) -> str:
     """Return one hash of all of `hashes`."""
-    return hashlib.sha256("\n".join(f"{name} {code}" for name, code in sorted(hashes.items())).encode()).hexdigest()[
-        :12
-    ]
+    return _digest(f"{name} {code}" for name, code in sorted(hashes.items()))[:12]
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -134,5 +132,5 @@ def _is_text(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

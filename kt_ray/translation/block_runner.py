@@ -35,18 +35,14 @@ def stem_activations(members: Mapping[str, Tensor], images: Tensor, architecture
 
 def _pooled(x: Tensor, axis: int) -> Tensor:
     """The greatest of three neighbours along `axis`, at every second place; values are never negative."""
-    size = x.shape[axis]
-    middle, right = (x.narrow(axis, start, size - start)[_every_second(axis)] for start in (0, 1))
+    size, every_second = x.shape[axis], (slice(None),) * axis + (slice(None, None, 2),)
+    middle, right = (x.narrow(axis, start, size - start)[every_second] for start in (0, 1))
     count = middle.shape[axis]
     both = torch.maximum(middle.narrow(axis, 0, right.shape[axis]), right)
     if right.shape[axis] < count:
         both = torch.cat([both, middle.narrow(axis, count - 1, 1)], dim=axis)
     left = right.narrow(axis, 0, count - 1)
     return torch.cat([both.narrow(axis, 0, 1), torch.maximum(both.narrow(axis, 1, count - 1), left)], dim=axis)
-
-
-def _every_second(axis: int) -> tuple[slice, ...]:
-    return (slice(None),) * axis + (slice(None, None, 2),)
 
 
 class Surroundings(ABC):

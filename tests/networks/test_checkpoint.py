@@ -14,16 +14,11 @@ from torch import nn
 
 from kt_ray.errors import CheckpointError
 from kt_ray.networks import PaperArchitecture
-from kt_ray.networks.checkpoint import find_network, network_state
+from kt_ray.networks.checkpoint import find_network, network_state, read_network
 from kt_ray.networks.paper_names import network_name
 from kt_ray.networks.state_file import read_written, write_state
 
 STATE = {"weight": torch.ones(2)}
-
-
-def read_network(path: Path, network: nn.Module, key: str | None = None) -> dict[str, torch.Tensor]:
-    """A checkpoint's parameters as `network` has them."""
-    return network_state(find_network(path, network.state_dict().keys(), key), network)
 
 
 class RunsCode:

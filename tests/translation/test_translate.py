@@ -18,7 +18,7 @@ from kt_ray.config import (
 )
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, PaperArchitecture, checkpoint
+from kt_ray.networks import Architecture, PaperArchitecture, checkpoint_file
 from kt_ray.networks.paper_names import network_name
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import save_translator
@@ -102,8 +102,8 @@ def test_what_is_read_is_not_overwritten(tmp_path: Path, name: str) -> None:
 
 def test_the_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    load = checkpoint.load_file
-    monkeypatch.setattr(checkpoint, "load_file", lambda path: (read.append(path), load(path))[1])
+    load = checkpoint_file.load_file
+    monkeypatch.setattr(checkpoint_file, "load_file", lambda path: (read.append(path), load(path))[1])
     network = saved_network(tmp_path)
     translate(saved_translator(tmp_path, "mixer"), network, tmp_path / "small.safetensors")
     assert read == [network]
