@@ -22,10 +22,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from common.markdown import table
 from common.memory import own_mib
 from common.results import RESULTS, write
 from common.timing import seconds
-from search_overhead import count_copies
+from common.zoo_copies import count_copies
 
 from kt_ray.config import RayConfig, StudyConfig
 from kt_ray.data import load_dataset
@@ -134,15 +135,15 @@ def finish(results: dict[str, list[dict[str, Any]]], copies: dict[str, float], a
         "zoo_copies": copies["copies"],
         **{f"{name}_{arm}": values[name] for name in middle["once"] for arm, values in middle.items()},
     }
+    heads = {"each worker makes its own": middle["each"], "made once": middle["once"]}
+    rows = [
+        {"measure": name.replace("_", " "), **{head: f"{values[name]:.3g}" for head, values in heads.items()}}
+        for name in middle["once"]
+    ]
     lines = [
         f"{arguments.trials} trials at once, {len(pairs)} pairs of searches; medians.",
         "",
-        "| measure | each worker makes its own | made once |",
-        "|---|---|---|",
-        *(
-            f"| {name.replace('_', ' ')} | {middle['each'][name]:.3g} | {middle['once'][name]:.3g} |"
-            for name in middle["once"]
-        ),
+        table(rows),
         "",
         f"Trials an hour, made once over each its own: {statistics.median(pairs):.2f} ({min(pairs):.2f} to "
         f"{max(pairs):.2f}). Copies of a zoo of {arguments.members} members with eight trials: {copies['copies']:.3f}.",

@@ -159,7 +159,6 @@ class TranslatorConfig(Frozen):
 
     @property
     def of_family(self) -> Any:
-        """The options of the family."""
         return getattr(self, self.family) if self.family in FAMILIES else self.options
 
     @property
