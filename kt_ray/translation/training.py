@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from kt_ray.config import TrialConfig
+from kt_ray.config import TrainingConfig, TrialConfig
 from kt_ray.config.trial import BASELINE_IMAGES
 from kt_ray.data import Dataset, as_float
 from kt_ray.errors import CheckpointError, ZooError
@@ -157,7 +157,8 @@ class TranslatorTraining:
 
     def _step(self, site: _Site, rows: Tensor, generator: torch.Generator, step: int, steps: int) -> Tensor:
         """One optimiser step on the members at `rows`; its loss."""
-        settings, augmentation = self.config.training, self.config.augmentation
+        settings: TrainingConfig = self.config.training
+        augmentation = self.config.augmentation
         members = augmentations.augment(stacked.take(site.members, rows), augmentation, site.architecture, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
