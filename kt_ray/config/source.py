@@ -19,8 +19,12 @@ from kt_ray.config.yaml_rules import ENTRIES, StudyLoader
 from kt_ray.errors import ConfigError
 
 INCLUDE = "include"
-BUNDLED = Path(str(resources.files("kt_ray.search_spaces")))  # the folder of the bundled study files
 LONGEST = 1_000  # characters of a path
+
+
+def bundled_folder() -> Path:
+    """Return the folder of the bundled study files. The code that travels with a model in MLflow has none."""
+    return Path(str(resources.files("kt_ray.search_spaces")))
 
 
 class Source:
@@ -37,7 +41,7 @@ class Source:
         self._root: Node
         try:
             loader, self._root = _compose(path)
-            includes = _Includes((path.parent, BUNDLED, *folders))
+            includes = _Includes((path.parent, bundled_folder(), *folders))
             includes.expand(self._root, (path.resolve(),))
             self._refers = includes.found
             content = loader.construct_document(self._root)

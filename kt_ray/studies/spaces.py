@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from kt_ray.config import Source
-from kt_ray.config.source import BUNDLED
+from kt_ray.config.source import bundled_folder
 from kt_ray.errors import ConfigError
 
 
 def bundled() -> dict[str, Path]:
     """Return names and paths of the bundled study files."""
-    return {path.stem: path for path in sorted(BUNDLED.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(bundled_folder().glob("*.yaml"))}
 
 
 def locate(name: str) -> Path:
