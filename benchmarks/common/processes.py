@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
@@ -12,6 +14,11 @@ Result = TypeVar("Result")
 
 
 def apart(function: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
-    """Return what `function`, of a module's top, returns in a fresh process. Raises what it raises."""
+    """Return what `function`, of a module's top, returns in a fresh process. Raises what it raises.
+
+    That process, and the workers of a Ray that it starts, can import `common`.
+    """
+    here, before = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, before)))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **options).result()
