@@ -58,12 +58,12 @@ FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every wa
 LONGER = 400
 SEEDS = (0, 1, 2)
 LEARNED, UNLEARNED = "kt_ray: local mixture, steps", "kt_ray: shapes, steps"
-CLUSTERED, PATIENT = "kt_ray: mixture, steps", f"kt_ray: mixture, {LONGER} steps"
+CLUSTERED, PATIENT = "kt_ray: mixture, steps", f"kt_ray: local mixture, {LONGER} steps"
 ON_IMAGES = "kt_ray's steps on training images"
 STUDENTS = ("KD student", "factor-transfer student")  # of whole_network_students.py
 WITH_DATA = ("Torch-Pruning, fine-tuned", "least squares on training images", ON_IMAGES, *STUDENTS)
 FOR_UNSEEN = (LEARNED, CLUSTERED, UNLEARNED, "magnitude pruning")  # methods for networks of kinds not tuned on
-SOME = (PATIENT, ON_IMAGES, "kt_ray: shapes, least squares")  # methods for `FULL` networks of each depth alone
+SOME = (ON_IMAGES, "kt_ray: shapes, least squares")  # methods for `FULL` networks of each depth alone
 IMAGES = {
     "Torch-Pruning, fine-tuned": f"{FINE_TUNING_STEPS * BATCH:,} with labels",
     "least squares on training images": str(RECONSTRUCTION),
@@ -98,7 +98,7 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: floa
     return ours | {
         CLUSTERED: lambda network: stepped(network, probes["mixture", 0]),
         UNLEARNED: lambda network: stepped(network, probes["shapes", 0]),
-        PATIENT: lambda network: translated(network, share, probes["mixture", 0], replace(usual, steps=LONGER)),
+        PATIENT: lambda network: translated(network, share, probes["local mixture", 0], replace(usual, steps=LONGER)),
         "kt_ray: mixture, least squares": lambda network: translated(
             network, share, probes["mixture", 0], LEAST_SQUARES
         ),
