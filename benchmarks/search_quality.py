@@ -11,7 +11,9 @@ has not got there after `GIVE_UP` times those counts as infinite.
 
 Random search with the same seed draws the very points among which the goal was found, so with pruning it always gets
 there; so do the first trials of TPE. The fair comparison, `independent`, gives every search that looks for the goal
-other draws, several times: seeds from each of `OTHERS` on.
+other draws, several times: seeds from each of `OTHERS` on. Two arms more on these draws: Hyperband over the epochs in
+place of median pruning, and TPE that first tries the point of the bundled translator, as `--from
+pretrained:basic_to_simple` does, as far as it lies in this space.
 
     kt-ray zoo build benchmarks/search_quality.yaml
     python benchmarks/search_quality.py --record    # 240 trials; goes on where it stopped
@@ -38,8 +40,10 @@ from common.results import RESULTS, write
 from kt_ray.config import StudyConfig
 from kt_ray.search.space import apply, to_optuna
 from kt_ray.search.study import SearchStudy
+from kt_ray.studies.extension import point_of_model
 from kt_ray.studies.study_file import read_study
 from kt_ray.studies.workspace import Workspace
+from kt_ray.translation.bundled import TRANSLATORS
 
 FOLDER = Path(__file__).parent
 STUDY = FOLDER / "search_quality.yaml"
@@ -47,12 +51,39 @@ TABLE = RESULTS / "search_quality_trials.jsonl"
 GIVE_UP = 4.0  # times random search's device-hours
 OTHERS = (3000, 4000, 5000, 6000)  # added to a seed for draws that neither made the goal nor chose the defaults
 SHARES = (0.25, 0.5, 1.0)  # of random search's device-hours at which the best so far is compared
-VARIANTS = {  # whether with the study's sampler, whether with its pruner, what is added to the seed
-    "tpe_pruning": (True, True, (0,)),
-    "tpe": (True, False, (0,)),
-    "random_pruning": (False, True, (0,)),
-    "tpe_pruning_independent": (True, True, OTHERS),
-    "random_pruning_independent": (False, True, OTHERS),
+SHIPPED = "pretrained:basic_to_simple"  # the translator from whose point warm searches start
+HYPERBAND = {"pruner": {"name": "hyperband"}}  # with Optuna's defaults
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of search: its name in the table, what differs from the study, and what is added to the seed."""
+
+    words: str
+    changes: dict[str, Any]
+    offsets: tuple[int, ...] = OTHERS
+    warm: bool = False
+
+    def study(self, config: StudyConfig) -> StudyConfig:
+        """Return `config` with the changes."""
+        content = config.model_dump()
+        content["search"] |= self.changes
+        if self.warm:
+            content["search"]["points"] = [point_of_model(TRANSLATORS.path(SHIPPED), config)]
+        return StudyConfig.model_validate(content)
+
+
+RANDOM: dict[str, Any] = {"sampler": {"name": "random"}}
+UNPRUNED: dict[str, Any] = {"pruner": {"name": "none"}}
+VARIANTS = {
+    "tpe_pruning": Variant("TPE with median pruning", {}, (0,)),
+    "tpe": Variant("TPE alone", UNPRUNED, (0,)),
+    "random_pruning": Variant("random with pruning", RANDOM, (0,)),
+    "tpe_pruning_independent": Variant("TPE with median pruning, other draws", {}),
+    "random_pruning_independent": Variant("random with pruning, other draws", RANDOM),
+    "tpe_hyperband_independent": Variant("TPE with Hyperband, other draws", HYPERBAND, OTHERS[:1]),
+    "random_hyperband_independent": Variant("random with Hyperband, other draws", RANDOM | HYPERBAND, OTHERS[:1]),
+    "tpe_pruning_warm_independent": Variant("TPE with median pruning, warm start, other draws", {}, warm=True),
 }
 
 
@@ -113,6 +144,7 @@ def searched(config: StudyConfig, table: Table, seed: int, budget: float, goal: 
     """
     search = config.search.model_copy(update={"seed": seed})
     study = SearchStudy(config.model_copy(update={"search": search}), optuna.storages.InMemoryStorage())
+    study.enqueue(config.search.points)
     spent, best = 0.0, -math.inf
     curve: list[tuple[float, float]] = []
     while len(curve) < config.search.trials if math.isinf(budget) else spent < budget and best < goal:
@@ -131,16 +163,6 @@ def searched(config: StudyConfig, table: Table, seed: int, budget: float, goal: 
     return curve
 
 
-def variant(config: StudyConfig, sampler: bool, pruner: bool) -> StudyConfig:
-    """The study with its own sampler or random search, with its own pruner or none."""
-    content = config.model_dump()
-    if not sampler:
-        content["search"]["sampler"] = {"name": "random"}
-    if not pruner:
-        content["search"]["pruner"] = {"name": "none"}
-    return StudyConfig.model_validate(content)
-
-
 def best_at(curve: list[tuple[float, float]], spent: float) -> float:
     """The best complete value within `spent` device-seconds; 0 (an accuracy) before the first complete trial."""
     return max((best for seconds, best in curve if seconds <= spent and math.isfinite(best)), default=0.0)
@@ -148,14 +170,14 @@ def best_at(curve: list[tuple[float, float]], spent: float) -> float:
 
 def compare(config: StudyConfig, table: Table, seed: int) -> dict[str, Any]:
     """Random search to its end, then how soon the others are as good, each with the same seed."""
-    random_search = searched(variant(config, sampler=False, pruner=False), table, seed, math.inf, math.inf)
+    random_search = searched(Variant("", RANDOM | UNPRUNED).study(config), table, seed, math.inf, math.inf)
     spent, goal = random_search[-1]
     result: dict[str, Any] = {"seed": seed, "random": {"seconds": spent, "best": goal}}
     result["random"]["shares"] = {share: best_at(random_search, share * spent) for share in SHARES}
-    for name, (sampler, pruner, offsets) in VARIANTS.items():
-        result[name] = []
-        for offset in offsets:
-            curve = searched(variant(config, sampler, pruner), table, seed + offset, GIVE_UP * spent, goal)
+    for name, variant in VARIANTS.items():
+        result[name], study = [], variant.study(config)
+        for offset in variant.offsets:
+            curve = searched(study, table, seed + offset, GIVE_UP * spent, goal)
             ratio = curve[-1][0] / spent if curve[-1][1] >= goal else None
             shares = {share: best_at(curve, share * spent) for share in SHARES}
             result[name].append({"ratio": ratio, "trials": len(curve), "shares": shares})
@@ -167,13 +189,13 @@ def ratios_of(results: list[dict[str, Any]], name: str) -> list[float]:
     return [math.inf if search["ratio"] is None else search["ratio"] for entry in results for search in entry[name]]
 
 
-def same_pruning(results: list[dict[str, Any]], ending: str = "") -> float:
-    """Return TPE's device-hours over those of random search with the same pruning, the median over the seeds.
+def over_random(results: list[dict[str, Any]], name: str, random: str) -> float:
+    """Return the device-hours of the searches `name` over those of the `random` ones, the median over all pairs.
 
     A search that was given up has spent more than `GIVE_UP`, which stands for what it would have needed.
     """
-    pairs = zip(ratios_of(results, f"tpe_pruning{ending}"), ratios_of(results, f"random_pruning{ending}"), strict=True)
-    return statistics.median(min(tpe, GIVE_UP) / min(random, GIVE_UP) for tpe, random in pairs)
+    pairs = zip(ratios_of(results, name), ratios_of(results, random), strict=True)
+    return statistics.median(min(found, GIVE_UP) / min(other, GIVE_UP) for found, other in pairs)
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -215,13 +237,17 @@ def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, opt
         "seeds_never": sum(math.isinf(ratio) for ratio in ratios["tpe_pruning"]),
         "device_hours_ratio_without_pruning": statistics.median(ratios["tpe"]),
         "device_hours_ratio_random_with_pruning": statistics.median(ratios["random_pruning"]),
-        "device_hours_ratio_same_pruning": same_pruning(results),
-        "device_hours_ratio_same_pruning_independent": same_pruning(results, "_independent"),
+        "device_hours_ratio_same_pruning": over_random(results, "tpe_pruning", "random_pruning"),
+        "device_hours_ratio_same_pruning_independent": over_random(
+            results, "tpe_pruning_independent", "random_pruning_independent"
+        ),
         "device_hours_ratio_independent": statistics.median(ratios["tpe_pruning_independent"]),
         "device_hours_ratio_random_independent": statistics.median(ratios["random_pruning_independent"]),
         "tpe_median_over_random_median_independent": statistics.median(ratios["tpe_pruning_independent"])
         / statistics.median(ratios["random_pruning_independent"]),
     }
+    for name in ("tpe_hyperband", "random_hyperband", "tpe_pruning_warm"):
+        headline[f"device_hours_ratio_{name}_independent"] = statistics.median(ratios[f"{name}_independent"])
     final = [trial.accuracy[-1] for trial in table.values()]
     points = {
         "points": len(table),
@@ -236,12 +262,12 @@ def finish(results: list[dict[str, Any]], table: Table, config: StudyConfig, opt
         "| search | device-hours until as good as random search's best, median (quartiles) | searches within half |"
     ]
     lines.append("|---|---|---|")
-    words = {"tpe_pruning": "TPE with median pruning", "tpe": "TPE alone", "random_pruning": "random with pruning"}
-    words |= {f"{name}_independent": f"{words[name]}, other draws" for name in ("tpe_pruning", "random_pruning")}
     for name in names:
         median, low, high = statistics.median(ratios[name]), quantile(ratios[name], 0.25), quantile(ratios[name], 0.75)
         half = sum(ratio <= 0.5 for ratio in ratios[name])
-        lines.append(f"| {words[name]} | {median:.2f} ({low:.2f} to {high:.2f}) | {half} of {len(ratios[name])} |")
+        lines.append(
+            f"| {VARIANTS[name].words} | {median:.2f} ({low:.2f} to {high:.2f}) | {half} of {len(ratios[name])} |"
+        )
     write("search_quality", headline, results, seeds, "\n".join(lines), options.output, recorded=points, search=search)
     print(json.dumps(headline, indent=1))
 
