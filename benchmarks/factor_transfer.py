@@ -13,24 +13,26 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
+from common.distilling import difference, parser_of, spread, stages_of
+from common.markdown import table
 from common.results import write
 
 from kt_ray.config import DistillConfig, DistillTrialConfig, Distribution, read_source, set_path, validate_source
 from kt_ray.data import load_dataset
-from kt_ray.distillation.cache import Cache
 from kt_ray.distillation.distill import trained_student
-from kt_ray.distillation.stages import Progress, Stages
+from kt_ray.distillation.stages import Stages
 from kt_ray.distillation.training import accuracy
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.search.space import to_optuna
 from kt_ray.studies.spaces import locate
 
 METHODS = ("none", "kd", "at", "ft", "ft+kd")
+CITED = (("ft", "none"), ("ft", "kd"), ("ft", "at"), ("ft+kd", "kd"))  # differences in the headline
+COMPARED = (*CITED[:3], ("kd", "none"), ("at", "none"), ("ft+kd", "none"), CITED[3])
 SEARCH_SEED = 1000  # of the students of a search; the final seeds are others
 # What the methods' authors use: the first point of every search.
 LITERATURE: dict[str, Any] = {
@@ -45,17 +47,12 @@ LITERATURE: dict[str, Any] = {
 FIXED = ("paraphraser.rate", "method.ft.p", "method.ft.layers", "method.ft.translator_learning_rate")
 
 
-def with_values(base: DistillTrialConfig, values: dict[str, Any]) -> DistillTrialConfig:
-    """`base` with dotted `values`."""
+def student_of(base: DistillTrialConfig, values: dict[str, Any], epochs: int, seed: int) -> DistillTrialConfig:
+    """`base` with dotted `values`, for so many epochs from `seed`."""
     content = base.model_dump()
-    for path, value in values.items():
+    for path, value in {**values, "training.epochs": epochs, "seed": seed}.items():
         set_path(content, path, value)
     return DistillTrialConfig.model_validate(content)
-
-
-def shorter(base: DistillTrialConfig, epochs: int, seed: int) -> DistillTrialConfig:
-    """`base` for so many epochs from `seed`."""
-    return base.model_copy(update={"seed": seed, "training": base.training.model_copy(update={"epochs": epochs})})
 
 
 def search(stages: Stages, config: DistillConfig, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +67,7 @@ def search(stages: Stages, config: DistillConfig, method: str, arguments: argpar
     for _ in range(arguments.trials):
         trial = study.ask()
         values = ask(trial)
-        student = shorter(with_values(config.trial, values), arguments.search_epochs, SEARCH_SEED)
+        student = student_of(config.trial, values, arguments.search_epochs, SEARCH_SEED)
         try:
             _, facts = trained_student(stages, student)
             study.tell(trial, facts["accuracy"])
@@ -83,96 +80,66 @@ def search(stages: Stages, config: DistillConfig, method: str, arguments: argpar
     return {"best": best["values"], "trials": tried}
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation and standard error."""
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return {
-        "accuracies": values,
-        "mean": statistics.mean(values),
-        "std": deviation,
-        "standard_error": deviation / len(values) ** 0.5,
-    }
-
-
-def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """Difference of the means in accuracy points; its standard error as of independent seeds, and seed by seed."""
-    pairs = [100 * (a - b) for a, b in zip(one["accuracies"], other["accuracies"], strict=True)]
-    return {
-        "points": statistics.mean(pairs),
-        "standard_error": 100 * (one["standard_error"] ** 2 + other["standard_error"] ** 2) ** 0.5,
-        "paired_standard_error": statistics.stdev(pairs) / len(pairs) ** 0.5,
-        "seeds_won": sum(pair > 0 for pair in pairs),
-    }
-
-
-def table(results: dict[str, Any]) -> str:
+def text_of(results: dict[str, Any]) -> str:
     """The methods and their differences as Markdown."""
     teacher, student = results["teacher"], results["student"]
-    lines = [
+    about = (
         f"Teacher: {teacher['parameters']:,} parameters, test accuracy {100 * teacher['accuracy']:.2f}, trained for "
         f"{teacher['epochs']} epochs. Student: {student['parameters']:,} parameters "
         f"({teacher['parameters'] / student['parameters']:.1f} times smaller), {student['multiply_adds']:,} "
         f"multiply-adds ({teacher['multiply_adds'] / student['multiply_adds']:.0f} times fewer), "
         f"{student['epochs']} epochs. Training images: {results['training_images']:,}; each method tuned by "
         f"{results['trials_a_method']} trials of {results['search_epochs']} epochs on "
-        f"{results['selection_images']:,} selection images.",
-        "",
-        "| method | seeds | test accuracy: mean ± standard deviation | worst | best | seconds a student |",
-        "|---|---|---|---|---|---|",
+        f"{results['selection_images']:,} selection images."
+    )
+    seeds = len(results["methods"]["none"]["accuracies"])
+    methods = [
+        {
+            "method": name,
+            "seeds": seeds,
+            "test accuracy: mean ± standard deviation": f"{100 * row['mean']:.2f} ± {100 * row['std']:.2f}",
+            "worst": f"{100 * min(row['accuracies']):.2f}",
+            "best": f"{100 * max(row['accuracies']):.2f}",
+            "seconds a student": f"{row['seconds']:.0f}",
+        }
+        for name, row in results["methods"].items()
     ]
-    for name, row in results["methods"].items():
-        scores = [100 * value for value in row["accuracies"]]
-        lines.append(
-            f"| {name} | {len(scores)} | {100 * row['mean']:.2f} ± {100 * row['std']:.2f} | {min(scores):.2f} | "
-            f"{max(scores):.2f} | {row['seconds']:.0f} |"
-        )
-    lines += ["", "| difference | points ± standard error | seed by seed | seeds won |", "|---|---|---|---|"]
-    for name, entry in results["differences"].items():
-        lines.append(
-            f"| {name} | {entry['points']:+.2f} ± {entry['standard_error']:.2f} | "
-            f"± {entry['paired_standard_error']:.2f} | {entry['seeds_won']} of {len(scores)} |"
-        )
-    lines += ["", "| method | best point of its search |", "|---|---|"]
+    differences = [
+        {
+            "difference": name,
+            "points ± standard error": f"{entry['points']:+.2f} ± {entry['standard_error']:.2f}",
+            "seed by seed": f"± {entry['paired_standard_error']:.2f}",
+            "seeds won": f"{entry['seeds_won']} of {seeds}",
+        }
+        for name, entry in results["differences"].items()
+    ]
+    points = []
     for name, entry in results["searches"].items():
         values = {path: value for path, value in entry["best"].items() if path != "method.name"}
         shown = ", ".join(f"{path} = {value:.3g}" for path, value in values.items())
-        lines.append(f"| {name} | {shown} |")
-    return "\n".join(lines)
+        points.append({"method": name, "best point of its search": shown})
+    return "\n\n".join([about, table(methods), table(differences), table(points)])
 
 
 def finish(name: str, results: dict[str, Any], seeds: list[int]) -> None:
     """Write what is known so far as `results/<name>`."""
     rows = results["methods"]
-    pairs = [
-        ("ft", "none"),
-        ("ft", "kd"),
-        ("ft", "at"),
-        ("kd", "none"),
-        ("at", "none"),
-        ("ft+kd", "none"),
-        ("ft+kd", "kd"),
-    ]
-    results["differences"] = {f"{one} − {other}": difference(rows[one], rows[other]) for one, other in pairs}
+    results["differences"] = {f"{one} − {other}": difference(rows[one], rows[other]) for one, other in COMPARED}
     headline: dict[str, float] = {}
-    for one, other in (("ft", "none"), ("ft", "kd"), ("ft", "at"), ("ft+kd", "kd")):
+    for one, other in CITED:
         entry = results["differences"][f"{one} − {other}"]
         points = f"{one.replace('+', '_')}_minus_{other}"
         headline |= {points: entry["points"], f"{points}_standard_error": entry["standard_error"]}
-    write(name, headline, results, seeds, table(results))
+    write(name, headline, results, seeds, text_of(results))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--directory", type=Path, default=Path("kt-workspace/benchmarks/factor_transfer"), help="keeps what is finished"
-    )
+    parser = parser_of(__doc__, "factor_transfer", seeds=5)
     parser.add_argument("--trials", type=int, default=6, help="search trials a method")
     parser.add_argument("--search-epochs", type=int, default=None, help="the space's training.epochs if unset")
     parser.add_argument("--epochs", type=int, default=None, help="of a student; the space's training.epochs if unset")
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="changes the space's file")
     parser.add_argument("--results", default="factor_transfer", help="name of the files written")
-    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -181,11 +148,7 @@ def main() -> None:
     arguments.epochs = arguments.epochs or config.training.epochs
     arguments.search_epochs = arguments.search_epochs or config.training.epochs
     dataset = load_dataset(config.dataset)
-
-    def report(progress: Progress) -> None:
-        print(f"{progress.stage} {progress.epoch}/{progress.epochs} {progress.metrics}", flush=True)
-
-    stages = Stages(Cache(arguments.directory), dataset, arguments.device, report)
+    stages = stages_of(dataset, arguments)
     teacher = stages.teacher(config.teacher)
     test = dataset.test.to(arguments.device)
     student = stages.network(config.student, 0)
@@ -215,8 +178,8 @@ def main() -> None:
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for seed in range(arguments.seeds):
         for method in METHODS:
-            tuned = with_values(config.trial, results["searches"][method]["best"])
-            network, facts = trained_student(stages, shorter(tuned, arguments.epochs, seed))
+            tuned = student_of(config.trial, results["searches"][method]["best"], arguments.epochs, seed)
+            network, facts = trained_student(stages, tuned)
             scores[method].append(accuracy(network, test))
             seconds[method].append(facts["seconds"])
             print(seed, method, scores[method][-1], flush=True)

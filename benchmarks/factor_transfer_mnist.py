@@ -9,13 +9,14 @@ tuned here. Everything trained is kept in --directory: run again with another --
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.distilling import parser_of, spread, stages_of
+from common.markdown import table
 from common.results import write
 from torch import Tensor, nn
 
@@ -30,10 +31,10 @@ from kt_ray.config import (
     TeacherConfig,
 )
 from kt_ray.data import Dataset, LabelledImages, load_dataset
-from kt_ray.distillation.cache import Cache, Made, fingerprint
+from kt_ray.distillation.cache import Made, fingerprint
 from kt_ray.distillation.distill import trained_student
 from kt_ray.distillation.methods import Method
-from kt_ray.distillation.stages import Progress, Stages, Trained, run_resumed
+from kt_ray.distillation.stages import Stages, Trained, run_resumed
 from kt_ray.distillation.training import StudentTraining, accuracy, no_teaching
 from kt_ray.networks.cost import parameter_count
 from kt_ray.networks.stacked import join
@@ -138,16 +139,9 @@ def summarised(seeds: list[list[Row]]) -> list[Row]:
     """One row a kind of network over the seeds' tables."""
     rows = []
     for same in zip(*seeds, strict=True):
-        accuracies = [entry["accuracy"] for entry in same]
-        rows.append(
-            same[0]
-            | {
-                "accuracy": statistics.mean(accuracies),
-                "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                "accuracies": accuracies,
-                "seconds": statistics.mean(entry["seconds"] for entry in same),
-            }
-        )
+        found = spread([entry["accuracy"] for entry in same])
+        measured = {"accuracy": found["mean"], "std": found["std"], "accuracies": found["accuracies"]}
+        rows.append(same[0] | measured | {"seconds": statistics.mean(entry["seconds"] for entry in same)})
     return rows
 
 
@@ -158,50 +152,40 @@ def shown(entry: Row) -> str:
 
 
 def as_markdown(rows: list[Row], fit: FitConfig, dataset: Dataset, translator: str | None) -> str:
-    """The rows as a table."""
-    lines = [
+    """The rows as a table, with what they mean."""
+    about = (
         f"MNIST, the pair basic_to_simple, {len(dataset.train):,} training images, {fit.epochs} epochs each, "
         f"{len(rows[0]['accuracies'])} seed(s), accuracy on test images. Hyper-parameters are the literature's (KD: "
         "T = 4, α = 0.9; FT: β = 500, k = 0.5, layer `block`), not tuned. A student's row does not count its "
         "teacher and paraphraser, a translated block's not its source, nor what made its translator: a zoo, and the "
-        "training images to which the mixture of its synthetic images was fitted.",
-        "",
-        "| network | test accuracy | parameters | training images seen | seconds |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {entry['name']} | {shown(entry)} | {entry['parameters']:,} | "
-        f"{entry['images_seen']:,} | {entry['seconds']:.3g} |"
+        "training images to which the mixture of its synthetic images was fitted."
+    )
+    lines = [
+        {
+            "network": entry["name"],
+            "test accuracy": shown(entry),
+            "parameters": f"{entry['parameters']:,}",
+            "training images seen": f"{entry['images_seen']:,}",
+            "seconds": f"{entry['seconds']:.3g}",
+        }
         for entry in rows
     ]
-    lines += ["", f"Translator: `{translator}`." if translator else "No translated block: no `--translator` was given."]
-    return "\n".join(lines)
+    made_by = f"Translator: `{translator}`." if translator else "No translated block: no `--translator` was given."
+    return "\n\n".join([about, table(lines), made_by])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--directory",
-        type=Path,
-        default=Path("kt-workspace/benchmarks/factor_transfer_mnist"),
-        help="keeps what is finished",
-    )
+    parser = parser_of(__doc__, "factor_transfer_mnist", seeds=3)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--translator", default="pretrained:basic_to_simple", help="a file, or one that ships; '': none"
     )
     parser.add_argument("--train-images", type=int, default=None, help="fewer, for a trial of the script itself")
-    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     dataset = load_dataset(DatasetConfig(name="mnist", train_images=arguments.train_images))
     fit = FitConfig(epochs=arguments.epochs, learning_rate=0.05, schedule="cosine", warmup=0.05, crop=0)
-
-    def report(progress: Progress) -> None:
-        print(f"{progress.stage} {progress.epoch}/{progress.epochs} {progress.metrics}", flush=True)
-
-    stages = Stages(Cache(arguments.directory), dataset, arguments.device, report)
+    stages = stages_of(dataset, arguments)
     path = translator_file(arguments.translator, None) if arguments.translator else None
     seeds = list(range(arguments.seeds))
     tables = [rows_of(seed, stages, fit, path) for seed in seeds]

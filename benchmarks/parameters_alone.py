@@ -14,7 +14,6 @@ at each point of their curves: the command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -22,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.results import write
-from matplotlib.figure import Figure
+from common.curves import Curve, sampled
+from common.figures import Lines, draw
+from common.markdown import table
+from common.results import RESULTS, write
 
-from kt_ray.config import DatasetConfig, TrialConfig
-from kt_ray.data import Dataset, load_dataset
-from kt_ray.translation.checkpoint import load_translator, save_translator
-from kt_ray.translation.training import TranslatorTraining
+from kt_ray.config import TrialConfig
+from kt_ray.data import Dataset
+from kt_ray.studies.zoos import zoo_and_dataset
+from kt_ray.translation.checkpoint import load_translator
 from kt_ray.translation.transplants import translate, transplant_accuracy
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.store import ZooStore
@@ -38,6 +39,14 @@ SEEDS = (0, 1, 2)  # of a translator on most sources; the others have the first
 STEPS = {"written": 3000, "family": 3000}  # optimiser steps in all
 POINT = 150  # steps between points of a curve
 FITTED = 64  # training members on which the fit is measured
+TRAINING = {
+    "batch_size": 16,
+    "learning_rate": 0.002,
+    "warmup": 0.03,
+    "clip_norm": 1.0,
+    "ema": 0.98,
+    "weight_decay": 0.01,
+}
 TRANSLATORS: dict[str, dict[str, Any]] = {
     "written": {
         "base": "projected",
@@ -50,100 +59,53 @@ TRANSLATORS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One translator trained on so many sources from one seed, and its files in `folder`."""
+    """One translator trained on so many sources from one seed."""
 
     kind: str
     sources: int
-    folder: Path
     seed: int = 0
 
-    def file(self, ending: str) -> Path:
-        """Return the path of the run's file with this ending."""
+    def curve(self, folder: Path) -> Curve:
+        """Return the training, whose files are in `folder`."""
         seed = f"-seed-{self.seed}" if self.seed else ""
-        return self.folder / f"{self.kind}-{self.sources}{seed}{ending}"
-
-    def points(self) -> list[dict[str, float]]:
-        """Return the points of the curve so far."""
-        path = self.file(".jsonl")
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return Curve(folder, f"{self.kind}-{self.sources}{seed}", self.config())
 
     def config(self) -> TrialConfig:
         """Return the trial."""
         known = {"family": "axial_transformer", "statistics": True, "context": "network", "output": "residual"}
+        swapped = 0.1 if self.kind == "family" else 0.0
         return TrialConfig.model_validate(
             {
                 "seed": self.seed,
                 "translator": known | TRANSLATORS[self.kind],
                 "loss": {"weight_mse": 0.0, "head_input": 0.3, "kl": 1.0, "images": 32},
-                "augmentation": {
-                    "channel_permutation": True,
-                    "vary": 0.02,
-                    "swap_units": 0.1 if self.kind == "family" else 0.0,
-                },
-                "training": {
-                    "epochs": STEPS[self.kind] // POINT,
-                    "steps_per_epoch": POINT,
-                    "batch_size": 16,
-                    "learning_rate": 0.002,
-                    "warmup": 0.03,
-                    "clip_norm": 1.0,
-                    "ema": 0.98,
-                    "weight_decay": 0.01,
-                },
+                "augmentation": {"channel_permutation": True, "vary": 0.02, "swap_units": swapped},
+                "training": TRAINING | {"epochs": STEPS[self.kind] // POINT, "steps_per_epoch": POINT},
             }
         )
 
-    def advance(self, zoo: Zoo, dataset: Dataset) -> None:
-        """Train the next point of the curve and save."""
-        training = TranslatorTraining(self.config(), sampled(zoo, self.sources), dataset)
-        if self.file(".state").exists():
-            training.load(self.file(".state"))
-        began = time.process_time()
-        metrics = training.run_epoch()
-        seconds = time.process_time() - began
-        point = {"steps": training.epoch * POINT, "cpu_seconds": seconds} | metrics
-        save_translator(
-            self.file(".safetensors"), training.translator, training.config.translator, zoo.architecture, point
-        )
-        training.save(self.file(".state"))
-        lines = [json.dumps(line) for line in [*self.points()[: training.epoch - 1], point]]
-        self.file(".jsonl").write_text("\n".join(lines) + "\n")
-        print(
-            f"{self.kind}, {self.sources} sources, seed {self.seed}, {point['steps']} steps: "
-            f"{metrics['accuracy_mean']:.4f}",
-            flush=True,
-        )
 
-
-def sampled(zoo: Zoo, count: int) -> Zoo:
-    """Return `count` training members of `zoo`, drawn by seed, and its selection members."""
-    splits = zoo.index["split"].to_pylist()
-    train = torch.tensor([row for row, split in enumerate(splits) if split == "train"])
-    chosen = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:count]].sort().values
-    selection = torch.tensor([row for row, split in enumerate(splits) if split == "selection"])
-    return zoo.take(torch.cat([chosen, selection]))
-
-
-def train(runs: list[Run], zoo: Zoo, dataset: Dataset, steps: int, until: float) -> None:
+def train(curves: dict[Run, Curve], zoo: Zoo, dataset: Dataset, steps: int, until: float) -> None:
     """Advance one run after the other until all are done, or at `steps`, or the clock says `until`."""
-    for run in runs:
-        while len(run.points()) * POINT < min(steps, STEPS[run.kind]) and time.time() < until:
-            run.advance(zoo, dataset)
+    for run, curve in curves.items():
+        while len(curve.points()) * POINT < min(steps, STEPS[run.kind]) and time.time() < until:
+            curve.advance(sampled(zoo, run.sources), dataset)
 
 
-def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) -> None:
+def report(curves: dict[Run, Curve], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) -> None:
     """Measure every run that has begun on networks that nothing has seen, on test images; write the result."""
     images = dataset.test.take(slice(0, count))
     ceiling = transplant_accuracy(fresh, fresh.part("target"), images)
     mean, selected = float(ceiling.mean()), zoo.where("selection")
     wanted = float(transplant_accuracy(selected, selected.part("target"), dataset.selection).mean())
     found = []
-    for run in (run for run in runs if run.points()):
-        translator = load_translator(run.file(".safetensors")).translator
+    for run, curve in curves.items():
+        if not (points := curve.points()):
+            continue
+        translator = load_translator(curve.file(".safetensors")).translator
         held_out = transplant_accuracy(fresh, translate(translator, fresh), images) / mean
         learned_from = sampled(zoo, run.sources).where("train", with_target=False).take(torch.arange(FITTED))
         fit = transplant_accuracy(learned_from, translate(translator, learned_from), dataset.selection)
-        points = run.points()
         found.append(
             {
                 "translator": run.kind,
@@ -159,9 +121,13 @@ def report(runs: list[Run], zoo: Zoo, fresh: Zoo, dataset: Dataset, count: int) 
                 "curve": [(point["steps"], point["accuracy_mean"] / wanted) for point in points],
             }
         )
-    lines = table(found, len(fresh), len(images), mean)
-    write("parameters_alone", headlines(found), found, sorted({entry["seed"] for entry in found}), "\n".join(lines))
-    draw(found, Path(__file__).parent / "results" / "parameters_alone.png")
+    text = text_of(found, len(fresh), len(images), mean)
+    write("parameters_alone", headlines(found), found, sorted({entry["seed"] for entry in found}), text)
+    panels: dict[str, Lines] = {kind: {} for kind in STEPS}
+    for entry in found:
+        panels[entry["translator"]][f"{entry['sources']} sources, seed {entry['seed']}"] = entry["curve"]
+    labels = ("steps of 16 members", "selection members, over the trained target")
+    draw({kind: lines for kind, lines in panels.items() if lines}, labels, RESULTS / "parameters_alone.png")
 
 
 def headlines(found: list[dict[str, Any]]) -> dict[str, float]:
@@ -182,40 +148,26 @@ def headlines(found: list[dict[str, Any]]) -> dict[str, float]:
     return headline
 
 
-def table(found: list[dict[str, Any]], members: int, images: int, ceiling: float) -> list[str]:
-    """Return the lines of the table."""
-    lines = [
+def text_of(found: list[dict[str, Any]], members: int, images: int, ceiling: float) -> str:
+    """Return the table with what its figures are."""
+    about = (
         f"{members} fresh networks, {images:,} test images. Ratios are to the mean accuracy of trained targets, "
         f"{ceiling:.4f}; those on training members and selection members (of the zoo trained on, selection images) to "
-        "that of the selection members' targets. Minutes are of one core.",
-        "",
-        "| translator | sources | seed | steps | mean ratio | worst | selection members | training members | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "that of the selection members' targets. Minutes are of one core."
+    )
+    ratios = {
+        "mean ratio": "mean_ratio",
+        "worst": "min_ratio",
+        "selection members": "selection_ratio",
+        "training members": "fit_ratio",
+    }
+    rows = [
+        {name: entry[name] for name in ("translator", "sources", "seed", "steps")}
+        | {head: f"{entry[name]:.4f}" for head, name in ratios.items()}
+        | {"minutes": f"{entry['cpu_minutes']:.1f}"}
+        for entry in found
     ]
-    for entry in found:
-        lines.append(
-            f"| {entry['translator']} | {entry['sources']} | {entry['seed']} | {entry['steps']} "
-            f"| {entry['mean_ratio']:.4f} | {entry['min_ratio']:.4f} "
-            f"| {entry['selection_ratio']:.4f} | {entry['fit_ratio']:.4f} "
-            f"| {entry['cpu_minutes']:.1f} |"
-        )
-    return lines
-
-
-def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Draw held-out accuracy against steps, a line for each number of sources."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    kinds = list(dict.fromkeys(entry["translator"] for entry in found))
-    (panels,) = figure.subplots(1, len(kinds), sharey=True, squeeze=False)
-    for panel, kind in zip(panels, kinds, strict=True):
-        for entry in (entry for entry in found if entry["translator"] == kind):
-            label = f"{entry['sources']} sources, seed {entry['seed']}"
-            panel.plot(*zip(*entry["curve"], strict=True), label=label)
-        panel.set_title(kind)
-        panel.set_xlabel("steps of 16 members")
-        panel.legend()
-    panels[0].set_ylabel("selection members, over the trained target")
-    figure.savefig(path, dpi=120)
+    return f"{about}\n\n{table(rows)}"
 
 
 def main() -> None:
@@ -231,17 +183,17 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
     runs = [
-        Run(kind, sources, arguments.work, seed)
+        Run(kind, sources, seed)
         for kind in STEPS
         for sources in SOURCES
         for seed in (SEEDS if sources == max(SOURCES) else SEEDS[:1])
     ]
-    store = ZooStore(arguments.zoo)
-    zoo, dataset = store.read(), load_dataset(DatasetConfig(**store.definition()["dataset"]))
+    curves = {run: run.curve(arguments.work) for run in runs}
+    zoo, dataset = zoo_and_dataset(arguments.zoo, None)
     if arguments.report:
-        report(runs, zoo, ZooStore(arguments.report).read().where("test"), dataset, arguments.images)
+        report(curves, zoo, ZooStore(arguments.report).read().where("test"), dataset, arguments.images)
     else:
-        train(runs, zoo, dataset, arguments.steps, time.time() + 60 * arguments.minutes)
+        train(curves, zoo, dataset, arguments.steps, time.time() + 60 * arguments.minutes)
 
 
 if __name__ == "__main__":

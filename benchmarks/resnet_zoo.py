@@ -32,7 +32,7 @@ from kt_ray.config import (
 from kt_ray.data import Dataset, as_float, load_dataset
 from kt_ray.distillation.networks import build_network
 from kt_ray.jobs.device import native_bfloat16
-from kt_ray.networks.checkpoint import read_network
+from kt_ray.networks.checkpoint import load_network
 from kt_ray.networks.chosen import architecture_of
 from kt_ray.networks.state_file import write_state
 from kt_ray.zoo.members import members_of
@@ -135,7 +135,7 @@ def member(directory: Path, kind: Kind, seed: int, dataset: Dataset) -> nn.Modul
     path = directory / f"{kind}-{seed}.safetensors"
     network = build(kind, seed)
     if path.exists():
-        network.load_state_dict(read_network(path, network), strict=False)
+        load_network(network, path)
         return network.eval()
     seconds = train(network, dataset, seed)
     write_state(path, network.state_dict(), {"seconds": json.dumps(seconds)})

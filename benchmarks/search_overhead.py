@@ -15,22 +15,22 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import ray
-from common.memory import own_mib, resident_mib
+from common.markdown import table
+from common.memory import resident_mib
+from common.parts import Parts
+from common.processes import apart
 from common.results import RESULTS, write
 from common.stand_in import StandIn
+from common.zoo_copies import count_copies
 
-from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig, TrialConfig
+from kt_ray.config import DatasetConfig, MemberCounts, RayConfig, StudyConfig
 from kt_ray.data import load_dataset
 from kt_ray.jobs.connection import connected
 from kt_ray.networks import PaperArchitecture
@@ -38,14 +38,13 @@ from kt_ray.search.budget import SearchProgress
 from kt_ray.search.runner import run_search
 from kt_ray.search.storage import open_storage
 from kt_ray.search.study import SearchStudy
-from kt_ray.search.tensor_transport import tensors_as_arrays
 from kt_ray.studies.workspace import Workspace
 from kt_ray.tracking.tracker import Tracker
 from kt_ray.translation.task import TranslatorTask
 from kt_ray.zoo.untrained import untrained_zoo
 
 EPOCHS = 3
-PAGE = 4096  # bytes
+MB = 2**20 / 1e6  # in a MiB
 DATASET = DatasetConfig(name="mnist5k", train_images=200, selection_images=100)
 
 
@@ -76,11 +75,6 @@ def config_of(trials: int) -> StudyConfig:
     )
 
 
-def memory() -> float:
-    """Return the resident memory of this process in MB."""
-    return resident_mib() * 2**20 / 1e6
-
-
 def ours(root: Path, trials: int) -> dict[str, Any]:
     """This project's search; memory of the driver at every tenth of it."""
     workspace = Workspace.open(root)
@@ -90,7 +84,7 @@ def ours(root: Path, trials: int) -> dict[str, Any]:
 
     def on_progress(progress: SearchProgress) -> None:
         if progress.done % max(trials // 10, 1) == 0:
-            resident.setdefault(progress.done, memory())
+            resident.setdefault(progress.done, resident_mib() * MB)
 
     with connected(RayConfig(cpus=2)):
         began = time.monotonic()
@@ -114,7 +108,8 @@ def bare(root: Path, trials: int) -> dict[str, Any]:
         for epoch in range(1, EPOCHS + 1):
             tune.report({"accuracy_mean": accuracy(config["learning_rate"], epoch), "loss": 0.0})
 
-    sampler = optuna.samplers.TPESampler(seed=0)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{root}/optuna.db")
+    logger = MLflowLoggerCallback(tracking_uri=f"sqlite:///{root}/mlflow.db", experiment_name="bare")
     with connected(RayConfig(cpus=2)):
         began = time.monotonic()
         tune.Tuner(
@@ -125,19 +120,24 @@ def bare(root: Path, trials: int) -> dict[str, Any]:
                 mode="max",
                 num_samples=trials,
                 max_concurrent_trials=2,
-                search_alg=OptunaSearch(
-                    sampler=sampler, storage=optuna.storages.RDBStorage(f"sqlite:///{root}/optuna.db")
-                ),
+                search_alg=OptunaSearch(sampler=optuna.samplers.TPESampler(seed=0), storage=storage),
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(
-                storage_path=str(root),
-                verbose=0,
-                callbacks=[MLflowLoggerCallback(tracking_uri=f"sqlite:///{root}/mlflow.db", experiment_name="bare")],
-            ),
+            run_config=tune.RunConfig(storage_path=str(root), verbose=0, callbacks=[logger]),
         ).fit()
         seconds = time.monotonic() - began
-    return {"seconds": seconds, "driver_mb": {trials: memory()}}
+    return {"seconds": seconds, "driver_mb": {trials: resident_mib() * MB}}
+
+
+SIDES = {"ours": ours, "bare": bare}
+
+
+def side(name: str, root: Path, trials: int) -> dict[str, Any]:
+    """One search, in a process of its own."""
+    os.chdir(root.parent)
+    result = SIDES[name](root, trials)
+    print(f"{name}: {60 * trials / result['seconds']:.1f} trials a minute", flush=True)
+    return result
 
 
 def time_asks(finished: int) -> dict[str, float]:
@@ -154,68 +154,6 @@ def time_asks(finished: int) -> dict[str, float]:
     return {"after_20": statistics.median(times[15:25]), f"after_{finished}": statistics.median(times[-10:])}
 
 
-@ray.remote(num_cpus=0)
-class Holder:
-    """Holds a translator in training over a zoo, every page of which is mapped."""
-
-    def hold(self, zoo: Any, dataset: Any) -> float:
-        """Return the MiB of this process's private memory then."""
-        from kt_ray.translation.training import TranslatorTraining
-
-        trial = TrialConfig.model_validate({"translator": {"mixer": {"size": "tiny"}}})
-        self.training = TranslatorTraining(trial, zoo, dataset)
-        for tensors in (zoo.parameters, self.training.sites[0].members):
-            for value in tensors.values():
-                float(value.reshape(-1)[:: PAGE // 4].nan_to_num().sum())
-        return own_mib()
-
-
-def count_copies(at_once: int, members: int) -> dict[str, float]:
-    """Copies of a zoo in memory while `at_once` processes train over it: beyond the one in the object store, the
-    private memory that they take more than with a zoo of four training members."""
-    counts = MemberCounts(train=4, selection=8, test=1)
-    few, many = (
-        untrained_zoo(PaperArchitecture("basic_to_simple"), counts.model_copy(update={"train": train}))
-        for train in (counts.train, members)
-    )
-    megabytes = sum(value.numel() * value.element_size() for value in many.parameters.values()) / 2**20
-    with connected(RayConfig(cpus=2)):
-        few_images = DATASET.model_copy(update={"selection_images": 1})  # what runs on them would drown the zoo
-        with tensors_as_arrays():
-            images, zoos = ray.put(load_dataset(few_images)), [ray.put(zoo) for zoo in (few, many)]
-        private = []
-        for reference in zoos:
-            holders = [Holder.remote() for _ in range(at_once)]
-            private.append(sum(ray.get([holder.hold.remote(reference, images) for holder in holders])))
-            for holder in holders:
-                ray.kill(holder)
-    more = private[1] - private[0]
-    return {"zoo_mb": megabytes, "private_mb": more, "copies": 1 + more / megabytes}
-
-
-class Parts:
-    """What is measured already, in a file until all of it is."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    def once(self, name: str, measure: Callable[[], Any]) -> None:
-        """Measure `name` unless that is done."""
-        if name not in self.made:
-            self.made[name] = measure()
-            self.path.write_text(json.dumps(self.made))
-
-
-def side(name: str, root: Path, trials: int) -> dict[str, Any]:
-    """One search in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--side", name, str(root), str(trials)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root.parent).stdout
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    print(f"{name}: {60 * trials / result['seconds']:.1f} trials a minute", flush=True)
-    return result
-
-
 def main() -> None:
     """Measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -223,39 +161,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--members", type=int, default=4000, help="of the zoo whose copies are counted")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side:
-        name, root, trials = options.side
-        print(json.dumps({"ours": ours, "bare": bare}[name](Path(root), int(trials))))
-        return
     options.output.mkdir(exist_ok=True)
     parts = Parts(options.output / f".search_overhead-{options.trials}-{options.members}.json")
     with tempfile.TemporaryDirectory(prefix="kt-overhead-") as scratch:
         for number in range(options.rounds):
-            for name in ("ours", "bare") if number % 2 == 0 else ("bare", "ours"):
+            for name in list(SIDES)[:: -1 if number % 2 else 1]:
                 root = Path(scratch) / f"{name}-{number}"
-                parts.once(f"{name} {number}", lambda name=name, root=root: side(name, root, options.trials))
-    parts.once("ask_ms", lambda: time_asks(options.trials))
+                parts.once(f"{name} {number}", apart, side, name, root, options.trials)
+    parts.once("ask_ms", time_asks, options.trials)
     for at_once in (1, 8):
-        parts.once(f"zoo {at_once}", lambda at_once=at_once: count_copies(at_once, options.members))
-    finish(
-        {
-            **{name: [parts.made[f"{name} {number}"] for number in range(options.rounds)] for name in ("ours", "bare")},
-            "ask_ms": parts.made["ask_ms"],
-            "zoo": {at_once: parts.made[f"zoo {at_once}"] for at_once in (1, 8)},
-        },
-        options,
-    )
+        parts.once(f"zoo {at_once}", count_copies, at_once, options.members)
+    results = {name: [parts.made[f"{name} {number}"] for number in range(options.rounds)] for name in SIDES}
+    results |= {"ask_ms": parts.made["ask_ms"], "zoo": {at_once: parts.made[f"zoo {at_once}"] for at_once in (1, 8)}}
+    finish(results, options)
     parts.path.unlink()
 
 
 def finish(results: dict[str, Any], options: argparse.Namespace) -> None:
     """Write the result."""
-    rate = {
-        name: statistics.median(60 * options.trials / entry["seconds"] for entry in results[name])
-        for name in ("ours", "bare")
-    }
+    rate = {side: statistics.median(60 * options.trials / run["seconds"] for run in results[side]) for side in SIDES}
     resident = [values for entry in results["ours"] if len(values := list(entry["driver_mb"].values())) > 1]
     headline = {
         "trials_per_minute_ratio": rate["ours"] / rate["bare"],
@@ -265,9 +190,8 @@ def finish(results: dict[str, Any], options: argparse.Namespace) -> None:
         **({"driver_mb_growth": statistics.median(values[-1] - values[1] for values in resident)} if resident else {}),
         **{f"ask_ms_{name}": value for name, value in results["ask_ms"].items()},
     }
-    lines = ["| measure | value |", "|---|---|"]
-    lines += [f"| {name.replace('_', ' ')} | {value:.2f} |" for name, value in headline.items()]
-    write("search_overhead", headline, results, [0], "\n".join(lines), options.output)
+    rows = [{"measure": name.replace("_", " "), "value": f"{value:.2f}"} for name, value in headline.items()]
+    write("search_overhead", headline, results, [0], table(rows), options.output)
     print(json.dumps(headline, indent=1))
 
 

@@ -29,7 +29,8 @@ import torch
 from common.results import provenance
 from safetensors.torch import save_file
 from translation_arms import ARMS, TIMES, UNTRAINED, Settings, settings_of, trial
-from translation_report import report, ship
+from translation_card import ship
+from translation_report import report
 
 from kt_ray.config import DatasetConfig
 from kt_ray.data import Dataset, load_dataset

@@ -16,15 +16,17 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from common.markdown import table
 from common.memory import peak_mib
 from common.plain import forever
+from common.plain_translating import MASK, NOISE, Pairs, write_pairs
 from common.results import write
 from common.timing import in_turn, medians
 from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from translation_arms import settings_of
 from translation_arms import trial as arm_trial
 
@@ -37,8 +39,8 @@ from kt_ray.translation.transplants import translate
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo
 
-MASK, NOISE = 0.1, 0.01
 ARMS = ("faithful", "+ varied and swapped units", "+ three starts")
+REPORTED = ("translating", "counting")  # the parts of a report
 ARM_STEPS, ARM_REPORTS, ARM_SELECTION = 500, 2, 16
 
 
@@ -59,41 +61,6 @@ def trial(size: str, batch: int, steps: int) -> TrialConfig:
         },
     }
     return validate(TrialConfig, content)
-
-
-class Pairs(TorchDataset[tuple[State, State]]):
-    """A sample is a source and a target block, each a file of its own, as in the paper's published code."""
-
-    def __init__(self, directory: Path, count: int) -> None:
-        self.directory, self.count = directory, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[State, State]:
-        source, target = (
-            torch.load(self.directory / kind / f"{index}.pth", weights_only=True) for kind in ("inputs", "labels")
-        )
-        return corrupted(source), corrupted(target)
-
-
-def corrupted(block: State) -> State:
-    """Masked, and with noise."""
-    changed = {}
-    for name, value in block.items():
-        changed[name] = value
-        if value.ndim > 1:
-            changed[name] = value * (torch.rand_like(value) >= MASK) + NOISE * torch.randn_like(value)
-    return changed
-
-
-def write_pairs(zoo: Zoo, directory: Path) -> None:
-    """One file a block."""
-    for kind, part in (("inputs", "source"), ("labels", "target")):
-        (directory / kind).mkdir()
-        stack = zoo.part(part)
-        for row in range(len(zoo)):
-            torch.save({name: value[row].clone() for name, value in stack.items()}, directory / kind / f"{row}.pth")
 
 
 def plain_steps(
@@ -127,42 +94,42 @@ def main() -> None:
     architecture = PaperArchitecture("basic_to_simple")
     dataset = load_dataset(DatasetConfig(name="mnist5k", train_images=500, selection_images=500))
     zoo = untrained_zoo(architecture, MemberCounts(train=arguments.members, selection=8, test=1))
-    results = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(zoo.where("train"), Path(folder))
         for size in arguments.sizes:
             results[size] = measure(size, zoo, dataset, Path(folder), arguments)
     paper = results[arguments.sizes[0]]
     headline = {"speedup": paper["speedup"], "model_time_share": paper["model_time_share"]}
-    columns = ("ours_samples_per_second", "plain_samples_per_second", "speedup")
-    shares = ("model_time_share", "plain_model_time_share", "evaluation_share")
-    rows = "\n".join(
-        f"| {size} | {' | '.join(f'{row[name]:.1f}' for name in columns)} "
-        f"| {' | '.join(f'{row[name]:.3f}' for name in shares)} |"
+    rates = {
+        "ours, samples/s": "ours_samples_per_second",
+        "plain loop": "plain_samples_per_second",
+        "speedup": "speedup",
+    }
+    shares = {
+        "share of time in the model": "model_time_share",
+        "the plain loop's": "plain_model_time_share",
+        "evaluation's share of 100 steps and a report": "evaluation_share",
+    }
+    sizes = [
+        {"mixer": size}
+        | {head: f"{row[name]:.1f}" for head, name in rates.items()}
+        | {head: f"{row[name]:.3f}" for head, name in shares.items()}
         for size, row in results.items()
-    )
-    table = (
-        "| mixer | ours, samples/s | plain loop | speedup | share of time in the model | the plain loop's "
-        "| evaluation's share of 100 steps and a report |\n"
-        f"|---|---|---|---|---|---|---|\n{rows}"
-    )
+    ]
     reports = {name: report_shares(name, arguments.rounds) for name in ARMS}
-    table += "\n\n| arm | training, seconds | translating | counting | share of translating | of counting |\n"
-    table += "|---|---|---|---|---|---|\n" + "\n".join(
-        f"| {name} | {row['training']:.1f} | {row['translating']:.2f} | {row['counting']:.2f} "
-        f"| {row['translating_share']:.3f} | {row['counting_share']:.3f} |"
+    of_reports = [
+        {"arm": name, "training, seconds": f"{row['training']:.1f}"}
+        | {kind: f"{row[kind]:.2f}" for kind in REPORTED}
+        | {f"share of {kind}": f"{row[f'{kind}_share']:.3f}" for kind in REPORTED}
         for name, row in reports.items()
-    )
+    ]
+    text = f"{table(sizes)}\n\n{table(of_reports)}"
     peak = peak_mib() / 1024
     stacks = sum(value.numel() * value.element_size() for value in zoo.parameters.values()) / len(zoo) / 2**10
-    write(
-        "translator_training",
-        headline,
-        results | {"reports": reports, "peak_gib": peak, "kib_a_member": stacks},
-        [0],
-        table,
-    )
-    print(table)
+    results |= {"reports": reports, "peak_gib": peak, "kib_a_member": stacks}
+    write("translator_training", headline, results, [0], text)
+    print(text)
 
 
 def report_shares(name: str, rounds: int) -> dict[str, float]:
@@ -181,9 +148,9 @@ def report_shares(name: str, rounds: int) -> dict[str, float]:
     }
     row = medians(in_turn(works, rounds))
     row["training"] *= ARM_STEPS / training.steps_per_epoch
-    row |= {kind: ARM_REPORTS * row[kind] for kind in ("translating", "counting")}
+    row |= {kind: ARM_REPORTS * row[kind] for kind in REPORTED}
     whole = sum(row.values())
-    return row | {f"{kind}_share": row[kind] / whole for kind in ("translating", "counting")}
+    return row | {f"{kind}_share": row[kind] / whole for kind in REPORTED}
 
 
 def measure(size: str, zoo: Zoo, dataset: object, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 Real trials of a study over a real zoo, so many at once. In one arm the driver makes the mixture and the selection
 members' stem activations, which all workers map from the object store; in the other each worker makes its own. The arms
-alternate, in pairs, each on a Ray session of its own. Recorded: trials an hour from the first that ends to the last
-and over all, a trial's processor seconds before its first step, a worker's private memory, and the share of a trial
-that is the translating of its reports. Further: how many copies of a zoo eight trials at once hold.
+alternate, in pairs, each on a Ray session of its own. Recorded: trials an hour, by the clock and by processors; a
+trial's processor seconds before its first step; a worker's private memory; the share of a trial that is the translating
+of its reports. Further: how many copies of a zoo eight trials at once hold.
 
     KT_RAY_DATA=… python benchmarks/trial_cost.py search_spaces/frontier.yaml ZOO
 """
@@ -22,10 +22,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from common.markdown import table
 from common.memory import own_mib
 from common.results import RESULTS, write
 from common.timing import seconds
-from search_overhead import count_copies
+from common.zoo_copies import count_copies
 
 from kt_ray.config import RayConfig, StudyConfig
 from kt_ray.data import load_dataset
@@ -120,9 +121,15 @@ def main() -> None:
     finish(results, count_copies(8, arguments.members), arguments)
 
 
+def middle_of(ratios: list[float]) -> str:
+    """Return the median of `ratios` and their range."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def finish(results: dict[str, list[dict[str, Any]]], copies: dict[str, float], arguments: argparse.Namespace) -> None:
     """Write the result and its table."""
     pairs = [once["trials_per_hour"] / each["trials_per_hour"] for each, once in zip(*results.values(), strict=True)]
+    saved = [a["trial_seconds_cpu"] / b["trial_seconds_cpu"] for a, b in zip(*results.values(), strict=True)]
     middle = {
         arm: {name: statistics.median(entry[name] for entry in entries) for name in entries[0]}
         for arm, entries in results.items()
@@ -131,21 +138,24 @@ def finish(results: dict[str, list[dict[str, Any]]], copies: dict[str, float], a
         "trials_per_hour_ratio": statistics.median(pairs),
         "trials_per_hour_ratio_least": min(pairs),
         "trials_per_hour_ratio_most": max(pairs),
+        "trials_per_processor_hour_ratio": statistics.median(saved),
+        "report_share": middle["once"]["translating_share"],
         "zoo_copies": copies["copies"],
         **{f"{name}_{arm}": values[name] for name in middle["once"] for arm, values in middle.items()},
     }
+    heads = {"each worker makes its own": middle["each"], "made once": middle["once"]}
+    rows = [
+        {"measure": name.replace("_", " "), **{head: f"{values[name]:.3g}" for head, values in heads.items()}}
+        for name in middle["once"]
+    ]
     lines = [
         f"{arguments.trials} trials at once, {len(pairs)} pairs of searches; medians.",
         "",
-        "| measure | each worker makes its own | made once |",
-        "|---|---|---|",
-        *(
-            f"| {name.replace('_', ' ')} | {middle['each'][name]:.3g} | {middle['once'][name]:.3g} |"
-            for name in middle["once"]
-        ),
+        table(rows),
         "",
-        f"Trials an hour, made once over each its own: {statistics.median(pairs):.2f} ({min(pairs):.2f} to "
-        f"{max(pairs):.2f}). Copies of a zoo of {arguments.members} members with eight trials: {copies['copies']:.3f}.",
+        f"Made once over each its own: trials an hour {middle_of(pairs)}, trials an hour of a processor "
+        f"{middle_of(saved)}. Copies of a zoo of {arguments.members} members with eight trials: "
+        f"{copies['copies']:.3f}.",
     ]
     write("trial_cost", headline, results, [0], "\n".join(lines), RESULTS)
 

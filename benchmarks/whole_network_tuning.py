@@ -21,7 +21,7 @@ from resnet_zoo import DEVELOPMENT, KINDS, fashion_mnist, member
 from torch.nn import functional
 from whole_networks import PROBES, SHARES, logits, translated
 
-from kt_ray.translation.probe_images import mixture
+from kt_ray.translation.probe_images import local_mixture
 from kt_ray.translation.whole_network import Fitting
 
 SAMPLES = Fitting.steps * Fitting.batch
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dataset = fashion_mnist()
     images = dataset.selection.images
-    probes = mixture(dataset.train.images, PROBES, torch.Generator().manual_seed(0))
+    probes = local_mixture(dataset.train.images, PROBES, torch.Generator().manual_seed(0))
     networks = {kind: member(arguments.directory, kind, arguments.network, dataset).eval() for kind in KINDS}
     expected = {kind: logits(network, images).log_softmax(1) for kind, network in networks.items()}
 

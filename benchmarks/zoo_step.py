@@ -18,21 +18,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from common.markdown import bullets, table
 from common.results import write
 from common.timing import in_turn, medians, seconds
+from common.zoo_steps import ARCHITECTURE, BATCH, PHASES, our_steps, plain_network
 from torch.nn.functional import cross_entropy
-from zoo_throughput import ARCHITECTURE, BATCH, PHASES, plain_network
 
-from kt_ray.config import DatasetConfig, RecipeConfig
+from kt_ray.config import DatasetConfig
 from kt_ray.data import LabelledImages, as_float, load_dataset
 from kt_ray.networks.cost import multiply_adds
-from kt_ray.zoo.recipe import Order, epoch_of
-from kt_ray.zoo.training import gather_kernels, head_kernels, kernels
-from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective
-from kt_ray.zoo.training.optimizers import Optimizer, Parameters
-from kt_ray.zoo.training.stacking import fresh
+from kt_ray.zoo.training import gather_kernels, head_kernels, kernels, relu_kernels
 
-RECIPE = RecipeConfig()
 MATRIX = 1024
 PARTS = {
     "convolutions forward": {kernels: ("convolve", "convolve_read")},
@@ -41,33 +37,13 @@ PARTS = {
     "stem, pooled, forward": {kernels: ("stem_forward",)},
     "stem, pooled, backward": {kernels: ("stem_backward",)},
     "batch norm, ReLU, residual": {
-        kernels: ("measure", "norm_relu", "norm_backward", "relu", "mask"),
-        head_kernels: ("residual", "residual_backward", "read_norm_backward"),
+        kernels: ("measure", "norm_backward", "mask"),
+        head_kernels: ("read_norm_backward",),
+        relu_kernels: ("norm_relu", "relu", "residual", "residual_backward"),
     },
     "gathering a batch": {gather_kernels: ("gather_images", "gather_activations")},
 }
 REST = "head's products, loss, optimiser, Python"
-
-
-def ours(phase: str, data: LabelledImages) -> Callable[[int], None]:
-    """This project's steps of one member in `phase`."""
-    state = fresh(ARCHITECTURE.source_network, [0])
-    objective: Objective
-    if phase == "source":
-        parameters, objective = Parameters(state), FusedSource(ARCHITECTURE, data)
-    else:
-        frozen = {name: value for name, value in state.items() if not name.startswith("block.")}
-        parameters = Parameters(fresh(ARCHITECTURE.target_block, [0]))
-        objective = FusedTarget(ARCHITECTURE, frozen, data, variants=2)
-    draw = epoch_of([Order(0, len(data), RECIPE)], "cpu")
-    optimizer = Optimizer(parameters.theta, [getattr(RECIPE, phase)], [1.0])
-
-    def run(steps: int) -> None:
-        for step in range(steps):
-            batch = draw.batch(step % (len(data) // BATCH) * BATCH, BATCH)
-            optimizer.step(objective.gradient(parameters, batch), optimizer.scales[0])
-
-    return run
 
 
 def pytorch(phase: str, data: LabelledImages) -> Callable[[int], None]:
@@ -151,7 +127,7 @@ def shares(run: Callable[[int], None], steps: int) -> dict[str, float]:
 def measure(rounds: int, steps: int) -> dict[str, Any]:
     """Milliseconds of a step of each kind and phase."""
     data = load_dataset(DatasetConfig(name="mnist5k", selection_images=1000)).train
-    kinds = {"ours": ours, "pytorch": pytorch}
+    kinds = {"ours": our_steps, "pytorch": pytorch}
     runs = {f"{kind} {phase}": make(phase, data) for kind, make in kinds.items() for phase in PHASES}
     for run in runs.values():
         run(3)  # compiles
@@ -183,25 +159,24 @@ def main() -> None:
         for phase in PHASES
         for name in ("over_arithmetic", "speedup_over_pytorch")
     }
-    write("zoo_step", headline, results, [0], table_of(results, headline))
+    write("zoo_step", headline, results, [0], text_of(results, headline))
 
 
-def table_of(results: dict[str, Any], headline: dict[str, float]) -> str:
-    lines = ["| milliseconds of a step | source | target |", "|---|---|---|"]
-    rows = {
+def text_of(results: dict[str, Any], headline: dict[str, float]) -> str:
+    """Return the table, and the headline below it."""
+    kinds = {
         "PyTorch, images as tensors": "pytorch_ms",
         "kt_ray": "ours_ms",
         "its arithmetic at a matrix product's rate": "arithmetic_ms",
     }
-    lines += [
-        f"| {label} | {results['source'][key]:.2f} | {results['target'][key]:.2f} |" for label, key in rows.items()
+    rows = {label: {phase: results[phase][key] for phase in PHASES} for label, key in kinds.items()}
+    for part in results["source"]["parts_ms"]:
+        rows[f"of kt_ray's: {part}"] = {phase: results[phase]["parts_ms"][part] for phase in PHASES}
+    lines = [
+        {"milliseconds of a step": label} | {phase: f"{value:.2f}" for phase, value in row.items()}
+        for label, row in rows.items()
     ]
-    parts = {phase: results[phase]["parts_ms"] for phase in PHASES}
-    lines += [
-        f"| of kt_ray's: {part} | {parts['source'][part]:.2f} | {parts['target'][part]:.2f} |"
-        for part in parts["source"]
-    ]
-    return "\n".join([*lines, "", *(f"- {name}: {value:.2f}" for name, value in headline.items())])
+    return f"{table(lines)}\n\n{bullets(headline)}"
 
 
 if __name__ == "__main__":

@@ -13,139 +13,24 @@ Of ours, processor time is kept beside wall time; of the plain loop it would lea
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from common.plain import PILImages
+from common.markdown import bullets, table
 from common.results import write
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
-from torchvision import transforms
+from common.zoo_steps import ARCHITECTURE, BATCH, PAPER, PHASES
+from common.zoo_workers import Worker, together
 
 from kt_ray.config import DatasetConfig, MemberCounts, RecipeConfig
-from kt_ray.data import Dataset, LabelledImages, load_dataset
-from kt_ray.networks import PaperArchitecture
+from kt_ray.data import Dataset, load_dataset
 from kt_ray.zoo.members import members_of
-from kt_ray.zoo.recipe import Order, epoch_of
 from kt_ray.zoo.training.members import train_members
-from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective
-from kt_ray.zoo.training.optimizers import Optimizer, Parameters
-from kt_ray.zoo.training.stacking import fresh
 
-ARCHITECTURE = PaperArchitecture("basic_to_simple")
-PAPER = RecipeConfig()
-BATCH = 128
-PHASES = ("source", "target")
 PROCESSES = 2
-
-
-def plain_network(phase: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The network of a phase as the paper trains it, in the target phase its block alone, and the optimiser."""
-    network = ARCHITECTURE.source_network()
-    if phase == "target":
-        network.eval().requires_grad_(False)
-        network.block = ARCHITECTURE.target_block()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return network, torch.optim.SGD(trained, 0.01, 0.9)
-
-
-class PlainLoop:
-    """The paper's way: loader processes, nn.Module, torch.optim.SGD, autograd through the whole network."""
-
-    def __init__(self, data: LabelledImages) -> None:
-        torch.manual_seed(0)
-        self.images = PILImages(data, transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()]))
-
-    def segment(self, phase: str, steps: int, workers: int = 0) -> tuple[float, float]:
-        """Wall and own processor seconds of a step; the first two steps, where workers start, are not timed."""
-        network, optimizer = plain_network(phase)
-        loader = DataLoader(self.images, BATCH, shuffle=True, num_workers=workers)
-        batches = iter(loader)
-        for _ in range(2):
-            self._step(network, optimizer, batches)
-        began, before = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            self._step(network, optimizer, batches)
-        return (time.perf_counter() - began) / steps, (time.process_time() - before) / steps
-
-    @staticmethod
-    def _step(network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[list[Tensor]]) -> None:
-        images, labels = next(batches)
-        optimizer.zero_grad()
-        cross_entropy(network(images), labels).backward()
-        optimizer.step()
-
-
-class Ours:
-    """The trainer of this project in one process."""
-
-    def __init__(self, data: LabelledImages, seed: int) -> None:
-        self.data, self.seed = data, seed
-        state = fresh(ARCHITECTURE.source_network, [seed])
-        frozen = {name: value for name, value in state.items() if not name.startswith("block.")}
-        self.parameters = {"source": Parameters(state), "target": Parameters(fresh(ARCHITECTURE.target_block, [seed]))}
-        self.objectives: dict[str, Objective] = {"source": FusedSource(ARCHITECTURE, data)}
-        self.some = data.take(slice(0, 40 * BATCH))
-        self.objectives["target"] = FusedTarget(ARCHITECTURE, frozen, self.some, variants=2)
-        self.frozen = frozen
-
-    def segment(self, phase: str, steps: int) -> tuple[float, float]:
-        """Wall and processor seconds of a step; of "cache": of one image, mirrored too."""
-        began, before = time.perf_counter(), time.process_time()
-        if phase == "cache":
-            FusedTarget(ARCHITECTURE, self.frozen, self.some, variants=2)
-            steps = len(self.some)
-        else:
-            data = self.data if phase == "source" else self.some
-            parameters, order = self.parameters[phase], Order(self.seed, len(data), PAPER)
-            optimizer = Optimizer(parameters.theta, [getattr(PAPER, phase)], [1.0])
-            draw = epoch_of([order], "cpu")
-            for step in range(steps):
-                batch = draw.batch(step * BATCH % (len(data) - BATCH), BATCH)
-                optimizer.step(self.objectives[phase].gradient(parameters, batch), optimizer.scales[0])
-        return (time.perf_counter() - began) / steps, (time.process_time() - before) / steps
-
-
-def serve(connection: Connection, seed: int | None, config: DatasetConfig) -> None:
-    """A process of one thread that answers (phase, steps, …) with the seconds of a step; the plain loop has no seed."""
-    torch.set_num_threads(1)
-    data = load_dataset(config).train
-    runner: PlainLoop | Ours = PlainLoop(data) if seed is None else Ours(data, seed)
-    for phase in (*PHASES, "cache") if seed is not None else ():
-        runner.segment(phase, 2)  # compiles
-    connection.send("ready")
-    while (order := connection.recv()) is not None:
-        connection.send(runner.segment(*order))
-
-
-class Worker:
-    """The other end of `serve`."""
-
-    def __init__(self, seed: int | None, config: DatasetConfig) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, seed, config))
-        self.process.start()
-
-    def stop(self) -> None:
-        self.connection.send(None)
-        self.process.join()
-
-
-def together(workers: list[Worker], *order: Any) -> tuple[float, float]:
-    """Wall and processor seconds of a step in each of several processes at once: their mean."""
-    for worker in workers:
-        worker.connection.send(order)
-    answers = [worker.connection.recv() for worker in workers]
-    return statistics.mean(wall for wall, _ in answers), statistics.mean(processor for _, processor in answers)
 
 
 def of_a_pair(seconds: dict[str, float], images: int) -> float:
@@ -248,39 +133,35 @@ def main() -> None:
             headline["equal_accuracy_speedup"] = headline["speedup"] * equal["time_ratio"]
     if options.full_pair:
         results["full_pair_processor_seconds"] = full_pair(dataset)
-    write("zoo_throughput", headline, results, [0, 1, 2], table_of(results, headline))
+    write("zoo_throughput", headline, results, [0, 1, 2], text_of(results, headline))
     print(Path(__file__).parent / "results" / "zoo_throughput.md")
 
 
-def table_of(results: dict[str, Any], headline: dict[str, float]) -> str:
-    pairs, steps = results["pairs_per_hour"], results["ms_of_a_step"]
-    lines = ["| | pairs an hour, 2 cores | ms a source step | ms a target step |", "|---|---|---|---|"]
-    lines += [
-        f"| {label} | {pairs[kind]:.1f} | {steps[kind]['source']:.2f} | {steps[kind]['target']:.2f} |"
-        for kind, label in (
-            ("plain", f"plain loop, {results['best_loader_workers']} loader workers"),
-            ("ours", "kt_ray"),
-        )
+def text_of(results: dict[str, Any], headline: dict[str, float]) -> str:
+    """Return the tables, with the headline between them."""
+    kinds = {"plain": f"plain loop, {results['best_loader_workers']} loader workers", "ours": "kt_ray"}
+    rows = [
+        {"": label, "pairs an hour, 2 cores": f"{results['pairs_per_hour'][kind]:.1f}"}
+        | {f"ms a {phase} step": f"{value:.2f}" for phase, value in results["ms_of_a_step"][kind].items()}
+        for kind, label in kinds.items()
     ]
-    lines.append("")
-    lines += [f"- {name}: {value:.2f}" for name, value in headline.items()]
+    parts = [table(rows), bullets(headline)]
     if "equal_accuracy" in results:
         equal = results["equal_accuracy"]
-        lines += ["", f"Recipes, {equal['members']} members, {equal['images']} training images:", ""]
-        lines += ["| recipe | source accuracy | target accuracy | processor seconds |", "|---|---|---|---|"]
-        lines += [
-            f"| {name} | {equal[name]['source_accuracy']:.4f} | {equal[name]['target_accuracy']:.4f} "
-            f"| {equal[name]['processor_seconds']:.1f} |"
+        parts.append(f"Recipes, {equal['members']} members, {equal['images']} training images:")
+        recipes = [
+            {"recipe": name}
+            | {f"{part} accuracy": f"{equal[name][f'{part}_accuracy']:.4f}" for part in PHASES}
+            | {"processor seconds": f"{equal[name]['processor_seconds']:.1f}"}
             for name in ("paper", "fast")
         ]
+        parts.append(table(recipes))
     if "full_pair_processor_seconds" in results:
-        seconds = results["processor_seconds_of_a_pair"]
-        lines += [
-            "",
-            f"Extrapolated, a pair takes {seconds:.1f} processor seconds; one trained whole took "
-            f"{results['full_pair_processor_seconds']:.1f}.",
-        ]
-    return "\n".join(lines)
+        extrapolated, whole = results["processor_seconds_of_a_pair"], results["full_pair_processor_seconds"]
+        parts.append(
+            f"Extrapolated, a pair takes {extrapolated:.1f} processor seconds; one trained whole took {whole:.1f}."
+        )
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

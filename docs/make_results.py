@@ -58,7 +58,7 @@ SHOWN = (
         "the original's: on probes like the dataset; on random shapes; the best other way without data",
         "whole_networks",
         "half_mean_ratio",
-        "{:.3f}; {half_unlearned_mean_ratio:.3f}; {best_peer_half_mean_ratio:.3f}",
+        "{:.4f}; {half_unlearned_mean_ratio:.4f}; {best_peer_half_mean_ratio:.4f}",
     ),
     (
         "The same with a quarter of the hidden units",

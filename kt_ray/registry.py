@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import _lru_cache_wrapper, cache, lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 GROUP = "kt_ray.plugins"
 OURS = "kt_ray"  # the origin of what is built in
 Made = TypeVar("Made", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 _HOMES: dict[str, tuple[str, ...]] = {  # the modules whose import registers what is built in
     "network": ("kt_ray.networks.paper", "kt_ray.networks.resnet"),
@@ -176,23 +177,28 @@ class Register:
         self.sampler = Kind("sampler")
 
     def kinds(self) -> tuple[Kind, ...]:
-        """Return all kinds."""
         return tuple(vars(self).values())
 
 
 register = Register()
 _origin = "this process"
-_listeners: list[Callable[[], None]] = []
+_caches: list[_lru_cache_wrapper[Any]] = []
 
 
-def on_change(forget: Callable[[], None]) -> None:
-    """Call `forget` whenever a name comes to mean something else: for caches of what the registry has made."""
-    _listeners.append(forget)
+def cached(size: int) -> Callable[[Callable[..., Result]], _lru_cache_wrapper[Result]]:
+    """Return a decorator that keeps the last `size` results, until a name comes to mean something else."""
+
+    def keep(function: Callable[..., Result]) -> _lru_cache_wrapper[Result]:
+        kept = lru_cache(size)(function)
+        _caches.append(kept)
+        return kept
+
+    return keep
 
 
 def _changed() -> None:
-    for forget in _listeners:
-        forget()
+    for kept in _caches:
+        kept.cache_clear()
 
 
 @contextmanager

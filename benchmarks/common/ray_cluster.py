@@ -19,6 +19,7 @@ def loopback_only() -> None:
 @contextmanager
 def local_cluster(*nodes: dict[str, Any], head: dict[str, Any] | None = None, timeout: float = 60.0) -> Iterator[Any]:
     """Yield a running `ray.cluster_utils.Cluster` with a head without cores and one node for each of `nodes`."""
+    import ray
     from ray.cluster_utils import Cluster
 
     loopback_only()
@@ -30,6 +31,7 @@ def local_cluster(*nodes: dict[str, Any], head: dict[str, Any] | None = None, ti
         cluster.wait_for_nodes(timeout=timeout)
         yield cluster
     finally:
+        ray.shutdown()  # else the cluster does not end, and says so in the place of what went wrong
         cluster.shutdown()
 
 

@@ -10,9 +10,11 @@ moments may be gone: a search then runs those trials again. The log's shared mem
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -21,6 +23,7 @@ from pathlib import Path
 LOCAL = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"})
 MOUNTS = Path("/proc/self/mountinfo")
 PATIENCE = 60.0  # seconds that a connection waits for another's lock
+SIDECARS = ("-journal", "-wal", "-shm")
 LOGGED = b"\x02\x02"  # bytes 18 and 19 of a database with a write-ahead log (https://sqlite.org/fileformat.html)
 
 
@@ -45,6 +48,35 @@ def prepare(path: Path) -> bool:
             except sqlite3.OperationalError:  # locked: others use it
                 present = _journal(database, "")
         return present == "wal"
+
+
+def make(
+    path: Path, write: Callable[[Path], object], is_whole: Callable[[Path], bool], seconds: float = math.inf
+) -> bool:
+    """Let `write` make the database of `path` unless there is a whole one; return whether it did.
+
+    It is made under another name beside `path` and then moved, under a lock, so that neither a kill nor a race nor a
+    full disk leaves half a database. Raises what `write` raises, TimeoutError if another process has been at it for
+    `seconds`.
+    """
+    if is_whole(path):
+        return False
+    with locked(path.parent, seconds):
+        for left in path.parent.glob(f".{path.name}.making-*"):
+            left.unlink(missing_ok=True)
+        if is_whole(path):
+            return False
+        beside = path.with_name(f".{path.name}.making-{os.getpid()}")
+        try:
+            write(beside)
+            for suffix in SIDECARS:
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            beside.replace(path)
+        finally:
+            for suffix in ("", *SIDECARS):
+                with suppress(OSError):
+                    beside.with_name(beside.name + suffix).unlink()
+    return True
 
 
 def reader(path: Path) -> Callable[[], sqlite3.Connection] | None:
@@ -72,18 +104,30 @@ def reader(path: Path) -> Callable[[], sqlite3.Connection] | None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, seconds: float = math.inf) -> Iterator[None]:
     """Hold the lock on `directory` that one process of this machine can have; no file is left behind.
 
-    A filesystem that cannot lock lets everybody in.
+    A filesystem that cannot lock lets everybody in. Raises TimeoutError if another process holds it for `seconds`.
     """
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor, deadline = os.open(directory, os.O_RDONLY), time.monotonic() + seconds
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while _held_by_another(descriptor):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{directory} was locked for {seconds:g} s")
+            time.sleep(0.1)
         yield
     finally:
         os.close(descriptor)
+
+
+def _held_by_another(descriptor: int) -> bool:
+    """Return whether another process has the lock, which is taken if none has and the filesystem can lock."""
+    with suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def writable(directory: Path) -> bool:

@@ -19,6 +19,7 @@ from kt_ray.config.yaml_rules import ENTRIES, StudyLoader
 from kt_ray.errors import ConfigError
 
 INCLUDE = "include"
+BUNDLED = Path(str(resources.files("kt_ray.search_spaces")))  # the folder of the bundled study files
 LONGEST = 1_000  # characters of a path
 
 
@@ -36,7 +37,7 @@ class Source:
         self._root: Node
         try:
             loader, self._root = _compose(path)
-            includes = _Includes((path.parent, _bundled(), *folders))
+            includes = _Includes((path.parent, BUNDLED, *folders))
             includes.expand(self._root, (path.resolve(),))
             self._refers = includes.found
             content = loader.construct_document(self._root)
@@ -163,10 +164,6 @@ class _Includes:
                 names = " includes ".join(file.name for file in (*chain[chain.index(place) :], path))
                 raise ConfigError(f"{where}: files in a circle: {names}")
             yield path
-
-
-def _bundled() -> Path:
-    return Path(str(resources.files("kt_ray.search_spaces")))
 
 
 def _refuse_double_keys(node: MappingNode) -> None:

@@ -255,7 +255,6 @@ class StudyConfig(Frozen):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What every trial reports."""
         return METRICS
 
     @model_validator(mode="before")

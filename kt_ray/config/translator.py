@@ -80,7 +80,9 @@ class RefinementOptions(Frozen):
         description="how probes begin: drawn from no data, or from a mixture fitted to the training images; "
         "projection: none of its own, but those of the projected base",
     )
-    trained: bool = Field(True, description="false: only the family is trained, without the steps, which stay Adam's")
+    trained: bool = Field(
+        True, description="false: the family is trained without the steps, which keep the options that they begin with"
+    )
     predictions: float = Field(
         0.0, ge=0, le=1, description="share of the steps, the last ones, that match the source's predictions too"
     )
@@ -159,7 +161,6 @@ class TranslatorConfig(Frozen):
 
     @property
     def of_family(self) -> Any:
-        """The options of the family."""
         return getattr(self, self.family) if self.family in FAMILIES else self.options
 
     @property

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kt_ray.config import FitConfig
 from kt_ray.data import LabelledImages
+from kt_ray.distillation.images import Batch, batches
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks.state_file import read_written, write_state
 
@@ -78,15 +80,17 @@ class ScheduledSGD:
 
 
 class Fit(ABC):
-    """A training in epochs over images, whose checkpoint continues to the same numbers; `run_epoch` is each one's own.
+    """A training in epochs over images that are deterministic in `seed`; a checkpoint continues to the same numbers.
 
     `modules` are trained at the given learning rates, and saved, under their names.
     """
 
+    what: ClassVar[str]  # is trained, in words
+
     def __init__(
-        self, config: FitConfig, images: LabelledImages, modules: Mapping[str, tuple[nn.Module, float]]
+        self, config: FitConfig, images: LabelledImages, modules: Mapping[str, tuple[nn.Module, float]], seed: int
     ) -> None:
-        self.fit, self.images = config, images
+        self.fit, self.images, self.seed = config, images, seed
         self.steps_per_epoch = -(-len(images) // config.batch_size)
         self._modules = {name: module for name, (module, _) in modules.items()}
         groups = [(list(module.parameters()), rate) for module, rate in modules.values()]
@@ -95,8 +99,36 @@ class Fit(ABC):
         self.seconds = 0.0
 
     @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean losses of a batch by name, of which `loss` is descended."""
+
+    def measured(self) -> dict[str, float]:
+        """Return what is measured after an epoch besides the losses."""
+        return {}
+
     def run_epoch(self) -> dict[str, float]:
-        """Train on every image once; return means of the losses and the `seconds` so far."""
+        """Train on every image once; return the mean losses, what was `measured`, and the `seconds` so far.
+
+        Raises ConfigError if the loss is no longer finite.
+        """
+        start = time.perf_counter()
+        for module in self._modules.values():
+            module.train()
+        sums: dict[str, Tensor] = {}
+        for batch in batches(self.images, self.fit, self.seed, self.epoch):
+            parts = self.losses(batch)
+            self.optimizer.descend(parts["loss"])
+            for name, value in parts.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() * len(batch.labels)
+        means = {name: float(value) / len(self.images) for name, value in sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise ConfigError(
+                f"{self.what} diverged in epoch {self.epoch + 1}: its loss is {means['loss']}; lower its learning_rate"
+            )
+        metrics = means | self.measured()
+        self.epoch += 1
+        self.seconds += time.perf_counter() - start
+        return metrics | {"seconds": self.seconds}
 
     @property
     def finished(self) -> bool:
@@ -124,13 +156,6 @@ class Fit(ABC):
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{path} does not say after which epoch it was written; remove it") from None
         self.optimizer.restore(parts.get("optimizer", {}), self.epoch * self.steps_per_epoch)
-
-
-def finite(loss: float, what: str, epoch: int) -> float:
-    """`loss`. Raises ConfigError if a fit has diverged."""
-    if not math.isfinite(loss):
-        raise ConfigError(f"{what} diverged in epoch {epoch + 1}: its loss is {loss}; lower its learning_rate")
-    return loss
 
 
 def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:

@@ -130,6 +130,5 @@ class StudentTask:
     def export(
         self, training: StudentTraining, trial: DistillTrialConfig, directory: Path, metrics: Mapping[str, float]
     ) -> None:
-        """Write the student as `student.safetensors`."""
         facts = {"seconds": training.seconds, "images_seen": training.images_seen, **metrics}
         save_student(directory / STUDENT_FILE, training.student, trial, self.dataset, facts)

@@ -21,9 +21,7 @@ def open_device(gpus: float) -> str:
 
     A share of a GPU is capped at as much of its memory, since Ray's fractions are only bookkeeping. Numbers are to
     repeat on a device, so TF32 is off and cuDNN uses its deterministic algorithms.
-
-    Raises:
-        ResourceError: If GPUs were given and torch sees none.
+    Raises ResourceError if GPUs were given and torch sees none.
     """
     if not gpus:
         return "cpu"
@@ -42,10 +40,7 @@ def open_device(gpus: float) -> str:
 def use_device(name: str) -> str:
     """Return `name`, a device as torch names it (`cpu`, `cuda`, `cuda:1`), ready for use by this process.
 
-    Numbers are to repeat on it, as on the devices of workers.
-
-    Raises:
-        ResourceError: If torch cannot compute there.
+    Numbers are to repeat on it, as on the devices of workers. Raises ResourceError if torch cannot compute there.
     """
     try:
         torch.empty(0, device=name).cpu()

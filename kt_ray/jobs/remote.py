@@ -39,10 +39,8 @@ def run_remotely(
     """Return `function(device, report, …)`, called in a Ray task that takes `demand` of a node with `labels`.
 
     `device` is the torch device of the task. What the function gives to `report` reaches `on_report` here. If the
-    task's process or node dies, Ray calls the function again.
-
-    Raises:
-        ResourceError: If the task has no GPU although it asked for one, or died again and again.
+    task's process or node dies, Ray calls the function again. Raises ResourceError if the task has no GPU although it
+    asked for one, or died again and again.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})

@@ -22,7 +22,7 @@ from kt_ray.networks.contracts import ImageShape, make_pair
 from kt_ray.networks.layouts import BlockLayout, flat_layout
 from kt_ray.networks.pairs import PAIRS, READ_STRIDE, BlockPair, Head, Stem
 from kt_ray.networks.stacked import State
-from kt_ray.registry import on_change
+from kt_ray.registry import cached
 
 
 class Architecture(ABC):
@@ -161,7 +161,7 @@ def _paper_layouts(architecture: PaperArchitecture) -> tuple[BlockLayout, BlockL
     return pair.layout(source) or flat_layout(source), pair.target_layout(target) or flat_layout(target)
 
 
-@lru_cache(maxsize=128)
+@cached(128)
 def structure(architecture: Architecture) -> dict[str, nn.Module]:
     """Return stem, source, target and head for `stacked.forward`, made once: their own values mean nothing.
 
@@ -175,6 +175,3 @@ def structure(architecture: Architecture) -> dict[str, nn.Module]:
             "target": architecture.target_block(stride),
             "head": architecture.head(stride=1),
         }
-
-
-on_change(structure.cache_clear)

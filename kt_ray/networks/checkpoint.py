@@ -8,9 +8,6 @@ become the names of our modules, and the user's again.
 from __future__ import annotations
 
 import difflib
-import pickle
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kt_ray.errors import CheckpointError
+from kt_ray.networks.checkpoint_file import check_kind, content
 from kt_ray.networks.paper_names import network_name
 from kt_ray.networks.stacked import State
 
 STEPS = "num_batches_tracked"  # BN's counter, an integer that changes no output
-FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-INFLATION = 4  # a file may hold so many times its size, and a little more, in tensors: they may share values
 DEPTH = 4  # of mappings in mappings in which states are looked for
 TOP = "."  # what `--state-dict` calls the state that is not in any part of the file
 OWN_NETWORK = (
@@ -53,13 +47,18 @@ class Checkpoint:
     others: int = 0
 
     def in_dtype(self, state: Mapping[str, Tensor]) -> State:
-        """Return `state`, of our names, in the dtypes of the file; what is not in it in that of most of its values."""
+        """Return `state`, of our names, in the dtypes of the file; what is not in it in that of most of its values.
+
+        BN's step counters stay integers.
+        """
         sizes: Counter[torch.dtype] = Counter()
         for value in self.state.values():
             sizes[value.dtype] += value.numel()
         usual = sizes.most_common(1)[0][0]
         dtypes = {name: value.dtype for name, value in self.state.items()}
-        return {name: value.to(dtypes.get(name, usual)) for name, value in state.items()}
+        return {
+            name: value if name.endswith(STEPS) else value.to(dtypes.get(name, usual)) for name, value in state.items()
+        }
 
     def renamed(self, state: Mapping[str, Tensor]) -> State:
         """Return `state`, of our names, under names like the file's."""
@@ -88,10 +87,10 @@ def find_network(path: Path, names: Collection[str], key: str | None = None) -> 
     networks of which none is chosen.
     """
     wanted = [name for name in names if not name.endswith(STEPS)]
-    content = _content(path)
-    states = dict(_states(content, ""))
+    holds = content(path)
+    states = dict(_states(holds, ""))
     if not states:
-        raise CheckpointError(f"{path} holds {_description(content)}")
+        raise CheckpointError(f"{path} holds {_description(holds)}")
     found = [candidate for part, state in states.items() for candidate in _candidates(path, part, state, wanted)]
     chosen = [one for one in found if key in (None, one.key) or one.key.startswith(f"{key}.")]
     if not chosen:
@@ -101,7 +100,7 @@ def find_network(path: Path, names: Collection[str], key: str | None = None) -> 
     if wanted and most == len(wanted) and len(best) > 1:
         raise CheckpointError(f"{path} holds several networks: {_keys(best)}; choose one with --state-dict")
     for name, value in best[0].state.items():
-        _check_kind(path, best[0].prefix + name, value)
+        check_kind(path, best[0].prefix + name, value)
     return best[0]
 
 
@@ -114,11 +113,21 @@ def read_state(path: Path) -> State:
 
 
 def read_network(path: Path, network: nn.Module, key: str | None = None) -> State:
-    """Return the file at `path` as the parameters and buffers of `network`, float32, without BN's step counters.
+    """Return the parameters and buffers of `network` that the file at `path` holds, float32.
 
     Raises CheckpointError as `find_network` and `network_state` do.
     """
     return network_state(find_network(path, network.state_dict().keys(), key), network)
+
+
+def load_network(network: nn.Module, path: Path, key: str | None = None) -> Checkpoint:
+    """Load the file at `path` into `network`, whose BN's step counters stay; return what was found.
+
+    Raises CheckpointError as `find_network` and `network_state` do.
+    """
+    found = find_network(path, network.state_dict().keys(), key)
+    network.load_state_dict(network_state(found, network), strict=False)
+    return found
 
 
 def network_state(checkpoint: Checkpoint, network: nn.Module) -> State:
@@ -223,51 +232,6 @@ def _prefixes(state: State, wanted: Mapping[str, str]) -> set[str]:
                 counts["".join(f"{step}." for step in steps[:start])] += 1
     most = max(counts.values(), default=0)
     return {prefix for prefix, count in counts.items() if count == most and 2 * count > len(wanted)}
-
-
-def _check_kind(path: Path, name: str, value: Tensor) -> None:
-    """Raise CheckpointError unless `value` is a dense tensor of real floating-point numbers."""
-    if value.is_meta or value.is_nested or value.layout is not torch.strided:
-        raise CheckpointError(f"{path} holds no dense tensor in {name}; save the network's dense values")
-    if value.dtype not in FLOATS:
-        kind = str(value.dtype).removeprefix("torch.")
-        raise CheckpointError(f"{path} holds {kind} in {name}, expected real floating-point numbers; convert it")
-    if value.numel() * value.element_size() > INFLATION * value.untyped_storage().nbytes():
-        raise CheckpointError(f"{path} holds {value.numel():,} numbers in {name} that are views of fewer; save copies")
-
-
-def _content(path: Path) -> Any:
-    """Return what the file holds. Raises CheckpointError if it is missing, damaged, or needs code to be read."""
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint: {path}")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(9)
-        torch_saved = head.startswith((b"PK", b"\x80"))
-        if head[8:] == b"{" or (path.suffix == ".safetensors" and not torch_saved):
-            return load_file(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                inflated = sum(entry.file_size for entry in archive.infolist())
-            if inflated > INFLATION * size + (1 << 20):
-                raise CheckpointError(
-                    f"{path} would inflate from {size / 1e6:.1f} to {inflated / 1e6:,.1f} MB; save it uncompressed"
-                )
-        with warnings.catch_warnings(), path.open("rb") as file:  # an open file: a path's suffix would decide
-            warnings.simplefilter("ignore")  # torch's own, about kinds of tensors that are refused anyway
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
-    except Exception as error:  # a damaged or hostile pickle raises whatever its bytes lead to
-        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
-            raise CheckpointError(
-                f"{path} needs code to be run to be read, which is refused; save `network.state_dict()` alone, "
-                "best with safetensors.torch.save_file"
-            ) from None
-        raise CheckpointError(f"{path} is neither safetensors nor a state_dict that torch saved") from None
 
 
 def _description(content: Any) -> str:

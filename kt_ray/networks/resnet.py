@@ -145,7 +145,6 @@ class _Registered:
         self.mean, self.deviation = options.mean, options.deviation
 
     def build(self) -> nn.Module:
-        """Return a fresh ResNet."""
         return self.kind(self.options, self.image_shape[0], self.classes)
 
     def sites(self) -> tuple[str, ...]:

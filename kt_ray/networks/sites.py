@@ -6,7 +6,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from kt_ray.networks.contracts import (
 from kt_ray.networks.cut import Cut
 from kt_ray.networks.layouts import BlockLayout
 from kt_ray.networks.stacked import State
-from kt_ray.registry import on_change, register
+from kt_ray.registry import cached, register
 
 STEM, HEAD = "stem.", "head."
 
@@ -51,7 +50,6 @@ class NetworkSites:
 
     @property
     def pair(self) -> str:
-        """The pair's name."""
         return self.choice.name
 
     @property
@@ -198,12 +196,9 @@ class SitesArchitecture(NetworkSites):
         return stacked.join(network=network, **by_site)
 
 
-@lru_cache(maxsize=32)
+@cached(32)
 def _sites(architecture: SitesArchitecture) -> tuple[str, ...]:
     return architecture.chosen_sites()
-
-
-on_change(_sites.cache_clear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +217,6 @@ class _Replaced:
         self._network, self._pair, self._sites = network, pair, sites
 
     def build(self) -> nn.Module:
-        """Return a fresh one."""
         module = built(self._network)
         for site in self._sites:
             replace_module(module, site, self._pair.target(module.get_submodule(site)))
@@ -233,7 +227,7 @@ class _Replaced:
         return tuple(self._network.sites())
 
 
-@lru_cache(maxsize=128)
+@cached(128)
 def _registered(sites: NetworkSites) -> tuple[Network, Pair]:
     """Return what the registry makes of the names. Raises ConfigError as `make_network` and `make_pair` do."""
     network, pair = sites.network, sites.choice
@@ -242,10 +236,7 @@ def _registered(sites: NetworkSites) -> tuple[Network, Pair]:
         return make_network(network.name, network.options, sites.image_shape, sites.classes), made
 
 
-on_change(_registered.cache_clear)
-
-
-@lru_cache(maxsize=128)
+@cached(128)
 def _parts(architecture: SiteArchitecture) -> _Parts:
     """Return what the registry makes of an architecture, checked. Raises ConfigError as `find_sites` does."""
     network, pair = _registered(architecture)
@@ -264,6 +255,3 @@ def _parts(architecture: SiteArchitecture) -> _Parts:
     if own:
         raise ConfigError(f"site {architecture.site}: the block's {own[0]} would be taken for another part; rename it")
     return _Parts(pair, site, parts)
-
-
-on_change(_parts.cache_clear)

@@ -5,7 +5,7 @@ A stack is a `dict` from parameter (and buffer) names to tensors [M, …], one r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,29 @@ def join(**parts: Mapping[str, Tensor]) -> State:
     return {f"{prefix}.{name}": value for prefix, state in parts.items() for name, value in state.items()}
 
 
-def take(state: Mapping[str, Tensor], rows: Tensor) -> State:
-    """The networks `rows` (int64) of a stack."""
+def take(state: Mapping[str, Tensor], rows: Tensor | slice | int) -> State:
+    """The networks at `rows`, int64 or a slice, of a stack; of a single number, that network's own state."""
     return {name: value[rows] for name, value in state.items()}
+
+
+def chunks(state: Mapping[str, Tensor], count: int) -> Iterator[State]:
+    """Yield the networks of a stack, `count` at a time."""
+    return (take(state, slice(start, start + count)) for start in range(0, size(state), count))
+
+
+def concatenate(stacks: Sequence[Mapping[str, Tensor]]) -> State:
+    """The networks of several stacks as one."""
+    return {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+
+
+def to(state: Mapping[str, Tensor], device: torch.device | str) -> State:
+    """The state or stack on `device`."""
+    return {name: value.to(device) for name, value in state.items()}
+
+
+def device(state: Mapping[str, Tensor]) -> torch.device:
+    """Return the device that a state or stack is on."""
+    return next(iter(state.values())).device
 
 
 def surroundings(state: Mapping[str, Tensor]) -> State:

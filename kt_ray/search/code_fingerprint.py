@@ -15,25 +15,21 @@ NAMED = 5  # functions that a message names
 
 
 def function_hashes(root: Path, start: str, folders: Iterable[str]) -> dict[str, str]:
-    """Return the hash of every function, method and statement of a module by its name, such as `Mixer.forward`.
+    """Return the hash of every function, method and statement by its name, such as `Mixer.forward`.
 
-    Args:
-        root: The directory of the package.
-        start: The module whose imports are followed, relative to the package, such as `translation.task`.
-        folders: The files and folders in `root` whose modules count.
+    They are of the module `start`, such as `translation.task`, of the package in `root`, and of what it imports from
+    the files and folders `folders` there.
     """
     found: dict[str, list[str]] = {}
     for tree in _imported(root, start, tuple(folders)):
         for name, code in _statements(tree.body, ""):
             found.setdefault(name, []).append(code)
-    return {name: _digest("\n".join(sorted(codes))) for name, codes in sorted(found.items())}
+    return {name: _digest(sorted(codes))[:DIGITS] for name, codes in sorted(found.items())}
 
 
 def fingerprint(hashes: Mapping[str, str]) -> str:
     """Return one hash of all of `hashes`."""
-    return hashlib.sha256("\n".join(f"{name} {code}" for name, code in sorted(hashes.items())).encode()).hexdigest()[
-        :12
-    ]
+    return _digest(f"{name} {code}" for name, code in sorted(hashes.items()))[:12]
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -136,5 +132,5 @@ def _is_text(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -84,7 +84,6 @@ class Lease:
         self.lost: Holder | None = None
 
     def start(self) -> None:
-        """Begin to renew."""
         self._thread.start()
 
     def release(self) -> None:

@@ -116,8 +116,7 @@ def _open(url: str, path: Path | None, create: bool) -> BaseStorage:
 
 
 def _open_sqlite(url: str, path: Path) -> RDBStorage:
-    if not path.exists() or not path.stat().st_size:
-        _make_database(path)
+    sqlite.make(path, _write_tables, _is_filled)
     logged = sqlite.prepare(path)
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": sqlite.PATIENCE}})
     if logged:
@@ -126,17 +125,12 @@ def _open_sqlite(url: str, path: Path) -> RDBStorage:
     return storage
 
 
-def _make_database(path: Path) -> None:
-    """Make the tables in a file beside `path`, then move it there: a process that dies leaves no half of a database."""
-    with sqlite.locked(path.parent):
-        if path.exists() and path.stat().st_size:  # another process was first
-            return
-        pattern = f".{path.name}.partial"
-        for left_over in path.parent.glob(f"{pattern}*"):
-            left_over.unlink(missing_ok=True)
-        half = path.with_name(pattern)
-        RDBStorage("sqlite://", engine_kwargs={"creator": partial(sqlite3.connect, half), "poolclass": NullPool})
-        half.replace(path)
+def _write_tables(path: Path) -> None:
+    RDBStorage("sqlite://", engine_kwargs={"creator": partial(sqlite3.connect, path), "poolclass": NullPool})
+
+
+def _is_filled(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _commit_without_waiting(connection: sqlite3.Connection, record: object) -> None:

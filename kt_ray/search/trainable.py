@@ -40,7 +40,6 @@ class TaskTrainable(tune.Trainable):
         self._session: TrialSession | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial."""
         self._session = None
         release_memory(self._device)
         return True

@@ -19,13 +19,8 @@ def doubts(
 ) -> Iterator[str]:
     """Yield a line for each result that is to be doubted.
 
-    Args:
-        trained: Mean accuracy on test images of what was trained, by name.
-        classes: How many the images have.
-        selection: The best model's accuracy on selection.
-        test: Its accuracy on test images.
-        values: Accuracies of the complete trials, if those are what was searched for.
-        images: Selection images that they were measured on.
+    `trained` are mean accuracies on test images of what was trained, by name; `selection` and `test` are the best
+    model's; `values` are those of the complete trials on as many selection `images`, if they were searched for.
     """
     for name, accuracy in trained.items():
         if accuracy < 2 / classes:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from kt_ray.config import Source
+from kt_ray.config.source import BUNDLED
 from kt_ray.errors import ConfigError
 
 
 def bundled() -> dict[str, Path]:
     """Return names and paths of the bundled study files."""
-    folder = Path(str(resources.files("kt_ray.search_spaces")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.yaml"))}
 
 
 def locate(name: str) -> Path:

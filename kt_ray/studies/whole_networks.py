@@ -20,7 +20,7 @@ from kt_ray.errors import ConfigError
 from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks.contracts import Network, Normalised, built, make_network
 from kt_ray.networks.cost import multiply_adds
-from kt_ray.translation.probe_images import mixture, shapes, strokes
+from kt_ray.translation.probe_images import local_mixture, shapes, strokes
 from kt_ray.translation.translate_network import NetworkTranslation, check_images, translate_network
 from kt_ray.translation.whole_network import Fitting, SiteReport, usual_steps
 
@@ -119,7 +119,7 @@ def draw_probes(kind: str, shape: tuple[int, int, int], seed: int = 0) -> Tensor
     dataset = data.load_dataset(validate(DatasetConfig, {"name": kind.removeprefix(MIXTURE)}, "mixture"))
     if dataset.image_shape != shape:
         raise ConfigError(f"{dataset.name} has images {dataset.image_shape}, the network takes {shape}; choose another")
-    return mixture(dataset.train.images, count, generator)
+    return local_mixture(dataset.train.images, count, generator)
 
 
 def parse_options(assignments: Sequence[str] | None) -> dict[str, Any]:

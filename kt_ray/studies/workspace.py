@@ -108,7 +108,6 @@ class Workspace:
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow tracking URI."""
         return self.storage.tracking or f"sqlite:///{self.root / 'mlflow.db'}"
 
     @property

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from kt_ray._compat.mlflow import ARTIFACT_COLUMNS, make_database, schema_versions
+from kt_ray._io import sqlite
 from kt_ray.errors import TrackingError
 
 LOCK_SECONDS = 300.0  # to wait for another process that makes the database; on a busy machine it takes a minute
 FRESH = {"alembic_version", "workspaces"}  # tables that have rows in a new database, beside the default experiment
 ARTIFACT_ROOT = "kt_ray.artifact_root"  # tag of an experiment whose files are beside the database: the folder's URI
-SIDECARS = ("-journal", "-wal", "-shm")
 
 
 def is_whole(path: Path) -> bool:
@@ -49,29 +45,17 @@ def is_whole(path: Path) -> bool:
 def prepare_database(path: Path) -> bool:
     """Make MLflow's database at `path` unless there is one. Returns whether it was made.
 
-    It is made under another name beside `path` and then moved, under a lock, so that neither a kill nor a race nor a
-    full disk leaves half a database; one that another program left half made, with nothing in it, is replaced.
+    One that another program left half made, with nothing in it, is replaced.
     Raises OSError or an error of SQLite or SQLAlchemy if it cannot be made, TrackingError if another process that makes
     it does not end.
     """
-    if is_whole(path):
-        return False
-    with _locked(path.parent):
-        for left in path.parent.glob(f".{path.name}.making-*"):
-            left.unlink(missing_ok=True)
-        if is_whole(path):
-            return False
-        beside = path.with_name(f".{path.name}.making-{os.getpid()}")
-        try:
-            make_database(beside)
-            for suffix in SIDECARS:
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            beside.replace(path)
-        finally:
-            for suffix in ("", *SIDECARS):
-                with suppress(OSError):
-                    beside.with_name(beside.name + suffix).unlink()
-    return True
+    try:
+        return sqlite.make(path, make_database, is_whole, LOCK_SECONDS)
+    except TimeoutError:
+        raise TrackingError(
+            f"another process has been making the MLflow database in {path.parent} for {LOCK_SECONDS:.0f} s; end it "
+            "and try again"
+        ) from None
 
 
 def repair_artifact_paths(path: Path) -> list[str]:
@@ -111,27 +95,3 @@ def _former_root(location: str, tag: str | None, here: str) -> str | None:
         return None
     files = Path(unquote(urlsplit(here).path)) / unquote(name)
     return root if tag == root or files.is_dir() else None
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of `directory`; none is held on a filesystem without locks of directories."""
-    holder = os.open(directory, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TrackingError(
-                        f"another process has been making the MLflow database in {directory} for "
-                        f"{LOCK_SECONDS:.0f} s; end it and try again"
-                    ) from None
-                time.sleep(0.1)
-            except OSError:
-                break
-        yield
-    finally:
-        os.close(holder)

@@ -54,19 +54,12 @@ def study_figures(study: Study) -> dict[str, go.Figure]:
             figures["Intermediate values"] = visualization.plot_intermediate_values(study)
         if len(complete) < LEAST_TRIALS or not any(trial.params for trial in complete):
             return figures
-        if len({first(trial) for trial in complete}) > 1 and any(_varies(complete, key) for key in _shared(complete)):
+        in_all = set.intersection(*(set(trial.params) for trial in complete))
+        varied = any(len({str(trial.params[name]) for trial in complete}) > 1 for name in in_all)
+        if varied and len({first(trial) for trial in complete}) > 1:
             figures["Importance"] = visualization.plot_param_importances(
                 study, evaluator=FanovaImportanceEvaluator(seed=0), target=target, target_name=name
             )
         figures["Parallel coordinates"] = visualization.plot_parallel_coordinate(study)
         figures["Slices"] = visualization.plot_slice(study, target=target, target_name=name)
     return figures
-
-
-def _shared(trials: Sequence[FrozenTrial]) -> set[str]:
-    """Parameters that every one of `trials` has."""
-    return set.intersection(*(set(trial.params) for trial in trials))
-
-
-def _varies(trials: Sequence[FrozenTrial], name: str) -> bool:
-    return len({str(trial.params[name]) for trial in trials}) > 1

@@ -84,7 +84,6 @@ class Outbox:
         return len(self.entries)
 
     def put(self, entry: Entry) -> None:
-        """Add `entry` at the end."""
         self.entries.append(entry)
         if self.path is None:
             return

@@ -102,7 +102,6 @@ class Candidate:
 
     @property
     def sha256(self) -> str:
-        """The file's SHA-256."""
         return file_digest(self.file)
 
     def tags(self) -> dict[str, str]:

@@ -50,7 +50,6 @@ class RegisteredTranslator:
     description: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         return asdict(self)
 
 

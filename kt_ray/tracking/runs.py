@@ -130,7 +130,6 @@ class Runs:
             self.client.log_batch(run_id, tags=batch)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
         with reaching(self.uri):
             self._write(run_id, {}, tags)
 
@@ -147,7 +146,6 @@ class Runs:
                 return None
 
     def restore(self, run_id: str) -> None:
-        """Bring a deleted run back."""
         with reaching(self.uri):
             self.client.restore_run(run_id)
 

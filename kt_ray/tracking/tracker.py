@@ -60,7 +60,6 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str:
-        """The experiment's id."""
         return self._runs.experiment_id
 
     @property
@@ -258,7 +257,6 @@ class Tracker:
         return run
 
     def tag(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        """Set tags of a run."""
         self._keep(run_id, lambda run: self._runs.tag(run, texts(tags)))
 
     def log_artifact(self, run_id: str, path: Path, directory: str | None = None) -> None:

@@ -37,8 +37,8 @@ def augment(
         varied = noise(stacked.part(members, "source"), config.vary, generator, relative=True)
         members = _without_target(members | stacked.join(source=varied))
     if config.rescale:
-        shape = _count(members), layouts(architecture)[0].hidden
-        drawn = torch.randn(shape, generator=generator, device=_device(members))
+        shape = stacked.size(members), layouts(architecture)[0].hidden
+        drawn = torch.randn(shape, generator=generator, device=stacked.device(members))
         members = rescale_hidden(members, torch.exp(config.rescale * drawn), architecture)
     if config.channel_permutation:
         permutations = _permutations(members, layouts(architecture)[0].channels, generator)
@@ -151,11 +151,11 @@ def swap_units(members: State, probability: float, architecture: Architecture, g
 
     Its incoming kernels, BN and outgoing kernels move together.
     """
-    layout, device = layouts(architecture)[0], _device(members)
-    swapped = torch.rand(_count(members), layout.hidden, generator=generator, device=device) < probability
-    donors = torch.randperm(_count(members), generator=generator, device=device)
+    layout, device = layouts(architecture)[0], stacked.device(members)
+    swapped = torch.rand(stacked.size(members), layout.hidden, generator=generator, device=device) < probability
+    donors = torch.randperm(stacked.size(members), generator=generator, device=device)
     permutations = _permutations(members, layout.hidden, generator)
-    donated = permute_hidden(take_rows(members, donors), permutations, architecture)
+    donated = permute_hidden(stacked.take(members, donors), permutations, architecture)
     mixed = {
         name: donated[name].where(_along(swapped, members[name], axis), members[name])
         for name, axis in _of_units(layout, "source").items()
@@ -165,9 +165,9 @@ def swap_units(members: State, probability: float, architecture: Architecture, g
 
 def mix(members: State, largest: float, architecture: Architecture, generator: torch.Generator) -> State:
     """Aligned MixUp: source and target of each member with up to `largest` of another's, its units matched first."""
-    count, device = _count(members), _device(members)
+    count, device = stacked.size(members), stacked.device(members)
     source, target = layouts(architecture)
-    partners = take_rows(members, torch.randperm(count, generator=generator, device=device))
+    partners = stacked.take(members, torch.randperm(count, generator=generator, device=device))
     ours, theirs = (
         to_units(stacked.part(state, "source"), source, "dropped").edges.flatten(2) for state in (members, partners)
     )
@@ -239,11 +239,6 @@ def _of_units(layout: Layout, prefix: str) -> dict[str, int]:
     return axes | {f"{prefix}.{layer.weight}": 2 for layer in layout.outgoing}
 
 
-def take_rows(members: Mapping[str, Tensor], rows: Tensor) -> State:
-    """The members at `rows`, int64."""
-    return {name: value[rows] for name, value in members.items()}
-
-
 def _without_target(members: State, rows: Tensor | None = None) -> State:
     """`members` whose target is NaN where `rows` (bool [B]; all if None)."""
     return {
@@ -263,14 +258,6 @@ def _along(values: Tensor, like: Tensor, axis: int) -> Tensor:
     return values.reshape(shape)
 
 
-def _count(members: Mapping[str, Tensor]) -> int:
-    return len(next(iter(members.values())))
-
-
-def _device(members: Mapping[str, Tensor]) -> torch.device:
-    return next(iter(members.values())).device
-
-
 def _is_kernel(value: Tensor) -> bool:
     """Return whether this is a stack of 3×3 kernels."""
     return value.ndim == 5 and value.shape[-1] > 1
@@ -287,7 +274,7 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _permutations(members: State, length: int, generator: torch.Generator) -> Tensor:
     """A random permutation of so many for each member, int64 [B, length]."""
-    return torch.rand(_count(members), length, generator=generator, device=_device(members)).argsort(1)
+    return torch.rand(stacked.size(members), length, generator=generator, device=stacked.device(members)).argsort(1)
 
 
 def _reorder(value: Tensor, permutation: Tensor, axis: int) -> Tensor:

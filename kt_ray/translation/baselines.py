@@ -15,6 +15,7 @@ from kt_ray.translation.block_runner import stem_activations, surround
 from kt_ray.translation.divergences import kl, relative_error
 from kt_ray.translation.probe_images import strokes
 from kt_ray.translation.projector import projected_block
+from kt_ray.translation.transplants import readable
 from kt_ray.translation.units import layouts, read, target_layout
 from kt_ray.zoo.members import Zoo
 
@@ -47,7 +48,7 @@ def nearest_target(train: Zoo, members: Zoo) -> State:
     """The target of the training member whose source weights are nearest (the paper's greedy replacement)."""
     known, asked = (read(zoo.part("source"), zoo.architecture, "dropped").edges.flatten(1) for zoo in (train, members))
     nearest = torch.cdist(asked, known).argmin(1)
-    return {name: value[nearest] for name, value in train.part("target").items()}
+    return stacked.take(train.part("target"), nearest)
 
 
 def one_shot_bases(architecture: Architecture) -> tuple[str, ...]:
@@ -60,11 +61,8 @@ def one_shot_bases(architecture: Architecture) -> tuple[str, ...]:
 
 def projected(zoo: Zoo, images: Tensor) -> State:
     """The projected block of every member, by least squares on `images`, floats [N, C, H, W]."""
-    members, parts = zoo.part("source") | stacked.surroundings(zoo.parameters), []
-    for start in range(0, len(zoo), PROJECTED):
-        few = {name: value[start : start + PROJECTED] for name, value in members.items()}
-        parts.append(projected_block(few, zoo.architecture, images))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    few = stacked.chunks(readable(zoo), PROJECTED)
+    return stacked.concatenate([projected_block(members, zoo.architecture, images) for members in few])
 
 
 def fitted(zoo: Zoo, steps: int, inputs: Inputs, seed: int = 0) -> State:
@@ -74,9 +72,9 @@ def fitted(zoo: Zoo, steps: int, inputs: Inputs, seed: int = 0) -> State:
     own BN statistics. On images the loss is KL from the source's predictions, on what is made up the error of the
     head's input plus that of the logits (predictions there are too sure to learn from).
     """
-    device = next(iter(zoo.parameters.values())).device
+    device = stacked.device(zoo.parameters)
     generator = torch.Generator(device).manual_seed(seed)
-    members = zoo.part("source") | stacked.surroundings(zoo.parameters)
+    members = readable(zoo)
     block = {name: value.clone().requires_grad_() for name, value in one_shot_block(members, zoo.architecture).items()}
     optimizer = torch.optim.Adam(block.values(), lr=FIT_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

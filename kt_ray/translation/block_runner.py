@@ -8,9 +8,8 @@ Images lie last, so that every shift of a map moves whole rows of neighbouring n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from kt_ray.networks import READ_STRIDE, Architecture, PaperArchitecture, State, stacked, structure
 from kt_ray.networks.blocks import SimpleBlock
-from kt_ray.networks.layouts import Layer
 from kt_ray.translation.divergences import spread
+from kt_ray.translation.patches import read_by, unfold
 from kt_ray.translation.units import Layout, fold, layouts
 
 
@@ -36,18 +35,14 @@ def stem_activations(members: Mapping[str, Tensor], images: Tensor, architecture
 
 def _pooled(x: Tensor, axis: int) -> Tensor:
     """The greatest of three neighbours along `axis`, at every second place; values are never negative."""
-    size = x.shape[axis]
-    middle, right = (x.narrow(axis, start, size - start)[_every_second(axis)] for start in (0, 1))
+    size, every_second = x.shape[axis], (slice(None),) * axis + (slice(None, None, 2),)
+    middle, right = (x.narrow(axis, start, size - start)[every_second] for start in (0, 1))
     count = middle.shape[axis]
     both = torch.maximum(middle.narrow(axis, 0, right.shape[axis]), right)
     if right.shape[axis] < count:
         both = torch.cat([both, middle.narrow(axis, count - 1, 1)], dim=axis)
     left = right.narrow(axis, 0, count - 1)
     return torch.cat([both.narrow(axis, 0, 1), torch.maximum(both.narrow(axis, 1, count - 1), left)], dim=axis)
-
-
-def _every_second(axis: int) -> tuple[slice, ...]:
-    return (slice(None),) * axis + (slice(None, None, 2),)
 
 
 class Surroundings(ABC):
@@ -195,7 +190,7 @@ class ModuleSurroundings(Surroundings):
 
     @cached_property
     def patches(self) -> Tensor:  # type: ignore[override]
-        return _patches(self.inputs, self.layouts[0].incoming[0])[0]
+        return read_by(self.inputs, self.layouts[0].incoming[0])[0]
 
     def outputs(self, block: State) -> Tensor:
         """Outputs of a stack of target blocks, [B, C, L·N]; what is copied from the source need not be in `block`."""
@@ -214,21 +209,11 @@ class ModuleSurroundings(Surroundings):
 
     def _last_inputs(self, block: Mapping[str, Tensor], layout: Layout) -> Tensor:
         into, out = layout.incoming[0], layout.outgoing[0]
-        patches, size = _patches(self.inputs, into)
+        patches, size = read_by(self.inputs, into)
         weight, bias = into.folded(block)
         hidden = torch.relu(torch.baddbmm(bias[..., None], weight.flatten(2), patches))
         count = self.activations.shape[-1]
-        return _patches(hidden.reshape(*hidden.shape[:2], *size, count).movedim(-1, 1), out)[0]
-
-
-def _patches(x: Tensor, layer: Layer) -> tuple[Tensor, tuple[int, int]]:
-    """Return the patches of [B, N, C, H, W] that a convolution reads, [B, C·K, L·N]; its output's height and width."""
-    height, width = (
-        (size + 2 * layer.padding - kernel) // layer.stride + 1
-        for size, kernel in zip(x.shape[-2:], layer.kernel, strict=True)
-    )
-    found = F.unfold(x.flatten(0, 1), layer.kernel, padding=layer.padding, stride=layer.stride)
-    return found.reshape(*x.shape[:2], *found.shape[1:]).permute(0, 2, 3, 1).flatten(2), (height, width)
+        return read_by(hidden.reshape(*hidden.shape[:2], *size, count).movedim(-1, 1), out)[0]
 
 
 def fold_batch_norm(source: Mapping[str, Tensor]) -> State:
@@ -250,58 +235,3 @@ class _LastInputs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.block.last_inputs(x)  # type: ignore[operator]
         return features
-
-
-def unfold(x: Tensor, stride: int) -> Tensor:
-    """3×3 patches, padded by 1, of [B, C, H, W, N]: [B, C·9, L·N] with L positions an image."""
-    patches: Tensor = _Unfold.apply(x, stride)
-    return patches
-
-
-def fold_patches(patches: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
-    """Return maps of `shape`, (B, C, H, W, N), with patches summed into their places: the transpose of `unfold`."""
-    maps: Tensor = _Fold.apply(patches, stride, torch.Size(shape))
-    return maps
-
-
-class _Unfold(torch.autograd.Function):
-    """Gathers patches. Autograd's own gradient of nine slices would fill nine maps with zeros first."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
-        ctx.stride, ctx.shape = stride, x.shape
-        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-        return torch.stack(_shifted(padded, stride), dim=2).flatten(3).flatten(1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return fold_patches(gradient, ctx.stride, ctx.shape), None
-
-
-class _Fold(torch.autograd.Function):
-    """Adds patches up where they came from: the transpose of `_Unfold`, and its gradient the other's value."""
-
-    @staticmethod
-    def forward(ctx: Any, patches: Tensor, stride: int, shape: torch.Size) -> Tensor:
-        ctx.stride = stride
-        batch, channels, height, width, images = shape
-        padded = patches.new_zeros(batch, channels, height + 2, width + 2, images)
-        places = _shifted(padded, stride)
-        parts = patches.reshape(batch, channels, 9, *places[0].shape[2:]).unbind(2)
-        for place, part in zip(places, parts, strict=True):
-            place += part
-        return padded[:, :, 1:-1, 1:-1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return unfold(gradient, ctx.stride), None, None
-
-
-def _shifted(padded: Tensor, stride: int) -> list[Tensor]:
-    """Views of [B, C, H + 2, W + 2, N], one for each place in a 3×3 kernel."""
-    height, width = padded.shape[2] - 2, padded.shape[3] - 2
-    return [
-        padded[:, :, row : row + height : stride, column : column + width : stride]
-        for row in range(3)
-        for column in range(3)
-    ]

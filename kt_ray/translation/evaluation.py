@@ -89,7 +89,6 @@ class Evaluation(Displayed):
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """The table for people."""
         head = (
             f"{self.member_count} {self.members} members, "
             f"{self.image_count:,} {self.images} images of {self.dataset}\n\n"

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kt_ray.networks import READ_STRIDE, State
-from kt_ray.translation.block_runner import PaperSurroundings, Surroundings, fold_patches, unfold
+from kt_ray.translation.block_runner import PaperSurroundings, Surroundings
 from kt_ray.translation.divergences import temperature
+from kt_ray.translation.patches import fold_patches, unfold
 from kt_ray.translation.units import Layout, Units, to_units, write
 
 FIRST_DAMPING, LAST_DAMPING = 1.0, 0.3  # of the first and last step before training, over each tensor's mean curvature

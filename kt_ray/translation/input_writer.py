@@ -22,9 +22,7 @@ class InputWriter(nn.Module):
 
     Each channel is written from its own folded kernel and bias, so a permutation of channels is followed exactly. A
     stem is positively homogeneous in these: they are read at norm 1, and what is written is scaled back.
-
-    Raises:
-        ConfigError: If the stem is not that of the paper's network.
+    Raises ConfigError if the stem is not that of the paper's network.
     """
 
     def __init__(self, count: int, architecture: Architecture) -> None:

@@ -20,6 +20,7 @@ Curves = tuple[Tensor, Tensor]
 FITTED = 20_000  # images that the mixture is fitted to, at most
 FEWEST = 5  # images of a component: draws of one are its image itself, draws of two lie on the line between them
 CLUSTERS, PER_CLUSTER = 200, 50  # components; images that each needs on average
+NEIGHBOURS, VALUES = 8, 256 * 28 * 28  # images of a component of a local mixture; values that are drawn at a time
 RANK = 40  # principal directions of a component
 SHARPNESS = 10.0  # probes are sigmoids of so many times their parameters, which so move as fast as weights should
 
@@ -98,6 +99,30 @@ def mixture(images: Tensor | Mixture, count: int, generator: torch.Generator) ->
         new = component.mean + weights @ component.directions
         drawn[places] = torch.empty_like(new).scatter_(1, new.argsort(1), component.values.expand_as(new))
     return drawn.reshape(count, *shape)
+
+
+def local_mixture(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` new images [count, C, H, W] in [0, 1] like `images`, uint8 [N, C, H, W], none of which is kept.
+
+    As `mixture`, but each is drawn from a Gaussian of its own: that of one image and those nearest to it, `NEIGHBOURS`
+    in all, compared at half the resolution. So rare images are drawn as often as they occur, and patterns stay sharp,
+    but the mixture is as large as `images`. Raises DataError if there are too few.
+    """
+    if len(images) < NEIGHBOURS:
+        raise DataError(f"a mixture is fitted to at least {NEIGHBOURS} training images, got {len(images)}; give more")
+    size = max(1, VALUES // images[0].numel())
+    small = torch.cat([F.avg_pool2d(as_float(part), 2).flatten(1) for part in torch.split(images, size)])
+    lengths = small.square().sum(1)
+    centres = torch.randint(len(images), (count,), generator=generator)
+    drawn = []
+    for part in torch.split(centres, size):
+        nearest = (lengths - 2 * small[part] @ small.T).topk(NEIGHBOURS, largest=False).indices
+        members = as_float(images[nearest.flatten()]).reshape(*nearest.shape, -1)  # [part, NEIGHBOURS, D]
+        mean = members.mean(1, keepdim=True)
+        weights = torch.randn(len(part), 1, NEIGHBOURS, generator=generator) / NEIGHBOURS**0.5
+        new = (mean + weights @ (members - mean))[:, 0]
+        drawn.append(torch.empty_like(new).scatter_(1, new.argsort(1), members.sort(2).values.mean(1)))
+    return torch.cat(drawn).reshape(count, *images.shape[1:])
 
 
 def to_parameters(images: Tensor) -> Tensor:

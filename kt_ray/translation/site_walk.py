@@ -40,7 +40,7 @@ def predictions(
     once."""
     with torch.random.fork_rng(devices=[]):
         module = architecture.taking_images(architecture.smaller(sites))
-    device = next(iter(networks.values())).device
+    device = stacked.device(networks)
     parts = [
         stacked.forward(module, networks, part.to(device), shared=True).argmax(-1) for part, _ in images.batches(batch)
     ]

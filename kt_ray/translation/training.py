@@ -26,6 +26,7 @@ from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.translation import augmentations
 from kt_ray.translation.augmentations import Orientation
 from kt_ray.translation.losses import TranslationLoss
+from kt_ray.translation.optimizer import build_optimizer, learning_rate
 from kt_ray.translation.prepared import Prepared, selection_of
 from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.translation.transplants import Transplants, network_accuracies, translate, transplant_accuracy
@@ -33,8 +34,6 @@ from kt_ray.zoo.members import AnyZoo, SitesZoo
 
 Result = TypeVar("Result")
 FORMAT = "kt_ray.translation.training/1"
-PROBED = ("projector.probes", "refiner.probes", "refiner.gauss_newton.")
-UNDECAYED = (*PROBED, "refiner.log_rates")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class TranslatorTraining:
             self.model.draw_probes(images, torch.Generator().manual_seed(_seed(config.seed, 0, 2)))
         self.model.to(device)
         self.translator = copy.deepcopy(self.model) if config.training.ema else self.model
-        self.optimizer = _optimizer(config.training, self.model)
+        self.optimizer = build_optimizer(config.training, self.model)
         training = [view.parameters for view in members.to(device).views()]
         self.sites = [
             _Site(view, loss, rows, seen, self.model.for_architecture(view), self.translator.for_architecture(view))
@@ -158,9 +157,9 @@ class TranslatorTraining:
 
     def _step(self, site: _Site, rows: Tensor, generator: torch.Generator, step: int, steps: int) -> Tensor:
         """One optimiser step on the members at `rows`; its loss."""
-        settings, augmentation = self.config.training, self.config.augmentation
-        members = {name: value[rows] for name, value in site.members.items()}
-        members = augmentations.augment(members, augmentation, site.architecture, generator)
+        settings: TrainingConfig = self.config.training
+        augmentation = self.config.augmentation
+        members = augmentations.augment(stacked.take(site.members, rows), augmentation, site.architecture, generator)
         source, target = augmentations.corrupt(members, augmentation, generator)
         orientation = Orientation.draw(augmentation, generator)
         copied = site.architecture.layouts()[1].copied_of(stacked.part(members, "source"))
@@ -239,7 +238,7 @@ class TranslatorTraining:
         self.model.load_state_dict(stacked.part(tensors, "model"))
         if self.config.training.ema:
             self.translator.load_state_dict(stacked.part(tensors, "average"))
-        self.kept = {name: value.to(self.device) for name, value in stacked.part(tensors, "best").items()}
+        self.kept = stacked.to(stacked.part(tensors, "best"), self.device)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
@@ -271,35 +270,6 @@ def _timed(call: Callable[[], Result], device: str) -> tuple[Result, float]:
     if device != "cpu":
         torch.cuda.synchronize(device)
     return result, clock() - started
-
-
-def learning_rate(settings: TrainingConfig, step: int, steps: int) -> float:
-    """The learning rate of `step` (from 0) of `steps`: linear warm-up, then constant or cosine to zero."""
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _optimizer(settings: TrainingConfig, translator: torch.nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW. Refinement's rates are logarithms and its probes images: neither decays towards 0.
-
-    Each group of parameters has a `factor` of the learning rate.
-    """
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in translator.named_parameters():
-        factor = settings.probe_rate if name.startswith(PROBED) else 1.0
-        groups.setdefault((not name.startswith(UNDECAYED), factor), []).append(parameter)
-    return kind(
-        [
-            {"params": parameters, "weight_decay": decays * settings.weight_decay, "factor": factor}
-            for (decays, factor), parameters in groups.items()
-        ],
-        lr=settings.learning_rate,
-    )
 
 
 def _seed(*parts: int) -> int:

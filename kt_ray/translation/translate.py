@@ -109,5 +109,5 @@ def _widths(state: State, trained: NetworkConfig) -> NetworkConfig:
 def _translated(translator: Translator, network: State) -> State:
     """The target block for one network, names `stem.…`, `block.…`, `head.…`."""
     device = next(translator.parameters()).device
-    stack = {name.removeprefix("block."): value.unsqueeze(0).to(device) for name, value in network.items()}
-    return {name: value[0].cpu() for name, value in translator(stack).items()}
+    stack = {name.removeprefix("block."): value for name, value in stacked.stack([network]).items()}
+    return stacked.to(stacked.take(translator(stacked.to(stack, device)), 0), "cpu")

@@ -15,7 +15,8 @@ from kt_ray._io.files import write_whole
 from kt_ray._io.text import first_line
 from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state
+from kt_ray.networks import stacked
+from kt_ray.networks.checkpoint import load_network
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.narrowing import builder_text, narrowed
 from kt_ray.translation.report import (
@@ -73,37 +74,21 @@ def translate_network(
     device: str = "cpu",
     progress: Callable[[SiteReport], None] | None = None,
 ) -> NetworkTranslation:
-    """Write the network in `checkpoint` with `share` of the hidden units of each residual block.
+    """Write the network in `checkpoint` with `share` (0, 1] of the hidden units of each residual block.
 
-    The tensors go to `output` (safetensors), under the network's own names and in the checkpoint's dtypes; a file of
-    the same name ending in .py has the function that narrows a fresh network, which loads them strictly.
-
-    Args:
-        network: A fresh network of the checkpoint's kind.
-        checkpoint: Safetensors, or a `state_dict` that torch loads without running code.
-        output: Must end in .safetensors.
-        probes: Images [N, C, H, W] in [0, 1] on which blocks are fitted.
-        share: Of hidden units that are kept, over 0 and up to 1.
-        preprocessing: From images in [0, 1] to what the network takes; None for none.
-        fitting: How blocks are fitted; the defaults if None.
-        dataset: Measures accuracy on its test images before and after, if given.
-        state_dict: Which of several networks of the file.
-        device: What computes, as torch names it.
-        progress: Called after each block.
-
-    Returns:
-        What was written, block by block and whole.
-
-    Raises:
-        CheckpointError: If the file cannot be read safely, does not fit the network or is not finite, the network has
-            no residual blocks, or the output is not safetensors, would replace the checkpoint, or cannot be written.
+    `network` is a fresh one of its kind. Blocks are fitted on `probes`, images [N, C, H, W] in [0, 1], which
+    `preprocessing` turns into what the network takes; `progress` is called after each. The tensors go to `output`
+    (safetensors), under the network's own names and in the checkpoint's dtypes; a file of the same name ending in .py
+    has the function that narrows a fresh network, which loads them strictly. `state_dict` chooses one of several
+    networks in the file; `dataset` measures accuracy on its test images before and after.
+    Raises CheckpointError if the file cannot be read safely, does not fit the network or is not finite, the network has
+    no residual blocks, or the output is not safetensors, would replace the checkpoint, or cannot be written.
     """
     check_output(output, checkpoint)
     builder = builder_beside(output)
     if not 0 < share <= 1:
         raise CheckpointError(f"share of hidden units {share}, expected over 0 and up to 1")
-    found = find_network(checkpoint, network.state_dict().keys(), state_dict)
-    network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
+    found = load_network(network, checkpoint, state_dict)
     network.eval().requires_grad_(False)
     prepare = preprocessing or (lambda images: images)
     check_images(network, prepare(probes[:2]))
@@ -113,11 +98,9 @@ def translate_network(
     network, small = network.to(device), small.to(device)
     report = translate_blocks(network, small, sites, prepare(probes), fitting, progress)
     seconds = time.perf_counter() - began
-    written = {name: value.cpu() for name, value in small.state_dict().items()}
-    state = {name: value for name, value in written.items() if not name.endswith(STEPS)}
-    check_finite("network", checkpoint, state)
-    counters = {name: value for name, value in written.items() if name.endswith(STEPS)}
-    write_state(output, found.in_dtype(state) | counters, {"made_by": "kt_ray"})
+    written = stacked.to(small.state_dict(), "cpu")
+    check_finite("network", checkpoint, written)
+    write_state(output, found.in_dtype(written), {"made_by": "kt_ray"})
     hidden = {site.path: site.hidden_after for site in report.sites}
     write_whole(builder, builder_text(type(network).__name__, output.name, hidden).encode())
     return NetworkTranslation(

@@ -14,7 +14,7 @@ import torch
 from kt_ray._io.files import write_whole
 from kt_ray.data import Dataset
 from kt_ray.networks import NetworkSites, SiteArchitecture, stacked
-from kt_ray.networks.checkpoint import STEPS, find_network, network_state
+from kt_ray.networks.checkpoint import load_network
 from kt_ray.networks.cost import multiply_adds, parameter_count
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import LoadedTranslator
@@ -92,54 +92,37 @@ def translate_sites(
     state_dict: str | None = None,
     device: str = "cpu",
 ) -> SitesTranslation:
-    """Write the network in `checkpoint` with translated blocks at `sites`.
+    """Write the network in `checkpoint` with translated blocks at `sites`; at all that the pair chooses if None.
 
-    Each block is written, and refined, in the network whose earlier blocks are already the smaller ones. The tensors go
-    to `output` (safetensors) under the checkpoint's names and dtypes; a file of the same name ending in .py builds the
-    network that loads them strictly.
-
-    Args:
-        loaded: The translator, of a registered network and pair.
-        translator: The file that it is from.
-        checkpoint: Safetensors, or a `state_dict` that torch loads without running code.
-        output: Must end in .safetensors.
-        sites: Module paths, in any order; all sites that the pair chooses of the network if None.
-        dataset: Measures accuracy on its test images before and after, if given.
-        state_dict: Which of several networks of the file.
-        device: What computes, as torch names it.
-
-    Returns:
-        What was written, site by site and whole.
-
-    Raises:
-        CheckpointError: If a file cannot be read safely, does not fit or is not finite, a site's block has widths that
-            the translator's family does not serve, or the output cannot be written.
-        ConfigError: If a site is none of the network's.
+    `loaded`, of a registered network and pair, is from the file `translator`. Each block is written, and refined, in
+    the network whose earlier blocks are already the smaller ones. The tensors go to `output` (safetensors) under the
+    checkpoint's names and dtypes; a file of the same name ending in .py builds the network that loads them strictly.
+    `state_dict` chooses one of several networks in the file; `dataset` measures accuracy on its test images before and
+    after.
+    Raises CheckpointError if a file cannot be read safely, does not fit or is not finite, a site's block has widths
+    that the translator's family does not serve, or the output cannot be written; ConfigError if a site is none of the
+    network's.
     """
     check_output(output, translator, checkpoint)
     builder = builder_beside(output)
     trained = loaded.architecture
     assert isinstance(trained, NetworkSites)
     network = trained.whole()
-    found = find_network(checkpoint, network.state_dict().keys(), state_dict)
-    network.load_state_dict(network_state(found, network), strict=False)  # BN's step counters are left out
-    given = {name: value.to(device) for name, value in stacked.stack([network.state_dict()]).items()}
+    found = load_network(network, checkpoint, state_dict)
+    given = stacked.to(stacked.stack([network.state_dict()]), device)
     written, done = given, list[SiteTranslation]()
     began = started = time.perf_counter()
     for here, blocks, networks in walk(loaded.translator.to(device), trained, given, trained.chosen_sites(sites)):
         written = networks
-        check_finite(f"block at {here.site}", checkpoint, {name: value[0] for name, value in blocks.items()})
+        check_finite(f"block at {here.site}", checkpoint, stacked.take(blocks, 0))
         done.append(_site(here, time.perf_counter() - started))
         started = time.perf_counter()
     seconds = started - began
-    small = trained.smaller([site.path for site in done])
-    small.load_state_dict({name: value[0].cpu() for name, value in written.items()}, strict=False)
-    whole = small.state_dict()
-    state = {name: value for name, value in whole.items() if not name.endswith(STEPS)}
-    counters = {name: value for name, value in whole.items() if name.endswith(STEPS)}
     paths = [site.path for site in done]
+    small = trained.smaller(paths)
+    small.load_state_dict(stacked.to(stacked.take(written, 0), "cpu"), strict=False)
     metadata = {"architecture": json.dumps(trained.describe()), "sites": json.dumps(paths), "made_by": "kt_ray"}
-    write_state(output, found.renamed(found.in_dtype(state) | counters), metadata)
+    write_state(output, found.renamed(found.in_dtype(small.state_dict())), metadata)
     architecture = {key: value for key, value in trained.describe().items() if key != "code"}  # who runs it imports it
     text = BUILDER.format(file=output.name, architecture=repr(architecture), sites=repr(paths))
     write_whole(builder, text.encode())

@@ -45,7 +45,7 @@ class Transplants:
     def _activations(self) -> Iterator[tuple[slice, slice, Tensor]]:
         for start in range(0, len(self.zoo), MEMBERS):
             rows = slice(start, start + MEMBERS)
-            stems = {name: value[rows].to(self.device) for name, value in self.zoo.part("stem").items()}
+            stems = stacked.to(stacked.take(self.zoo.part("stem"), rows), self.device)
             for number, (batch, _) in enumerate(self.images.batches(BATCH)):
                 columns = slice(number * BATCH, number * BATCH + len(batch))
                 yield rows, columns, stacked.forward(self.stem, stems, batch.to(self.device), shared=True)
@@ -54,14 +54,13 @@ class Transplants:
     def predictions(self, blocks: Mapping[str, State]) -> dict[str, Tensor]:
         """Predicted classes [R, N], on the CPU, of every member with each kind of block; stems are run once for all."""
         modules = {name: _block(self.zoo, block) for name, block in blocks.items()}
-        heads = {name: value.to(self.device) for name, value in self.zoo.part("head").items()}
+        heads = stacked.to(self.zoo.part("head"), self.device)
         shape = len(self.zoo), len(self.images)
         predicted = {name: torch.empty(shape, dtype=torch.long, device=self.device) for name in blocks}
         for rows, columns, x in self._activations() if self.kept is None else self.kept:
-            of_rows = {name: value[rows] for name, value in heads.items()}
+            of_rows = stacked.take(heads, rows)
             for name, block in blocks.items():
-                state = {key: value[rows].to(self.device) for key, value in block.items()}
-                outputs = stacked.forward(modules[name], state, x)
+                outputs = stacked.forward(modules[name], stacked.to(stacked.take(block, rows), self.device), x)
                 predicted[name][rows, columns] = stacked.forward(self.head, of_rows, outputs).argmax(-1)
         return {name: classes.cpu() for name, classes in predicted.items()}
 
@@ -85,25 +84,18 @@ def readable(zoo: Zoo) -> State:
 def translate(translator: nn.Module, zoo: Zoo) -> State:
     """The translated target block of every member of `zoo`, on the CPU."""
     device = next(translator.parameters()).device
-    members, parts = readable(zoo), []
     translator.eval()
-    for start in range(0, len(zoo), MEMBERS):
-        written: State = translator(
-            {name: value[start : start + MEMBERS].to(device) for name, value in members.items()}
-        )
-        parts.append(written)
-    return {name: torch.cat([part[name].detach().cpu() for part in parts]) for name in parts[0]}
+    written = [translator(stacked.to(some, device)) for some in stacked.chunks(readable(zoo), MEMBERS)]
+    return stacked.to(stacked.concatenate(written), "cpu")
 
 
 def walked(translator: Translator, zoo: SitesZoo) -> Iterator[State]:
     """Yield stacks of the networks of `zoo`, under their own names, with all blocks translated; `MEMBERS` at once."""
     device, architecture = next(translator.parameters()).device, zoo.architecture
     networks = stacked.part(zoo.parameters, "network")
-    for start in range(0, len(zoo), MEMBERS):
-        some = {name: value[start : start + MEMBERS].to(device) for name, value in networks.items()}
-        for _, _, small in walk(translator, architecture, some, architecture.sites):
-            some = small
-        yield some
+    for some in stacked.chunks(networks, MEMBERS):
+        *_, (_, _, small) = walk(translator, architecture, stacked.to(some, device), architecture.sites)
+        yield small
 
 
 def network_accuracies(translator: Translator, zoo: SitesZoo, images: LabelledImages) -> Tensor:

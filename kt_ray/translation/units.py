@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -19,7 +18,7 @@ from kt_ray.config import TranslatorConfig
 from kt_ray.errors import ConfigError
 from kt_ray.networks import Architecture, State
 from kt_ray.networks.layouts import BlockLayout, Layer
-from kt_ray.registry import on_change
+from kt_ray.registry import cached
 
 BatchNorm = Literal["dropped", "folded"]
 
@@ -121,7 +120,7 @@ class Layout:
         return {name: torch.zeros_like(value) if name in silent else value for name, value in state.items()}
 
 
-@lru_cache(maxsize=64)
+@cached(64)
 def layouts(architecture: Architecture) -> tuple[Layout, Layout]:
     """Return the layouts of source and target blocks of `architecture`."""
     described = architecture.layouts()
@@ -129,9 +128,6 @@ def layouts(architecture: Architecture) -> tuple[Layout, Layout]:
         blocks = architecture.source_block(), architecture.target_block()
     source, target = (_seen(layout, block) for layout, block in zip(described, blocks, strict=True))
     return source, target
-
-
-on_change(layouts.cache_clear)
 
 
 def _seen(layout: BlockLayout, block: nn.Module) -> Layout:

@@ -24,7 +24,8 @@ from kt_ray.zoo.progress import BuildProgress, Count
 from kt_ray.zoo.store import ZooStore
 from kt_ray.zoo.training.batching import Buffer, batches_of, bytes_of
 from kt_ray.zoo.training.members import Plan
-from kt_ray.zoo.training.plan import ON_A_CPU, Candidate, ProbeMemory, candidates, choose, runs
+from kt_ray.zoo.training.objectives import Candidate
+from kt_ray.zoo.training.plan import ON_A_CPU, ProbeMemory, candidates, choose, runs
 from kt_ray.zoo.training.trainer import Trained, Trainer
 
 logger = logging.getLogger(__name__)
@@ -126,9 +127,6 @@ class _Build:
         room = fitting(self.config.actors.demand, self.config.actors.label_selector)
         return min(room, count or room)
 
-    def _crew(self) -> int:
-        return len(self.starting) + len(self.idle) + len(self.running)
-
     def _recruit(self) -> None:
         """Start actors for work that none has, as far as nodes go; they may have joined or left."""
         try:
@@ -139,7 +137,8 @@ class _Build:
                 raise
             return
         wanted = min(room, len(self.batches) + len(self.running), self.in_flight)
-        for _ in range(wanted - self._crew()):
+        crew = len(self.starting) + len(self.idle) + len(self.running)
+        for _ in range(wanted - crew):
             recipe, gpus, code = self.config.recipe, self.config.actors.gpus, self.architecture.code
             actor = self.actor_class.remote(recipe, self.architecture, self.dataset, gpus, code)
             self.starting[actor.ready.remote()] = actor

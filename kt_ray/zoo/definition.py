@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from kt_ray.config.network import AnyNetwork
 from kt_ray.config.study_code import asked_for, missing_code
 from kt_ray.errors import ConfigError, ZooError
 from kt_ray.networks import AnyArchitecture, PaperArchitecture, described, stacked
-from kt_ray.registry import on_change
+from kt_ray.registry import cached
 
 SCHEMA_VERSION = 2  # 1: of the paper's networks, which are still written so
 MENDS = "`kt-ray zoo build FILE` with the zoo's study file makes it anew"
@@ -122,13 +121,10 @@ def same_entry(key: str, value: Any, other: Any) -> bool:
     return bool(value == other)
 
 
-@lru_cache(maxsize=16)
+@cached(16)
 def shapes_of(architecture: AnyArchitecture) -> Shapes:
     """Return the shape of each tensor of one member, by its name in a shard. Nothing is allocated."""
     with torch.device("meta"):
         parts = architecture.parts()
     states = stacked.join(**{name: part.state_dict() for name, part in parts.items()})
     return {name: tuple(value.shape) for name, value in states.items() if "num_batches_tracked" not in name}
-
-
-on_change(shapes_of.cache_clear)

@@ -40,7 +40,6 @@ class ZooInfo:
     target_histogram: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return asdict(self)
 
     def facts(self) -> list[dict[str, str]]:

@@ -26,9 +26,7 @@ def build_zoo_locally(
 
     A member has the same bits as one trained by `kt_ray.zoo.actors.build_zoo` with the same implementation. Damage is
     mended: members that the index or a shard lost are trained again.
-
-    Raises:
-        ZooError: If a zoo of another pair, seed, network, recipe or dataset is stored there, or it cannot be written.
+    Raises ZooError if a zoo of another pair, seed, network, recipe or dataset is stored there, or it cannot be written.
     """
     architecture = architecture_of(pair, config.network, dataset.image_shape, dataset.classes)
     plan, total = default_plan(architecture, device), len(members_of(config.seed, config.members))

@@ -85,13 +85,12 @@ class _Rows(Displayed):
         """The rows `rows` (int64). Consecutive ones are views: a zoo that processes share stays one copy."""
         consecutive = len(rows) > 0 and bool((rows.diff() == 1).all())
         chosen = slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
-        parameters = {name: value[chosen] for name, value in self.parameters.items()}
         index = self.index.slice(int(rows[0]), len(rows)) if consecutive else self.index.take(pa.array(rows.numpy()))
-        return replace(self, parameters=parameters, index=index)
+        return replace(self, parameters=stacked.take(self.parameters, chosen), index=index)
 
     def to(self, device: torch.device | str) -> Self:
         """Return the zoo with its parameters on `device`."""
-        return replace(self, parameters={name: value.to(device) for name, value in self.parameters.items()})
+        return replace(self, parameters=stacked.to(self.parameters, device))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,7 +14,7 @@ from kt_ray.config.code import CodeFile
 from kt_ray.config.study_code import code_of, load_code, require_code, unload_code
 from kt_ray.errors import ConfigError
 from kt_ray.networks.contracts import built, make_network
-from kt_ray.registry import on_change
+from kt_ray.registry import cached
 
 NETWORK = """
 from torch import nn
@@ -71,12 +71,15 @@ def test_a_file_runs_once_and_registers_under_its_hash() -> None:
 
 
 def test_another_text_takes_the_place_of_the_earlier() -> None:
-    forgotten: list[int] = []
-    on_change(lambda: forgotten.append(1))
+
+    @cached(1)
+    def classes() -> object:
+        return make_network("mine").classes
+
     load_code([network(3)])
+    assert classes() == 3
     load_code([network(5)])
-    assert make_network("mine").classes == 5
-    assert forgotten
+    assert classes() == 5
     load_code([code("from kt_ray import register\nregister.loss('mine')(dict)")])
     with pytest.raises(ConfigError, match="mine"):
         make_network("mine")

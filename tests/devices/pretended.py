@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from unittest import mock
 
+import safetensors.torch
 import torch
 import torch.utils._device
 from torch.overrides import TorchFunctionMode
@@ -181,59 +182,19 @@ class DeviceMode(TorchDispatchMode):
         on_device = [value for value in tensors if isinstance(value, DeviceTensor)]
         on_host = [value for value in tensors if not isinstance(value, DeviceTensor)]
         generator = next((value for value in flat if isinstance(value, torch._C.Generator)), None)
-        explicit = kwargs.get("device")
-        if explicit is None and func in (aten.to.device,):
-            explicit = args[1]
-        target = torch.device(explicit) if explicit is not None else None
-        if target is not None and target.type == "meta" and not _meta_is_meant():
-            target = CUDA  # what C++ takes a pretended tensor's device for, as in `x.to(other)`
-        if target is not None and target.type not in ("cpu", "cuda", "meta"):
-            raise PlacementError(f"{name}: device {target}")
+        target = self._target(name, args[1] if func is aten.to.device else kwargs.get("device"))
         if not on_device and (target is None or target.type != "cuda"):
             self._generator(name, generator, CPU)
             return func(*args, **kwargs)  # nothing of the device
-
-        # Where the result lies, and whether the devices fit.
-        if target is not None:
-            place = target
-            if on_device and on_host and func is not aten._to_copy.default:
-                self._mixed(name, on_device, on_host)
-        elif func in COPIES:
-            place = CUDA if isinstance(args[0], DeviceTensor) else CPU
-        elif func in INDEXING:
-            place = self._indexing(name, func, args)
-        else:
-            place = CUDA
-            self._mixed(name, on_device, on_host)
+        place = self._place(func, args, target, on_device, on_host)
         self._generator(name, generator, place)
-
-        # What makes the host wait.
-        if func in READS:
-            self.note("read of a value", name)
-        elif func in VALUE_SHAPED:
-            self.note("shape of values", name)
-        elif func is aten._to_copy.default or func in COPIES:
-            source = args[0] if func is aten._to_copy.default else args[1]
-            pairs = [(source, place)] if isinstance(source, torch.Tensor) else []
-            for value, goal in pairs:
-                if isinstance(value, DeviceTensor) != (goal.type == "cuda") and goal.type != "meta":
-                    self.note("copy to the host" if isinstance(value, DeviceTensor) else "copy to the device", name)
-        if place.type == "cuda" and not _is_view(func) and "lift_fresh" not in name and "detach" not in name:
-            self.launches[name] += 1
-
-        inner_args, inner_kwargs = pytree.tree_map_only(DeviceTensor, lambda value: value.inner, (args, kwargs))
-        if explicit is not None and place.type == "cuda":
-            inner_kwargs = {**inner_kwargs, "device": CPU}
-        inner_kwargs.pop("pin_memory", None)
-        with self._randomness(func, generator, place) as given:
-            if given is not None:
-                inner_kwargs = {**inner_kwargs, "generator": given}
-            if self.graph is not None and torch.Tag.nondeterministic_seeded in func.tags:
-                raise PlacementError(f"{name}: random numbers are drawn while stream is capturing")
-            if self.graph is not None and place.type == "cuda":
-                out = self.graph.note(func, inner_args, inner_kwargs)
-            else:
-                out = func(*inner_args, **inner_kwargs)
+        self._count(func, args, place)
+        given_args, given = pytree.tree_map_only(DeviceTensor, lambda value: value.inner, (args, kwargs))
+        if target is not None and place.type == "cuda":
+            given = {**given, "device": CPU}
+        given.pop("pin_memory", None)
+        with self._randomness(func, generator, place):
+            out = self._computed(func, place, given_args, given)
         if place.type != "cuda":
             return out
         if not self.float64 and any(
@@ -244,6 +205,51 @@ class DeviceMode(TorchDispatchMode):
             torch.Tensor, lambda value: value if isinstance(value, DeviceTensor) else DeviceTensor(value), out
         )
         return return_and_correct_aliasing(func, args, kwargs, out) if _aliases(func) else out
+
+    def _target(self, name, explicit):
+        """The device that a call names."""
+        target = torch.device(explicit) if explicit is not None else None
+        if target is not None and target.type == "meta" and not _meta_is_meant():
+            target = CUDA  # what C++ takes a pretended tensor's device for, as in `x.to(other)`
+        if target is not None and target.type not in ("cpu", "cuda", "meta"):
+            raise PlacementError(f"{name}: device {target}")
+        return target
+
+    def _place(self, func, args, target, on_device, on_host):
+        """Where the result lies, if the devices fit."""
+        if target is not None:
+            if on_device and on_host and func is not aten._to_copy.default:
+                self._mixed(str(func), on_device, on_host)
+            return target
+        if func in COPIES:
+            return CUDA if isinstance(args[0], DeviceTensor) else CPU
+        if func in INDEXING:
+            return self._indexing(str(func), func, args)
+        self._mixed(str(func), on_device, on_host)
+        return CUDA
+
+    def _count(self, func, args, place):
+        """Note what makes the host wait, and what the device is given to do."""
+        name = str(func)
+        if func in READS:
+            self.note("read of a value", name)
+        elif func in VALUE_SHAPED:
+            self.note("shape of values", name)
+        elif func is aten._to_copy.default or func in COPIES:
+            source = args[0] if func is aten._to_copy.default else args[1]
+            here = isinstance(source, DeviceTensor)
+            if isinstance(source, torch.Tensor) and here != (place.type == "cuda") and place.type != "meta":
+                self.note("copy to the host" if here else "copy to the device", name)
+        if place.type == "cuda" and not _is_view(func) and "lift_fresh" not in name and "detach" not in name:
+            self.launches[name] += 1
+
+    def _computed(self, func, place, args, kwargs):
+        """What `func` gives on the CPU, recorded if a graph is."""
+        if self.graph is not None and torch.Tag.nondeterministic_seeded in func.tags:
+            raise PlacementError(f"{func}: random numbers are drawn while stream is capturing")
+        if self.graph is not None and place.type == "cuda":
+            return self.graph.note(func, args, kwargs)
+        return func(*args, **kwargs)
 
     def _mixed(self, name, on_device, on_host):
         big = [value for value in on_host if value.dim() > 0]
@@ -285,12 +291,12 @@ class DeviceMode(TorchDispatchMode):
     def _randomness(self, func, generator, place):
         """The device's own default generator for what draws from it."""
         if place.type != "cuda" or generator is not None or torch.Tag.nondeterministic_seeded not in func.tags:
-            yield None
+            yield
             return
         before = torch.default_generator.get_state()
         torch.default_generator.set_state(self.generator.get_state())
         try:
-            yield None
+            yield
         finally:
             self.generator.set_state(torch.default_generator.get_state())
             torch.default_generator.set_state(before)
@@ -335,6 +341,51 @@ def _aliases(func):
     return any(argument.alias_info is not None for argument in func._schema.arguments)
 
 
+OPEN = safetensors.torch.safe_open
+
+
+class Opened:
+    """`safe_open`, which reads to the device in C: on the CPU, then copied."""
+
+    def __init__(self, *args, device="cpu", **kwargs):
+        self.file, self.place = OPEN(*args, **kwargs), device
+
+    def __enter__(self):
+        self.file = self.file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self.file.__exit__(*error)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def get_tensor(self, name):
+        return self.file.get_tensor(name).to(self.place)
+
+    def get_tensors(self):
+        return {name: self.get_tensor(name) for name in self.file.keys()}  # noqa: SIM118 - not iterable itself
+
+
+ANSWERS = {  # of functions of `torch.cuda`
+    "_lazy_init": None,
+    "is_available": True,
+    "is_initialized": True,
+    "device_count": 1,
+    "current_device": 0,
+    "get_device_name": "Pretended",
+    "get_device_properties": mock.Mock(total_memory=80 * 2**30),
+    "empty_cache": None,
+    "mem_get_info": (40 * 2**30, 80 * 2**30),
+    "get_per_process_memory_fraction": 1.0,
+    "memory_reserved": 0,
+    "reset_peak_memory_stats": None,
+    "synchronize": None,
+    "set_per_process_memory_fraction": None,
+    "is_bf16_supported": True,
+}
+
+
 @contextlib.contextmanager
 def pretended_cuda() -> Iterator[DeviceMode]:
     """Pretend that this process has one CUDA device; yields what it did."""
@@ -350,52 +401,13 @@ def pretended_cuda() -> Iterator[DeviceMode]:
     def seed(value):
         mode.generator.manual_seed(int(value))
 
-    import safetensors.torch
-
-    class Opened:
-        """`safe_open`, which reads to the device in C: on the CPU, then copied."""
-
-        def __init__(self, *args, device="cpu", **kwargs):
-            self.file, self.place = real_open(*args, **kwargs), device
-
-        def __enter__(self):
-            self.file = self.file.__enter__()
-            return self
-
-        def __exit__(self, *error):
-            return self.file.__exit__(*error)
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def get_tensor(self, name):
-            return self.file.get_tensor(name).to(self.place)
-
-        def get_tensors(self):
-            return {name: self.get_tensor(name) for name in self.file.keys()}  # noqa: SIM118 - not iterable itself
-
-    real_open = safetensors.torch.safe_open
     patches = [
         mock.patch.object(safetensors.torch, "safe_open", Opened),
-        mock.patch.object(cuda, "_lazy_init", return_value=None),
-        mock.patch.object(cuda, "is_available", return_value=True),
-        mock.patch.object(cuda, "is_initialized", return_value=True),
-        mock.patch.object(cuda, "device_count", return_value=1),
-        mock.patch.object(cuda, "current_device", return_value=0),
-        mock.patch.object(cuda, "get_device_name", return_value="Pretended"),
-        mock.patch.object(cuda, "get_device_properties", return_value=mock.Mock(total_memory=80 * 2**30)),
-        mock.patch.object(cuda, "empty_cache", return_value=None),
-        mock.patch.object(cuda, "mem_get_info", return_value=(40 * 2**30, 80 * 2**30)),
-        mock.patch.object(cuda, "get_per_process_memory_fraction", return_value=1.0),
-        mock.patch.object(cuda, "memory_reserved", return_value=0),
-        mock.patch.object(cuda, "reset_peak_memory_stats", return_value=None),
+        *(mock.patch.object(cuda, name, return_value=answer) for name, answer in ANSWERS.items()),
         mock.patch.object(cuda, "get_rng_state", get_rng_state),
         mock.patch.object(cuda, "set_rng_state", set_rng_state),
         mock.patch.object(cuda, "manual_seed_all", seed),
         mock.patch.object(cuda, "manual_seed", seed),
-        mock.patch.object(cuda, "synchronize", return_value=None),
-        mock.patch.object(cuda, "set_per_process_memory_fraction", return_value=None),
-        mock.patch.object(cuda, "is_bf16_supported", return_value=True),
         mock.patch.object(torch, "Generator", DeviceGenerator),
         mock.patch.object(torch.optim.Optimizer, HEALTH_CHECK, return_value=None),
         mock.patch.object(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from kt_ray.config import FitConfig
-from kt_ray.distillation.fitting import finite, read_checkpoint, save_checkpoint, scheduled
+from kt_ray.data import LabelledImages
+from kt_ray.distillation.fitting import Fit, read_checkpoint, save_checkpoint, scheduled
+from kt_ray.distillation.images import Batch
 from kt_ray.errors import CheckpointError, ConfigError
 
 
@@ -28,8 +32,18 @@ def test_cosine_with_warmup() -> None:
 
 
 def test_a_loss_that_is_not_finite() -> None:
+    layer, images = nn.Linear(1, 1), LabelledImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4).long())
+
+    class Diverging(Fit):
+        what = "the paraphraser"
+
+        def losses(self, batch: Batch) -> dict[str, Tensor]:
+            return {"loss": layer.weight.sum() * (float("nan") if self.epoch == 2 else 1.0)}
+
+    fit = Diverging(FitConfig(epochs=3), images, {"layer": (layer, 0.1)}, seed=0)
+    assert list(fit.run_epoch()) == list(fit.run_epoch()) == ["loss", "seconds"]
     with pytest.raises(ConfigError, match=r"the paraphraser diverged in epoch 3: its loss is nan; lower its learn"):
-        finite(float("nan"), "the paraphraser", 2)
+        fit.run_epoch()
 
 
 def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:

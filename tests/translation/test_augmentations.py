@@ -170,7 +170,7 @@ def test_swapped_units_move_whole_and_cost_the_target(random_zoo: Zoo, seed: int
 @given(seed=seeds)
 def test_mixup_of_equals_up_to_order_changes_nothing(random_zoo: Zoo, seed: int) -> None:
     """Members that are one member with its units in other orders mix to that member."""
-    one = augmentations.take_rows(random_zoo.parameters, torch.zeros(4, dtype=torch.long))
+    one = stacked.take(random_zoo.parameters, torch.zeros(4, dtype=torch.long))
     shuffled = augmentations.permute_hidden(
         one, torch.stack([torch.randperm(6, generator=generator(seed + i)) for i in range(4)]), ARCHITECTURE
     )

@@ -7,7 +7,8 @@ import torch
 
 from kt_ray.config import MemberCounts
 from kt_ray.networks import PAIRS, PaperArchitecture, stacked
-from kt_ray.translation.block_runner import stem_activations, surround, unfold
+from kt_ray.translation.block_runner import stem_activations, surround
+from kt_ray.translation.patches import unfold
 from kt_ray.translation.transplants import readable
 from kt_ray.zoo.untrained import untrained_zoo
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from kt_ray.config import MemberCounts, MixerOptions, PairName, TranslatorConfig
 from kt_ray.networks import PAIRS, PaperArchitecture, State
+from kt_ray.translation.adam import MOMENTUM, SECOND_MOMENT, adam
 from kt_ray.translation.block_runner import Surroundings, stem_activations, surround
 from kt_ray.translation.divergences import tempered_kl
 from kt_ray.translation.probe_images import strokes, to_images
-from kt_ray.translation.refinement import adam
 from kt_ray.translation.translator import Translator, build_translator
 from kt_ray.translation.units import Units, read, target_layout, to_units
 from kt_ray.zoo.members import Zoo
@@ -193,7 +193,6 @@ def test_gradients_reach_probes_rates_and_layers(random_zoo: Zoo) -> None:
 
 
 def test_adam_is_torchs_but_for_its_constants() -> None:
-    from kt_ray.translation.refinement import MOMENTUM, SECOND_MOMENT
 
     value = torch.randn(5, dtype=torch.float64)
     reference = value.clone().requires_grad_()

@@ -18,8 +18,9 @@ from kt_ray.data import Dataset
 from kt_ray.errors import CheckpointError, ConfigError, ZooError
 from kt_ray.networks.state_file import read_written, write_state
 from kt_ray.search.space import apply
+from kt_ray.translation.optimizer import learning_rate
 from kt_ray.translation.prepared import Prepared
-from kt_ray.translation.training import TranslatorTraining, learning_rate
+from kt_ray.translation.training import TranslatorTraining
 from kt_ray.translation.transplants import Transplants
 from kt_ray.zoo.members import Zoo
 from kt_ray.zoo.untrained import untrained_zoo

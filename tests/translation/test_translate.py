@@ -18,8 +18,7 @@ from kt_ray.config import (
 )
 from kt_ray.data import Dataset, LabelledImages
 from kt_ray.errors import CheckpointError
-from kt_ray.networks import Architecture, PaperArchitecture, checkpoint
-from kt_ray.networks.checkpoint import read_network
+from kt_ray.networks import Architecture, PaperArchitecture, checkpoint_file
 from kt_ray.networks.paper_names import network_name
 from kt_ray.networks.state_file import write_state
 from kt_ray.translation.checkpoint import save_translator
@@ -60,7 +59,7 @@ def test_networks_of_other_widths(tmp_path: Path, family: str, dataset: Dataset)
     """The target keeps the share of hidden units that it has at the trained widths, 3 of 6."""
     output = tmp_path / "small.safetensors"
     translation = translate(saved_translator(tmp_path, family), saved_network(tmp_path, WIDER), output, dataset)
-    assert read_network(output, WIDER.target_network())["block.conv1.weight"].shape == (4, 5, 3, 3)
+    assert load_file(output)["block.conv1.weight"].shape == (4, 5, 3, 3)
     assert translation.parameters_after == sum(value.numel() for value in WIDER.target_network().parameters())
 
 
@@ -103,8 +102,8 @@ def test_what_is_read_is_not_overwritten(tmp_path: Path, name: str) -> None:
 
 def test_the_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    load = checkpoint.load_file
-    monkeypatch.setattr(checkpoint, "load_file", lambda path: (read.append(path), load(path))[1])
+    load = checkpoint_file.load_file
+    monkeypatch.setattr(checkpoint_file, "load_file", lambda path: (read.append(path), load(path))[1])
     network = saved_network(tmp_path)
     translate(saved_translator(tmp_path, "mixer"), network, tmp_path / "small.safetensors")
     assert read == [network]

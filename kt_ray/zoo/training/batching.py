@@ -52,8 +52,7 @@ class Buffer:
         """Write what is there as one shard."""
         if not self.parts:
             return
-        stacks = [parameters for parameters, _ in self.parts]
-        parameters = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+        parameters = stacked.concatenate([parameters for parameters, _ in self.parts])
         rows = pa.concat_tables([rows for _, rows in self.parts])
         assert stacked.size(parameters) == rows.num_rows
         self.parts, self.bytes = [], 0

@@ -21,13 +21,13 @@ import torch
 
 from kt_ray._compat.numba import cache_directory
 from kt_ray.config import PairName
-from kt_ray.zoo.training import gather_kernels, head_kernels, kernels
+from kt_ray.zoo.training import gather_kernels, head_kernels, kernels, relu_kernels
 
 logger = logging.getLogger(__name__)
 VARIABLE = "KT_RAY_COMPILES"  # set in the process that compiles
 LONGEST = 900.0  # seconds; it takes about 30
 PAIRS: tuple[PairName, ...] = ("basic_to_simple", "basic_to_biased")  # those whose targets kernels cover
-MODULES = (kernels, head_kernels, gather_kernels)
+MODULES = (kernels, head_kernels, gather_kernels, relu_kernels)
 
 
 @functools.cache

@@ -7,17 +7,17 @@ is enough. What a step needs is laid out once; logits and gradients are overwrit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kt_ray.networks import AnyArchitecture, PaperArchitecture
 from kt_ray.networks.blocks import BasicBlock, SimpleBlock
-from kt_ray.zoo.training import head_kernels, kernels
+from kt_ray.zoo.training import head_kernels, kernels, relu_kernels
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -50,7 +50,7 @@ class Norm:
     def forward(self, state: Mapping[str, Array], y: Array, training: bool, out: Array) -> None:
         """The inside of `out` from y; in training mode by the moments of y, which move the running ones."""
         kernels.measure(y, *self.arrays(state), training)
-        kernels.norm_relu(y, self.scale, self.shift, out)
+        relu_kernels.norm_relu(y, self.scale, self.shift, out)
 
     def backward(self, g: Array, y: Array, activation: Array, gradient: Mapping[str, Array]) -> None:
         """Turn g, the gradient by the `activation`, into that by y; put the norm's own into `gradient`."""
@@ -121,7 +121,7 @@ class Stem:
         kernels.stem_forward(
             self.x, state["stem.conv.weight"], *norm.arrays(state), training, self.plane, self.best, self.where
         )
-        kernels.norm_relu(self.best, norm.scale, norm.shift, out)
+        relu_kernels.norm_relu(self.best, norm.scale, norm.shift, out)
 
     def backward(self, state: Mapping[str, Array], dp: Array, gradient: Mapping[str, Array]) -> None:
         """Gradients from dp [channels, H+2, W+2, N], already masked by the ReLU."""
@@ -143,8 +143,23 @@ class Stem:
         )
 
 
+class Network(Protocol):
+    """A network on batches of `n` images: `stem.x` are the images, `p` [channels, H+2, W+2, n] the block's input."""
+
+    stem: Stem
+    p: Array
+
+    def forward(self, state: Mapping[str, Array], training: bool) -> Array:
+        """Return logits [classes, n] for the block's input; training mode moves the running statistics of `state`."""
+        ...
+
+    def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
+        """Fill `gradient` with that of the mean cross-entropy, after `forward` in training mode."""
+        ...
+
+
 class SourceNetwork:
-    """A source network (stem, BasicBlock, head) on batches of `n` images, which are put into `stem.x`."""
+    """A source network: stem, BasicBlock, head."""
 
     def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         channels, height, width = architecture.activation_shape
@@ -157,17 +172,14 @@ class SourceNetwork:
         self.d, self.dh = zeros(*self.p.shape), zeros(*self.h.shape)  # d is the gradient by a2, later that by p
 
     def forward(self, state: Mapping[str, Array], training: bool) -> Array:
-        """Logits [classes, N]; in training mode the running statistics of `state` are moved."""
-        self.stem.forward(state, self.p, training)
         kernels.convolve(self.p, state["block.conv1.weight"], self.a1)
         self.norm1.forward(state, self.a1, training, self.h)
         kernels.convolve(self.h, state["block.conv2.weight"], self.a2)
         kernels.measure(self.a2, *self.norm2.arrays(state), training)
-        head_kernels.residual(self.a2, self.norm2.scale, self.norm2.shift, self.p, self.z, 2)
+        relu_kernels.residual(self.a2, self.norm2.scale, self.norm2.shift, self.p, self.z, 2)
         return self.head.forward(state, self.z, training)
 
     def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
-        """Fill `gradient` with that of the mean cross-entropy, after `forward` in training mode."""
         dz, norm2 = self.head.backward(state, self.z, labels, gradient), self.norm2
         head_kernels.read_norm_backward(
             dz, self.a2, norm2.mean, norm2.inverse, norm2.scale, self.d, gradient[norm2.weight], gradient[norm2.bias]
@@ -177,12 +189,12 @@ class SourceNetwork:
         self.norm1.backward(self.dh, self.a1, self.h, gradient)
         kernels.kernel_gradient(self.p, self.dh, gradient["block.conv1.weight"])
         kernels.input_gradient(self.dh, state["block.conv1.weight"], self.d)
-        head_kernels.residual_backward(self.d, dz, self.p)
+        relu_kernels.residual_backward(self.d, dz, self.p)
         self.stem.backward(state, self.d, gradient)
 
 
 class TargetNetwork:
-    """A SimpleBlock between a frozen stem and head, on batches of `n` stem activations, which are put into `p`."""
+    """A SimpleBlock (names `conv1.…`, `conv2.…`) between a frozen stem and head, which are never in training mode."""
 
     def __init__(self, architecture: PaperArchitecture, n: int) -> None:
         channels, height, width = architecture.activation_shape
@@ -193,19 +205,15 @@ class TargetNetwork:
         self.a2, self.z = zeros(*self.head.dz.shape), zeros(*self.head.dz.shape)
         self.ones, self.no_bias = np.ones(channels, np.float32), zeros(max(channels, hidden))
 
-    def forward(self, state: Mapping[str, Array], frozen: Mapping[str, Array]) -> Array:
-        """Logits [classes, N] with the block `state` and the `frozen` stem and head."""
+    def forward(self, state: Mapping[str, Array], training: bool = False) -> Array:
         kernels.convolve(self.p, state["conv1.weight"], self.h)
-        kernels.relu(self.h, state.get("conv1.bias", self.no_bias))
+        relu_kernels.relu(self.h, state.get("conv1.bias", self.no_bias))
         kernels.convolve_read(self.h, state["conv2.weight"], self.a2)
-        head_kernels.residual(self.a2, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
-        return self.head.forward(frozen, self.z, training=False)
+        relu_kernels.residual(self.a2, self.ones, state.get("conv2.bias", self.no_bias), self.p, self.z, 1)
+        return self.head.forward(state, self.z, training=False)
 
-    def backward(
-        self, state: Mapping[str, Array], frozen: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]
-    ) -> None:
-        """Fill `gradient` with that of the mean cross-entropy, after `forward`."""
-        dz = self.head.backward(frozen, self.z, labels, None)
+    def backward(self, state: Mapping[str, Array], labels: Labels, gradient: Mapping[str, Array]) -> None:
+        dz = self.head.backward(state, self.z, labels, None)
         kernels.read_gradients(self.h, dz, state["conv2.weight"], self.dh, gradient["conv2.weight"])
         kernels.mask(self.dh, self.h)
         kernels.kernel_gradient(self.p, self.dh, gradient["conv1.weight"])
@@ -216,15 +224,14 @@ class TargetNetwork:
 
 def supports_source(architecture: AnyArchitecture) -> TypeGuard[PaperArchitecture]:
     """Whether the source of this pair is the BasicBlock network written out here."""
-    if not isinstance(architecture, PaperArchitecture):
-        return False
-    with torch.device("meta"):
-        return type(architecture.source_block()) is BasicBlock
+    return isinstance(architecture, PaperArchitecture) and _is(BasicBlock, architecture.source_block)
 
 
 def supports_target(architecture: AnyArchitecture) -> TypeGuard[PaperArchitecture]:
     """Whether the target of this pair is the SimpleBlock written out here."""
-    if not isinstance(architecture, PaperArchitecture):
-        return False
+    return isinstance(architecture, PaperArchitecture) and _is(SimpleBlock, architecture.target_block)
+
+
+def _is(kind: type[nn.Module], build: Callable[[], nn.Module]) -> bool:
     with torch.device("meta"):
-        return type(architecture.target_block()) is SimpleBlock
+        return type(build()) is kind

@@ -9,36 +9,6 @@ from kt_ray.zoo.training.kernels import compiled
 
 
 @compiled
-def residual(y, scale, shift, p, z, stride):
-    """z = ReLU(scale·y + shift + p) where the head reads; p is [C, H+2, W+2, N].
-
-    y is [C, H, W, N] with stride 2, or only what is read with stride 1.
-    """
-    for c in range(z.shape[0]):
-        a, b = scale[c], shift[c]
-        for i in range(z.shape[1]):
-            for j in range(z.shape[2]):
-                goal, value, carried = z[c, i, j], y[c, stride * i, stride * j], p[c, 2 * i + 1, 2 * j + 1]
-                for k in range(len(goal)):
-                    goal[k] = max(a * value[k] + b + carried[k], np.float32(0))
-
-
-@compiled
-def residual_backward(dp, dz, p):
-    """dp[C, H+2, W+2, N], the gradient by p along the block, plus dz past it; 0 where p, a ReLU's output, is 0."""
-    for c in range(dp.shape[0]):
-        for h in range(1, dp.shape[1] - 1):
-            if h % 2 == 1:
-                for j in range(dz.shape[2]):
-                    goal, passed = dp[c, h, 2 * j + 1], dz[c, h // 2, j]
-                    for k in range(len(goal)):
-                        goal[k] += passed[k]
-            row, value = dp[c, h].reshape(-1), p[c, h].reshape(-1)
-            for k in range(len(row)):
-                row[k] = row[k] if value[k] > 0 else np.float32(0)
-
-
-@compiled
 def read_norm_backward(dz, y, mean, inverse, scale, out, dgamma, dbeta):
     """`kernels.norm_backward` for a gradient that is dz where the head reads and 0 elsewhere; y is [C, H, W, N]."""
     channels, height, width, n = y.shape

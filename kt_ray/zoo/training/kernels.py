@@ -3,7 +3,7 @@
 Images lie last: arrays are [channels, H, W, N], convolution inputs [channels, H+2, W+2, N] with a border of zeros, so
 that every inner loop runs over neighbouring columns of all images at once and LLVM turns it into vector code.
 Slices shift the columns, because Numba checks computed indices for being negative, which spoils vectorisation.
-They stay in one file, because Numba's cache does not see a change in a function of another file.
+Those that call each other stay in one file, because Numba's cache does not see a change in a function of another file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ import numpy as np
 EPS = 1e-5  # torch's default, as is the momentum of the running statistics
 MOMENTUM = np.float32(0.1)
 
-# Sums may be reordered and contracted; NaN and infinity keep their meaning, so that divergence is seen.
-_jit = numba.njit(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", nogil=True, cache=True)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled on its first call and cached on disk."""
-    result: Callable[..., Any] = _jit(function)
-    return result
+# Functions are compiled on their first call and cached on disk. Sums may be reordered and contracted; NaN and infinity
+# keep their meaning, so that divergence is seen.
+compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
+    fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", nogil=True, cache=True
+)
 
 
 @compiled
@@ -112,9 +109,8 @@ def input_gradient(dy, w, dx):
 @compiled
 def _moments(y):
     """Mean and variance of the values of y[H, W, N]; rows are summed in float64."""
-    height = y.shape[0]
     total = 0.0
-    for h in range(height):
+    for h in range(len(y)):
         values = y[h].reshape(-1)
         of_row = np.float32(0)
         for k in range(len(values)):
@@ -122,7 +118,7 @@ def _moments(y):
         total += float(of_row)
     mean = np.float32(total / y.size)
     squares = 0.0
-    for h in range(height):
+    for h in range(len(y)):
         values = y[h].reshape(-1)
         of_row = np.float32(0)
         for k in range(len(values)):
@@ -154,29 +150,6 @@ def measure(y, gamma, beta, running_mean, running_variance, mean, inverse, scale
     """
     for c in range(len(y)):
         _measure(c, y[c], gamma, beta, running_mean, running_variance, mean, inverse, scale, shift, training)
-
-
-@compiled
-def norm_relu(y, scale, shift, out):
-    """out = ReLU(scale·y + shift) for y[C, H, W, N] and scale and shift [C]; `out` may have a border of 1."""
-    channels, height, width = y.shape[:3]
-    border = (out.shape[1] - height) // 2
-    for c in range(channels):
-        a, b = scale[c], shift[c]
-        for h in range(height):
-            source, goal = y[c, h].reshape(-1), out[c, h + border, border : width + border].reshape(-1)
-            for k in range(len(source)):
-                goal[k] = max(a * source[k] + b, np.float32(0))
-
-
-@compiled
-def relu(y, bias):
-    """The inside of y[C, H+2, W+2, N] = ReLU(y + bias) in place; `bias` is [C]."""
-    for c in range(y.shape[0]):
-        for h in range(1, y.shape[1] - 1):
-            row = y[c, h, 1:-1].reshape(-1)
-            for k in range(len(row)):
-                row[k] = max(row[k] + bias[c], np.float32(0))
 
 
 @compiled
@@ -237,8 +210,7 @@ def pool(u, sign, best, where):
     for i in range(best.shape[0]):
         for j in range(best.shape[1]):
             largest, place = best[i, j], where[i, j]
-            for k in range(n):
-                largest[k] = -np.inf
+            largest[:] = -np.inf
             for q in range(9):
                 h, w = 2 * i - 1 + q // 3, 2 * j - 1 + q % 3
                 if 0 <= h < height and 0 <= w < width:

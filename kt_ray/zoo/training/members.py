@@ -33,7 +33,7 @@ from kt_ray.zoo.recipe import (
     steps_of,
 )
 from kt_ray.zoo.training import fused
-from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
+from kt_ray.zoo.training.objectives import Candidate, Objective, source_objective, target_objective
 from kt_ray.zoo.training.optimizers import Optimizer, Parameters
 from kt_ray.zoo.training.stacking import Implementation, fresh
 
@@ -51,6 +51,10 @@ class Plan:
     compile: bool = False
     counter_draws: bool = False  # orders, flips and shifts hashed on the device: see `recipe.counted_epoch`
     recorded: bool = False  # a step is a CUDA graph
+
+    def of(self, phase: str) -> Candidate:
+        """Return how `phase`, "source" or "target", is trained."""
+        return Candidate(getattr(self, phase), self.at_once, self.bfloat16, self.compile, self.recorded)
 
     def __str__(self) -> str:
         options = [name for name in ("bfloat16", "compile", "counter_draws", "recorded") if getattr(self, name)]
@@ -137,7 +141,6 @@ def _train_chunk(
     began = time.perf_counter()
     members, recipes = [job[0] for job in jobs], [job[1] for job in jobs]
     recipe, device = recipes[0], training.images.device
-    options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
 
     def orders(phase: str) -> list[Order]:
         return [
@@ -151,13 +154,9 @@ def _train_chunk(
         for value in state.values():
             if value.dim() == 5:  # convolutions
                 value *= scale[:, None, None, None, None]
-        return Parameters({name: value.to(device) for name, value in state.items()}, copied)
+        return Parameters(stacked.to(state, device), copied)
 
-    source: Objective
-    if plan.source == "fused":
-        source = FusedSource(architecture, training)
-    else:
-        source = TorchSource(architecture, len(jobs), training, plan.source, **options)
+    source = source_objective(architecture, len(jobs), training, plan.of("source"))
     network = start(architecture.source_network, "source")
     kept: dict[int, State] = {}
 
@@ -191,7 +190,7 @@ def _train_chunk(
         target = _target_objective(view, frozen, training, recipe, plan)
         phases = [recipe.target for recipe in recipes]
         descend(block, target, training, draw(purpose), phases, recorded=plan.recorded)
-        return {name: value.cpu() for name, value in block.copy().items()}, target.accuracy(block.state, selection)
+        return stacked.to(block.copy(), "cpu"), target.accuracy(block.state, selection)
 
     if not members[0].brief:
         for number, (view, cut) in enumerate(seen):
@@ -200,7 +199,7 @@ def _train_chunk(
             targets = [trained if place == number else other for place, other in enumerate(targets)]
 
     # One copy a tensor for all members.
-    kept = {epoch: {name: value.cpu() for name, value in state.items()} for epoch, state in kept.items()}
+    kept = {epoch: stacked.to(state, "cpu") for epoch, state in kept.items()}
     stacks = {epoch: architecture.stored(state, targets if epoch == last else blank) for epoch, state in kept.items()}
     source_accuracies = {epoch: accuracy.tolist() for epoch, accuracy in accuracies.items()}
     columns = ("target_accuracy", *site_columns(architecture))
@@ -222,7 +221,7 @@ def _train_chunk(
                 "plan": str(plan),
                 **drawn,
             }
-            results.setdefault(member.id, []).append(({key: value[i] for key, value in stack.items()}, entry))
+            results.setdefault(member.id, []).append((stacked.take(stack, i), entry))
     return results
 
 
@@ -234,10 +233,7 @@ def _target_objective(
     needed = stacked.size(frozen) * len(training) * variants * 4 * math.prod(architecture.activation_shape)
     if needed > _cache_bytes(training.images.device):
         variants = 0
-    if plan.target == "fused":
-        return FusedTarget(architecture, frozen, training, variants)
-    options = {"bfloat16": plan.bfloat16, "compile": plan.compile}
-    return TorchTarget(architecture, frozen, training, plan.target, variants, **options)
+    return target_objective(architecture, frozen, training, variants, plan.of("target"))
 
 
 def kept_variants(recipe: RecipeConfig) -> int:

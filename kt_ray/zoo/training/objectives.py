@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from kt_ray.data import LabelledImages, as_float
 from kt_ray.errors import ZooError
-from kt_ray.networks import AnyArchitecture, Architecture, State, stacked
+from kt_ray.networks import AnyArchitecture, Architecture, PaperArchitecture, State, stacked
 from kt_ray.zoo.recipe import Draw
 from kt_ray.zoo.training import compiling, fused, gather_kernels
 from kt_ray.zoo.training.optimizers import Parameters
@@ -21,6 +23,18 @@ from kt_ray.zoo.training.stacking import Apply, Implementation, many
 
 EVALUATION_BATCH = 500  # images at once, at most
 EVALUATED = 32 * EVALUATION_BATCH  # images times members at once
+Arrays = dict[str, fused.Array]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to train one phase, and how many members at once."""
+
+    implementation: Implementation
+    at_once: int
+    bfloat16: bool = False
+    compile: bool = False
+    recorded: bool = False
 
 
 class Objective(Protocol):
@@ -66,210 +80,161 @@ def evaluation_batch(members: int) -> int:
     return max(1, min(EVALUATION_BATCH, EVALUATED // members))
 
 
-def _torch_gradient(parameters: Parameters, apply: Apply, x: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
-    leaves = {name: value.detach().requires_grad_() for name, value in parameters.views(parameters.theta).items()}
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-        logits = apply(parameters.state | leaves, x)
-    loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
-    return parameters.matrix(torch.autograd.grad(loss, list(leaves.values())))
+def source_objective(
+    architecture: AnyArchitecture, members: int, data: LabelledImages, candidate: Candidate
+) -> Objective:
+    """Return the source phase of so many members. Raises ZooError if the fused kernels do not cover their networks."""
+    if candidate.implementation == "fused":
+        return Fused(architecture, data)
+    module = architecture.source_network()
+    apply = many(module, members, candidate.implementation)
+    return Stacked(data, candidate, apply, partial(images_of, data), partial(accuracy, module))
 
 
-class TorchSource:
-    """Source networks by autograd."""
+def target_objective(
+    architecture: Architecture, frozen: State, data: LabelledImages, variants: int, candidate: Candidate
+) -> Objective:
+    """Return the target phase of members whose stems and heads are `frozen` (names `stem.…`, `head.…`).
+
+    Stem activations of so many `variants` of an image, itself and its mirror image, are kept; with 0 they are computed
+    at every step. Raises ZooError if the fused kernels do not cover the target.
+    """
+    if candidate.implementation == "fused":
+        return Fused(architecture, data, frozen, variants)
+    of_stem, of_head = stacked.part(frozen, "stem"), stacked.part(frozen, "head")
+    stem, head, network = architecture.stem(), architecture.head(stride=1), architecture.target_network()
+    copied = architecture.layouts()[1].copied
+    target = architecture.target_block(architecture.read_stride)
+    block = many(target, stacked.size(frozen), candidate.implementation, frozen=copied)
+    sides = [data.images, data.images.flip(-1)][:variants]
+    chunks = [chunk for side in sides for chunk in torch.split(side, evaluation_batch(stacked.size(frozen)))]
+    with torch.no_grad():  # [M, variants·images, channels, H, W]
+        seen = [stacked.forward(stem, of_stem, as_float(chunk), shared=True) for chunk in chunks]
+    cached = torch.cat(seen, dim=1) if seen else None
+
+    def transplanted(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return stacked.forward(head, of_head, block(state, x).float())  # within vmap nothing is cast
+
+    def inputs(draw: Draw) -> Tensor:
+        if cached is None:
+            return stacked.forward(stem, of_stem, images_of(data, draw))
+        member = torch.arange(len(draw.rows), device=draw.rows.device)[:, None]
+        return cached[member, draw.rows + len(data) * draw.flips]
+
+    def measured(state: State, images: LabelledImages) -> Tensor:
+        return accuracy(network, frozen | stacked.join(block=state), images)
+
+    return Stacked(data, candidate, transplanted, inputs, measured)
+
+
+class Stacked:
+    """Networks by autograd, all members at once: `apply` to the `inputs` of a draw."""
 
     def __init__(
         self,
-        architecture: AnyArchitecture,
-        members: int,
         data: LabelledImages,
-        implementation: Implementation,
-        bfloat16: bool = False,
-        compile: bool = False,
+        candidate: Candidate,
+        apply: Apply,
+        inputs: Callable[[Draw], Tensor],
+        accuracy: Callable[[State, LabelledImages], Tensor],
     ) -> None:
-        self.module, self.data, self.bfloat16 = architecture.source_network(), data, bfloat16
-        apply = many(self.module, members, implementation)
-        self.apply: Apply = torch.compile(apply) if compile else apply
+        self.data, self.bfloat16, self.inputs, self.accuracy = data, candidate.bfloat16, inputs, accuracy
+        self.apply: Apply = torch.compile(apply) if candidate.compile else apply
 
     def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
-        x, labels = images_of(self.data, draw), self.data.labels[draw.rows]
-        return _torch_gradient(parameters, self.apply, x, labels, self.bfloat16)
+        x, labels = self.inputs(draw), self.data.labels[draw.rows]
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.views(parameters.theta).items()}
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+            logits = self.apply(parameters.state | leaves, x)
+        loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
+        return parameters.matrix(torch.autograd.grad(loss, list(leaves.values())))
 
-    def accuracy(self, state: State, images: LabelledImages) -> Tensor:
-        return accuracy(self.module, state, images)
 
+class Fused:
+    """Networks, one after another, by the kernels of this package.
 
-class TorchTarget:
-    """Target blocks by autograd between the `frozen` stems and heads (names `stem.…`, `head.…`)."""
+    Without `frozen` they are source networks, with it target blocks between the frozen stems and heads, whose inputs
+    are kept for `variants` of an image, or computed at every step.
+    """
 
     def __init__(
-        self,
-        architecture: Architecture,
-        frozen: State,
-        data: LabelledImages,
-        implementation: Implementation,
-        variants: int,
-        bfloat16: bool = False,
-        compile: bool = False,
+        self, architecture: AnyArchitecture, data: LabelledImages, frozen: State | None = None, variants: int = 0
     ) -> None:
-        self.data, self.frozen, self.bfloat16 = data, frozen, bfloat16
-        self.stem, self.network = architecture.stem(), architecture.target_network()
-        block = many(
-            architecture.target_block(architecture.read_stride),
-            stacked.size(frozen),
-            implementation,
-            frozen=architecture.layouts()[1].copied,
-        )
-        head, of_head = architecture.head(stride=1), stacked.part(frozen, "head")
-
-        def transplanted(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            return stacked.forward(head, of_head, block(state, x).float())  # within vmap nothing is cast
-
-        self.apply: Apply = torch.compile(transplanted) if compile else transplanted
-        self.cached = self._cache(variants) if variants else None
-
-    @torch.no_grad()
-    def _cache(self, variants: int) -> Tensor:
-        """Stem activations [M, variants·images, channels, H, W] of all images, and then of their mirror images."""
-        sides = [self.data.images, self.data.images.flip(-1)][:variants]
-        chunks = [chunk for side in sides for chunk in torch.split(side, evaluation_batch(stacked.size(self.frozen)))]
-        stem = stacked.part(self.frozen, "stem")
-        return torch.cat([stacked.forward(self.stem, stem, as_float(chunk), shared=True) for chunk in chunks], dim=1)
-
-    def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
-        if self.cached is not None:
-            member = torch.arange(len(draw.rows), device=draw.rows.device)[:, None]
-            x = self.cached[member, draw.rows + len(self.data) * draw.flips]
-        else:
-            x = stacked.forward(self.stem, stacked.part(self.frozen, "stem"), images_of(self.data, draw))
-        return _torch_gradient(parameters, self.apply, x, self.data.labels[draw.rows], self.bfloat16)
-
-    def accuracy(self, state: State, images: LabelledImages) -> Tensor:
-        return accuracy(self.network, self.frozen | stacked.join(block=state), images)
-
-
-class _Stack:
-    """The members of `parameters` and a matrix of their gradients as arrays of the same memory, laid out once."""
-
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
-        self.gradient = torch.zeros_like(parameters.theta)
-        self.states = rows(parameters.state)
-        self.gradients = rows(parameters.views(self.gradient))
-
-    @staticmethod
-    def of(parameters: Parameters, before: _Stack | None) -> _Stack:
-        """The one `before` if it is of these parameters, else a new one."""
-        return before if before is not None and before.parameters is parameters else _Stack(parameters)
-
-
-class FusedSource:
-    """Source networks, one after another, by the kernels of this package."""
-
-    def __init__(self, architecture: AnyArchitecture, data: LabelledImages) -> None:
-        if not fused.supports_source(architecture):
-            raise ZooError(f"the fused kernels do not cover the source of {architecture}")
+        make: Callable[[PaperArchitecture, int], fused.Network]
+        make = fused.SourceNetwork if frozen is None else fused.TargetNetwork
+        what, supports = ("source", fused.supports_source) if frozen is None else ("target", fused.supports_target)
+        if not supports(architecture):
+            raise ZooError(f"the fused kernels do not cover the {what} of {architecture}")
         compiling.ensure()
-        self.architecture, self.data = architecture, data
-        self.networks: dict[int, fused.SourceNetwork] = {}
-        self.stack: _Stack | None = None
+        self.data, self.training, self.shape = data, frozen is None, architecture.activation_shape
+        self.make, self.networks = partial(make, architecture), dict[int, fused.Network]()
+        self.frozen = rows(frozen) if frozen is not None else None
+        self.laid: tuple[Parameters, Tensor, list[Arrays], list[Arrays]] | None = None
+        self.cached = [self._cache(member, variants) for member in self.frozen or () if variants]
 
-    def _network(self, n: int) -> fused.SourceNetwork:
+    def network(self, n: int) -> fused.Network:
+        """Return the network for batches of `n` images, laid out once."""
         if n not in self.networks:
-            self.networks[n] = fused.SourceNetwork(self.architecture, n)
+            self.networks[n] = self.make(n)
         return self.networks[n]
 
+    def _cache(self, frozen: Arrays, variants: int) -> fused.Array:
+        """Stem activations [variants·images, channels, H, W] of all images, and then of their mirror images."""
+        cached, start = np.empty((variants * len(self.data), *self.shape), np.float32), 0
+        for draw in (draw for flip in range(variants) for draw in _in_order(self.data, flip=flip == 1)):
+            network, end = self._see(frozen, self.data, draw, 0, training=False), start + draw.rows.shape[1]
+            cached[start:end] = network.p[:, 1:-1, 1:-1].transpose(3, 0, 1, 2)
+            start = end
+        return cached
+
+    def _see(self, state: Arrays, data: LabelledImages, draw: Draw, m: int, *, training: bool) -> fused.Network:
+        """Return the network for row `m` of a draw, with what its stem, of `state`, makes of these images."""
+        network = self.network(draw.rows.shape[1])
+        gather_kernels.gather_images(
+            data.images.numpy(), draw.rows.numpy()[m], draw.flips.numpy()[m], draw.shifts.numpy()[m], network.stem.x
+        )
+        network.stem.forward(state, network.p, training)
+        return network
+
+    def _states(self, state: State) -> list[Arrays]:
+        """Return what each member's network reads: its row of `state`, and what is frozen."""
+        found = rows(state)
+        return found if self.frozen is None else [one | row for one, row in zip(self.frozen, found, strict=True)]
+
+    def _laid_out(self, parameters: Parameters) -> tuple[Tensor, list[Arrays], list[Arrays]]:
+        """Return a matrix of gradients, and each member's state and gradients as arrays, laid out once."""
+        if self.laid is None or self.laid[0] is not parameters:
+            matrix = torch.zeros_like(parameters.theta)
+            self.laid = parameters, matrix, self._states(parameters.state), rows(parameters.views(matrix))
+        return self.laid[1:]
+
     def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
-        network = self._network(draw.rows.shape[1])
-        stack = self.stack = _Stack.of(parameters, self.stack)
+        matrix, states, gradients = self._laid_out(parameters)
         labels = self.data.labels.numpy()[draw.rows.numpy()]
-        for m, (state, gradient) in enumerate(zip(stack.states, stack.gradients, strict=True)):
-            _fill(network.stem, self.data, draw, m)
-            network.forward(state, training=True)
+        for m, (state, gradient) in enumerate(zip(states, gradients, strict=True)):
+            if self.cached:
+                network = self.network(draw.rows.shape[1])
+                chosen = draw.rows.numpy()[m], draw.flips.numpy()[m]
+                gather_kernels.gather_activations(self.cached[m], *chosen, len(self.data), network.p)
+            else:
+                network = self._see(state, self.data, draw, m, training=self.training)
+            network.forward(state, self.training)
             network.backward(state, labels[m], gradient)
-        return stack.gradient
+        return matrix
 
     def accuracy(self, state: State, images: LabelledImages) -> Tensor:
         hits = torch.zeros(stacked.size(state), dtype=torch.float64)
-        for m, member in enumerate(rows(state)):
+        for m, member in enumerate(self._states(state)):
             for draw in _in_order(images):
-                network = self._network(draw.rows.shape[1])
-                _fill(network.stem, images, draw, 0)
+                network = self._see(member, images, draw, 0, training=False)
                 guess = network.forward(member, training=False).argmax(0)
                 hits[m] += int((guess == images.labels[draw.rows[0]].numpy()).sum())
         return hits / len(images) if len(images) else torch.full_like(hits, math.nan)
 
 
-class FusedTarget:
-    """Target blocks, one after another, by the kernels of this package."""
-
-    def __init__(self, architecture: Architecture, frozen: State, data: LabelledImages, variants: int) -> None:
-        if not fused.supports_target(architecture):
-            raise ZooError(f"the fused kernels do not cover the target of {architecture}")
-        compiling.ensure()
-        self.architecture, self.frozen, self.data = architecture, rows(frozen), data
-        self.networks: dict[int, fused.TargetNetwork] = {}
-        self.stack: _Stack | None = None
-        self.cached = [self._cache(member, variants) for member in self.frozen] if variants else None
-
-    def _network(self, n: int) -> fused.TargetNetwork:
-        if n not in self.networks:
-            self.networks[n] = fused.TargetNetwork(self.architecture, n)
-        return self.networks[n]
-
-    def _cache(self, frozen: Mapping[str, fused.Array], variants: int) -> fused.Array:
-        """Stem activations [variants·images, channels, H, W] of all images, and then of their mirror images."""
-        cached = np.empty((variants * len(self.data), *self.architecture.activation_shape), np.float32)
-        for variant in range(variants):
-            for draw in _in_order(self.data, flip=variant == 1):
-                network = self._network(draw.rows.shape[1])
-                self._activations(network, frozen, self.data, draw, 0)
-                start = variant * len(self.data) + int(draw.rows[0, 0])
-                cached[start : start + draw.rows.shape[1]] = network.p[:, 1:-1, 1:-1].transpose(3, 0, 1, 2)
-        return cached
-
-    @staticmethod
-    def _activations(
-        network: fused.TargetNetwork, frozen: Mapping[str, fused.Array], data: LabelledImages, draw: Draw, m: int
-    ) -> None:
-        _fill(network.stem, data, draw, m)
-        network.stem.forward(frozen, network.p, training=False)
-
-    def gradient(self, parameters: Parameters, draw: Draw) -> Tensor:
-        network = self._network(draw.rows.shape[1])
-        stack = self.stack = _Stack.of(parameters, self.stack)
-        labels = self.data.labels.numpy()[draw.rows.numpy()]
-        for m, (state, gradient) in enumerate(zip(stack.states, stack.gradients, strict=True)):
-            if self.cached is not None:
-                gather_kernels.gather_activations(
-                    self.cached[m], draw.rows.numpy()[m], draw.flips.numpy()[m], len(self.data), network.p
-                )
-            else:
-                self._activations(network, self.frozen[m], self.data, draw, m)
-            network.forward(state, self.frozen[m])
-            network.backward(state, self.frozen[m], labels[m], gradient)
-        return stack.gradient
-
-    def accuracy(self, state: State, images: LabelledImages) -> Tensor:
-        hits = torch.zeros(stacked.size(state), dtype=torch.float64)
-        for m, (member, frozen) in enumerate(zip(rows(state), self.frozen, strict=True)):
-            for draw in _in_order(images):
-                network = self._network(draw.rows.shape[1])
-                self._activations(network, frozen, images, draw, 0)
-                guess = network.forward(member, frozen).argmax(0)
-                hits[m] += int((guess == images.labels[draw.rows[0]].numpy()).sum())
-        return hits / len(images) if len(images) else torch.full_like(hits, math.nan)
-
-
-def rows(state: State) -> list[dict[str, fused.Array]]:
+def rows(state: State) -> list[Arrays]:
     """Each member of a stack as arrays of the same memory."""
-    return [fused.arrays({name: value[m] for name, value in state.items()}) for m in range(stacked.size(state))]
-
-
-def _fill(stem: fused.Stem, data: LabelledImages, draw: Draw, m: int) -> None:
-    """Put row `m` of a draw into the stem's input."""
-    gather_kernels.gather_images(
-        data.images.numpy(), draw.rows.numpy()[m], draw.flips.numpy()[m], draw.shifts.numpy()[m], stem.x
-    )
+    return [fused.arrays(stacked.take(state, m)) for m in range(stacked.size(state))]
 
 
 def _in_order(images: LabelledImages, flip: bool = False) -> list[Draw]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from kt_ray.zoo.filesystem import Files
 from kt_ray.zoo.recipe import Draw, Order, epoch_of
 from kt_ray.zoo.training import fused
 from kt_ray.zoo.training.members import Plan, kept_variants
-from kt_ray.zoo.training.objectives import FusedSource, FusedTarget, Objective, TorchSource, TorchTarget
+from kt_ray.zoo.training.objectives import Candidate, source_objective, target_objective
 from kt_ray.zoo.training.optimizers import Parameters
 from kt_ray.zoo.training.stacking import Implementation, can_group, fresh
 
@@ -33,17 +33,6 @@ STEPS = 5
 ON_A_CPU, MOST, FEW = 8, 512, 4  # members at once: on a CPU, at most, and when memory is measured
 STEP_SHARE = 0.4  # of the free memory of a GPU, for a step
 _PLAN = TypeAdapter(Plan)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to train one phase, and how many members at once."""
-
-    implementation: Implementation
-    at_once: int
-    bfloat16: bool = False
-    compile: bool = False
-    recorded: bool = False
 
 
 def candidates(architecture: AnyArchitecture, device: str, phase: str, at_once: int) -> list[Candidate]:
@@ -74,26 +63,17 @@ def measure(
     """Seconds of one member's step: processor time on a CPU, which others' work does not spoil, else wall time."""
     device = data.images.device
     seeds = list(range(candidate.at_once))
-    network = {name: value.to(device) for name, value in fresh(architecture.source_network, seeds).items()}
-    options = {"bfloat16": candidate.bfloat16, "compile": candidate.compile}
-    variants, shift = kept_variants(recipe), recipe.shift if isinstance(recipe.shift, int) else recipe.shift[1]
+    network = stacked.to(fresh(architecture.source_network, seeds), device)
+    shift = recipe.shift if isinstance(recipe.shift, int) else recipe.shift[1]
     moved = RecipeConfig(horizontal_flip=recipe.horizontal_flip, shift=shift)
-    objective: Objective
     if phase == "source":
         parameters, batch = Parameters(network), recipe.source.batch_size
-        if candidate.implementation == "fused":
-            objective = FusedSource(architecture, data)
-        else:
-            objective = TorchSource(architecture, len(seeds), data, candidate.implementation, **options)
+        objective = source_objective(architecture, len(seeds), data, candidate)
     else:
         view, cut = architecture.seen(network)[0]
-        frozen = stacked.surroundings(cut)
-        block = {name: value.to(device) for name, value in fresh(view.target_block, seeds).items()}
-        parameters, batch = Parameters(block), recipe.target.batch_size
-        if candidate.implementation == "fused":
-            objective = FusedTarget(view, frozen, data, variants)
-        else:
-            objective = TorchTarget(view, frozen, data, candidate.implementation, variants, **options)
+        parameters = Parameters(stacked.to(fresh(view.target_block, seeds), device))
+        batch = recipe.target.batch_size
+        objective = target_objective(view, stacked.surroundings(cut), data, kept_variants(recipe), candidate)
     draw = epoch_of([Order(seed, len(data), moved) for seed in seeds], device).batch(0, batch)
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
     recorder = Recorder(device) if candidate.recorded and can_record(device) else None
@@ -136,11 +116,7 @@ def choose(seconds: dict[str, dict[Candidate, float]]) -> Plan:
 
 def runs(plan: Plan, architecture: AnyArchitecture, device: str, at_once: int) -> bool:
     """Return whether `plan` is one of those that are measured on `device`."""
-    options = (plan.at_once, plan.bfloat16, plan.compile, plan.recorded)
-    return all(
-        Candidate(implementation, *options) in candidates(architecture, device, phase, at_once)
-        for phase, implementation in (("source", plan.source), ("target", plan.target))
-    )
+    return all(plan.of(phase) in candidates(architecture, device, phase, at_once) for phase in ("source", "target"))
 
 
 def members_that_fit(architecture: AnyArchitecture, data: LabelledImages, recipe: RecipeConfig) -> int:

@@ -122,7 +122,7 @@ def many(module: nn.Module, members: int, implementation: Implementation, frozen
         def apply_loop(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
             if torch.is_autocast_enabled("cpu"):  # bfloat16 is faster with channels last
                 state = {name: _channels_last(value) for name, value in state.items()}
-            rows = [{name: value[i] for name, value in state.items()} for i in range(members)]
+            rows = [stacked.take(state, i) for i in range(members)]
             return torch.stack([one(row, x[i]) for i, row in enumerate(rows)])
 
         return apply_loop

@@ -19,7 +19,8 @@ from kt_ray.jobs.device import device_name, end_if_device_broken, is_out_of_memo
 from kt_ray.networks import AnyArchitecture
 from kt_ray.zoo.members import Member
 from kt_ray.zoo.training.members import Plan, train_members
-from kt_ray.zoo.training.plan import Candidate, measure, members_that_fit
+from kt_ray.zoo.training.objectives import Candidate
+from kt_ray.zoo.training.plan import measure, members_that_fit
 
 logger = logging.getLogger(__name__)
 PROBE_IMAGES = 512

@@ -41,6 +41,7 @@ def test_source_equals_autograd(architecture: Architecture) -> None:
     fused = SourceNetwork(architecture, len(x))
     for _ in range(2):  # the second time shows that nothing is left over from the first
         fused.stem.x[:, 1:-1, 1:-1] = lanes_last(x)
+        fused.stem.forward(arrays(state), fused.p, training=True)
         logits = fused.forward(arrays(state), training=True)
         fused.backward(arrays(state), labels.numpy(), arrays(gradient))
         network.zero_grad()
@@ -59,6 +60,7 @@ def test_evaluation_mode_equals_torch(architecture: Architecture) -> None:
     network, x, _ = random_network(architecture)
     fused = SourceNetwork(architecture, len(x))
     fused.stem.x[:, 1:-1, 1:-1] = lanes_last(x)
+    fused.stem.forward(arrays(network.state_dict()), fused.p, training=False)
     logits = fused.forward(arrays(network.state_dict()), training=False)
     torch.testing.assert_close(torch.from_numpy(logits.T), network.eval()(x), atol=1e-4, rtol=1e-4)
 
@@ -70,11 +72,11 @@ def test_target_equals_autograd(architecture: Architecture) -> None:
     block = architecture.target_block()
     gradient = {name: torch.full_like(value, 7.0) for name, value in block.named_parameters()}
     fused = TargetNetwork(architecture, len(x))
-    frozen, state = arrays(network.state_dict()), arrays(block.state_dict())
+    state = arrays(network.state_dict()) | arrays(block.state_dict())
     fused.stem.x[:, 1:-1, 1:-1] = lanes_last(x)
-    fused.stem.forward(frozen, fused.p, training=False)
-    logits = fused.forward(state, frozen)
-    fused.backward(state, frozen, labels.numpy(), arrays(gradient))
+    fused.stem.forward(state, fused.p, training=False)
+    logits = fused.forward(state)
+    fused.backward(state, labels.numpy(), arrays(gradient))
     expected = network.head(block(network.stem(x)))
     cross_entropy(expected, labels).backward()
     torch.testing.assert_close(torch.from_numpy(logits.T), expected, atol=1e-4, rtol=1e-4)

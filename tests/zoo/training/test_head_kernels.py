@@ -5,13 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from kt_ray.zoo.training.head_kernels import (
-    cross_entropy_gradient,
-    product,
-    product_gradient,
-    residual,
-    residual_backward,
-)
+from kt_ray.zoo.training.head_kernels import cross_entropy_gradient, product, product_gradient
 
 
 @pytest.mark.parametrize("channels", [1, 4, 7])
@@ -39,22 +33,3 @@ def test_cross_entropy_gradient_where_logits_are_large_and_where_they_diverged()
     out = np.empty((2, 3), np.float32)
     cross_entropy_gradient(logits.detach().numpy(), labels.numpy(), out)
     torch.testing.assert_close(torch.from_numpy(out), logits.grad, atol=1e-6, rtol=1e-5, equal_nan=True)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_residual_and_its_gradient(stride: int) -> None:
-    torch.manual_seed(0)
-    before = torch.randn(2, 5, 6, 19, requires_grad=True)
-    p = torch.relu(before)
-    y = torch.randn(2, 5, 6, 19)[:, :: 3 - stride, :: 3 - stride].contiguous()
-    scale, shift, dz, along = torch.randn(2), torch.randn(2), torch.randn(2, 3, 3, 19), torch.randn(p.shape)
-    read = p[:, ::2, ::2]
-    affine = scale[:, None, None, None] * y[:, ::stride, ::stride] + shift[:, None, None, None]
-    torch.autograd.backward([read, p], [dz, along])
-    padded, dp = (torch.nn.functional.pad(value.detach(), (0, 0, 1, 1, 1, 1)).numpy() for value in (p, along))
-    z = np.empty(dz.shape, np.float32)
-    residual(y.numpy(), scale.numpy(), shift.numpy(), padded, z, stride)
-    residual_backward(dp, dz.numpy(), padded)
-    assert before.grad is not None
-    torch.testing.assert_close(torch.from_numpy(z), torch.relu(affine + read.detach()), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.from_numpy(dp[:, 1:-1, 1:-1].copy()), before.grad, atol=1e-5, rtol=1e-5)

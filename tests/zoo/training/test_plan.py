@@ -11,7 +11,8 @@ from kt_ray.networks import PaperArchitecture
 from kt_ray.networks.chosen import architecture_of
 from kt_ray.zoo.training import plan
 from kt_ray.zoo.training.members import Plan
-from kt_ray.zoo.training.plan import Candidate, ProbeMemory, candidates, choose, measure
+from kt_ray.zoo.training.objectives import Candidate
+from kt_ray.zoo.training.plan import ProbeMemory, candidates, choose, measure
 
 ARCHITECTURE = PaperArchitecture("basic_to_simple")
 RECIPE = RecipeConfig(source=PhaseConfig(batch_size=32), target=PhaseConfig(batch_size=32))

@@ -9,7 +9,7 @@ from kt_ray.config import RecipeConfig
 from kt_ray.data import Dataset
 from kt_ray.networks import PaperArchitecture
 from kt_ray.zoo.recipe import Order, epoch_of
-from kt_ray.zoo.training.objectives import TorchSource
+from kt_ray.zoo.training.objectives import Candidate, source_objective
 from kt_ray.zoo.training.optimizers import Parameters
 from kt_ray.zoo.training.stacking import Implementation, fresh
 
@@ -21,7 +21,7 @@ def gradient(implementation: Implementation, dataset: Dataset) -> torch.Tensor:
     """Of fresh sources on their first batches: [members, parameters]."""
     orders = [Order(seed, len(dataset.train), RecipeConfig()) for seed in SEEDS]
     draw = epoch_of(orders, torch.device("cpu")).batch(0, 128)
-    objective = TorchSource(ARCHITECTURE, len(SEEDS), dataset.train, implementation)
+    objective = source_objective(ARCHITECTURE, len(SEEDS), dataset.train, Candidate(implementation, len(SEEDS)))
     return objective.gradient(Parameters(fresh(ARCHITECTURE.source_network, SEEDS)), draw)
 
 
@@ -36,7 +36,9 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(dataset: Dataset) -> No
     draw = epoch_of([Order(0, len(dataset.train), RecipeConfig())], torch.device("cpu")).batch(0, 128)
     parameters = Parameters(fresh(ARCHITECTURE.source_network, [0]))
     exact, rounded = (
-        TorchSource(ARCHITECTURE, 1, dataset.train, "loop", bfloat16).gradient(parameters, draw).clone()
+        source_objective(ARCHITECTURE, 1, dataset.train, Candidate("loop", 1, bfloat16))
+        .gradient(parameters, draw)
+        .clone()
         for bfloat16 in (False, True)
     )
     assert rounded.dtype == torch.float32
