@@ -312,8 +312,8 @@ def trained_anew(rows: list[Row]) -> str:
         return ""
     means = [statistics.mean(found[network] for network in both) for found in (later, earlier)]
     return (
-        f" The networks of {LEARNED} were trained anew, from the same seeds on another processor: mean accuracy "
-        f"{means[0]:.4f}, that of the others {means[1]:.4f}. Seconds of one processor are not those of the other."
+        " The networks of the local mixture were trained anew, from the same seeds on another processor: mean "
+        f"accuracy {means[0]:.4f}, that of the others {means[1]:.4f}. Seconds are of either processor."
     )
 
 
@@ -395,7 +395,8 @@ def main() -> None:
     counts = Counter(kind for kind, _ in originals)
     named = " and ".join(f"{counts[kind]} {kind}" for kind in KINDS)
     text = f"{table(found, named, statistics.mean(originals.values()))}{trained_anew(seen)}"
-    text += f"\n\nBy kind, {LEARNED}: {by_kind(seen, KINDS)}."
+    for method in (LEARNED, PATIENT):
+        text += f"\n\nBy kind, {method}: {by_kind(seen, KINDS, method)}."
     text += "\n\nOf a depth and a width (24 channels first) on which no option was chosen, three networks each: "
     known = {row["method"] for row in rows if kind_of(row) in UNSEEN}
     text += "; ".join(f"{method}: {by_kind(rows, UNSEEN, method)}" for method in FOR_UNSEEN if method in known) + "."
