@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from resnet_zoo import STEM_STRIDE, Kind, accuracy, fashion_mnist, member
-from whole_networks import SHAPE, SHARES, logits
+from whole_network_table import SHARES
+from whole_networks import SHAPE, logits
 
 from kt_ray.config import DistillTrialConfig
 from kt_ray.distillation.cache import Cache

@@ -19,7 +19,8 @@ import optuna
 import torch
 from resnet_zoo import DEVELOPMENT, KINDS, fashion_mnist, member
 from torch.nn import functional
-from whole_networks import PROBES, SHARES, logits, translated
+from whole_network_table import PROBES, SHARES
+from whole_networks import logits, translated
 
 from kt_ray.translation.probe_images import local_mixture
 from kt_ray.translation.whole_network import Fitting
