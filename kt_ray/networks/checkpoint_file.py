@@ -29,7 +29,7 @@ def content(path: Path) -> Any:
             head = file.read(9)
         torch_saved = head.startswith((b"PK", b"\x80"))
         if head[8:] == b"{" or (path.suffix == ".safetensors" and not torch_saved):
-            return load_file(path)
+            return dict(sorted(load_file(path).items()))  # safetensors gives names in an order of each process
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 inflated = sum(entry.file_size for entry in archive.infolist())

@@ -55,7 +55,7 @@ def read_written(path: Path) -> tuple[State, dict[str, str]]:
     """
     try:
         content = path.read_bytes()
-        tensors = load(content)
+        tensors = dict(sorted(load(content).items()))  # safetensors gives names in an order of each process
         if checksum_holds(content) is False:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that it carries")
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -46,6 +46,11 @@ def test_what_was_added_is_read_in_the_order_of_ids(store: ZooStore, random_zoo:
     assert zoo.architecture == random_zoo.architecture
 
 
+def test_tensors_are_read_in_the_order_of_their_names(store: ZooStore) -> None:
+    names = list(store.read().parameters)
+    assert names == sorted(names)  # safetensors orders them at random, and a loss sums over them
+
+
 def test_one_split_is_read(store: ZooStore) -> None:
     assert store.read("selection").index["split"].to_pylist() == ["selection"] * 2
 
