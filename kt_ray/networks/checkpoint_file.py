@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kt_ray.errors import CheckpointError
+from kt_ray.networks.stacked import by_name
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INFLATION = 4  # a file may hold so many times its size, and a little more, in tensors: they may share values
@@ -29,7 +30,7 @@ def content(path: Path) -> Any:
             head = file.read(9)
         torch_saved = head.startswith((b"PK", b"\x80"))
         if head[8:] == b"{" or (path.suffix == ".safetensors" and not torch_saved):
-            return dict(sorted(load_file(path).items()))  # safetensors gives names in an order of each process
+            return by_name(load_file(path))
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 inflated = sum(entry.file_size for entry in archive.infolist())

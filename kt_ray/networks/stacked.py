@@ -22,6 +22,12 @@ def stack(states: Iterable[Mapping[str, Tensor]]) -> State:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def by_name(state: Mapping[str, Tensor]) -> State:
+    """`state` in the order of its names, for what safetensors read: its order differs from process to process, and a
+    loss that sums over tensors would differ in the last bit."""
+    return dict(sorted(state.items()))
+
+
 def part(state: Mapping[str, Tensor], prefix: str) -> State:
     """The entries under `prefix.` ("stem", "source", "target", "head"), with that prefix cut off."""
     return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(prefix + ".")}

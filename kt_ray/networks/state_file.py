@@ -14,7 +14,7 @@ from kt_ray._io.checksum import BLANK, KEY, checksum_holds, with_checksum
 from kt_ray._io.files import write_whole
 from kt_ray._io.text import first_line
 from kt_ray.errors import CheckpointError
-from kt_ray.networks.stacked import State
+from kt_ray.networks.stacked import State, by_name
 
 
 def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -55,7 +55,7 @@ def read_written(path: Path) -> tuple[State, dict[str, str]]:
     """
     try:
         content = path.read_bytes()
-        tensors = dict(sorted(load(content).items()))  # safetensors gives names in an order of each process
+        tensors = by_name(load(content))
         if checksum_holds(content) is False:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that it carries")
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

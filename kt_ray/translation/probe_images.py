@@ -97,7 +97,7 @@ def mixture(images: Tensor | Mixture, count: int, generator: torch.Generator) ->
         component, places = components[number], chosen == number
         weights = torch.randn(int(places.sum()), len(component.directions), generator=generator)
         new = component.mean + weights @ component.directions
-        drawn[places] = torch.empty_like(new).scatter_(1, new.argsort(1), component.values.expand_as(new))
+        drawn[places] = _with_values(new, component.values)
     return drawn.reshape(count, *shape)
 
 
@@ -121,8 +121,13 @@ def local_mixture(images: Tensor, count: int, generator: torch.Generator) -> Ten
         mean = members.mean(1, keepdim=True)
         weights = torch.randn(len(part), 1, NEIGHBOURS, generator=generator) / NEIGHBOURS**0.5
         new = (mean + weights @ (members - mean))[:, 0]
-        drawn.append(torch.empty_like(new).scatter_(1, new.argsort(1), members.sort(2).values.mean(1)))
+        drawn.append(_with_values(new, members.sort(2).values.mean(1)))
     return torch.cat(drawn).reshape(count, *images.shape[1:])
+
+
+def _with_values(images: Tensor, values: Tensor) -> Tensor:
+    """`images` [N, D] with their values replaced, rank by rank, by ascending `values` [D] or [N, D]."""
+    return torch.empty_like(images).scatter_(1, images.argsort(1), values.expand_as(images))
 
 
 def to_parameters(images: Tensor) -> Tensor:

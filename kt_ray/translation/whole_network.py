@@ -10,7 +10,6 @@ of Muon together (arXiv 2502.16982), which needs half as many as Adam here.
 from __future__ import annotations
 
 import copy
-import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +24,10 @@ from torch.utils.hooks import RemovableHandle
 from kt_ray.errors import CheckpointError
 from kt_ray.networks.contracts import layout_widths
 from kt_ray.networks.layouts import BlockLayout, Layer
+from kt_ray.translation import muon
 from kt_ray.translation.projected import convolution_equations, eliminate, fit
 
 ROUNDS = 32  # of elimination: several units at once where more are to go
-NEWTON_SCHULZ = 5  # iterations
 CHEAP, MOST = 6_000_000, 2.5  # multiply-adds; times the steps of other networks
 JUDGED = 1024  # probes on which the two networks' predictions are compared
 OFFSET, LARGEST_OFFSET = 64.0, 1e7  # added to a branch so that a block's last ReLU passes everything
@@ -266,7 +265,7 @@ def _refine(
         return torch.stack(missed).mean() + weight * divergence
 
     parameters = [one for site in sites for one in _parameters(small.get_submodule(site.path), site.target)]
-    _descend(parameters, loss, len(probes), fitting)
+    muon.descend(parameters, loss, len(probes), fitting)
     small.to(memory_format=torch.contiguous_format)
 
 
@@ -274,52 +273,6 @@ def _missed(output: Tensor, wanted: Tensor) -> Tensor:
     """Return the squared error of `output` over the variance of `wanted` within channels."""
     spread = wanted.var((0, 2, 3), correction=0).mean()
     return functional.mse_loss(output, wanted) / spread.clamp_min(1e-12)
-
-
-def _descend(
-    parameters: list[nn.Parameter], loss: Callable[[Tensor, float], Tensor], count: int, fitting: Fitting
-) -> None:
-    """Take steps of Muon, their size falling as a cosine, on batches of `count` samples.
-
-    `loss` is given the rows of a batch and the share of the steps that is done.
-    """
-    generator, device = torch.Generator().manual_seed(fitting.seed), parameters[0].device
-    passes = [torch.randperm(count, generator=generator) for _ in range(fitting.steps * fitting.batch // count + 1)]
-    order = torch.cat(passes)[: fitting.steps * fitting.batch].reshape(fitting.steps, -1).to(device)
-    rates = [fitting.learning_rate * one.square().mean().sqrt() for one in parameters]
-    means = [torch.zeros_like(one) for one in parameters]
-    alike = [
-        [n for n, one in enumerate(parameters) if one.shape == shape]
-        for shape in {one.shape: None for one in parameters}
-    ]
-    for step, rows in enumerate(order):
-        done = step / fitting.steps
-        share = (1 + math.cos(math.pi * done)) / 2
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(rows, done), parameters)
-        for mean, gradient in zip(means, gradients, strict=True):
-            mean.lerp_(gradient, 1 - fitting.momentum)
-        for numbers in alike:
-            updates = torch.stack([gradients[n].lerp(means[n], fitting.momentum) for n in numbers])
-            for n, update in zip(numbers, orthogonalised(updates), strict=True):
-                parameters[n].sub_(share * rates[n] * update)
-
-
-def orthogonalised(updates: Tensor) -> Tensor:
-    """Return each of `updates` [B, O, …] with singular values near each other, and a root mean square of 1.
-
-    Each is taken as a matrix of O rows; five Newton-Schulz iterations, with the coefficients of Muon. A vector [O] is
-    only scaled.
-    """
-    rows = updates.flatten(2) if updates.dim() > 2 else updates[:, None]
-    tall = rows.shape[1] > rows.shape[2]
-    x: Tensor = rows.mT if tall else rows
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    for _ in range(NEWTON_SCHULZ if x.shape[1] > 1 else 0):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    x = x * x.square().mean((1, 2), keepdim=True).clamp_min(1e-24).rsqrt()
-    return (x.mT if tall else x).reshape(updates.shape)
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:

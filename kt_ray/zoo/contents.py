@@ -137,8 +137,7 @@ class ZooContents:
             content = self.files.read(shard, missing=f"{shard} is in the index of {self.uri}, but is missing; {TRAINS}")
             try:
                 shards.check(content, digest, index.take(pa.array(members)), rows, shapes)
-                # safetensors gives names in an order of each process; sums over them would differ in the last bit
-                stack = dict(sorted(safetensors.torch.load(content).items()))
+                stack = stacked.by_name(safetensors.torch.load(content))
             except (Damaged, safetensors.SafetensorError) as error:
                 raise Damaged(f"{self.files.path(shard)} is damaged: {error}", TRAINS) from None
             whole = len(rows) == stacked.size(stack) and bool((rows == np.arange(len(rows))).all())

@@ -13,11 +13,11 @@ from kt_ray.config import ResNetOptions
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer
 from kt_ray.networks.resnet import CifarResNet
+from kt_ray.translation.muon import orthogonalised
 from kt_ray.translation.narrowing import narrowed, residual_blocks
 from kt_ray.translation.whole_network import (
     LEAST_SQUARES,
     Fitting,
-    orthogonalised,
     preactivation,
     run_blocks,
     translate_blocks,
