@@ -154,23 +154,6 @@ def network_of(row: Row) -> tuple[Kind, int]:
     return kind_of(row), row["network"]
 
 
-def trained_anew(rows: list[Row]) -> str:
-    """Return which rows are of networks trained from the same seeds again, whose accuracies differ in the last digits.
-
-    Those of `LEARNED` are taken for the later ones. The sentence is empty if all rows are of the same networks.
-    """
-    later = {network_of(row): row["original"] for row in rows if row["method"] == LEARNED}
-    earlier = {network_of(row): row["original"] for row in rows if row["method"] == UNLEARNED}
-    both = [network for network in later if network in earlier]
-    if all(later[network] == earlier[network] for network in both):
-        return ""
-    means = [statistics.mean(found[network] for network in both) for found in (later, earlier)]
-    return (
-        " The networks of the local mixture were trained anew, from the same seeds on another processor: mean "
-        f"accuracy {means[0]:.4f}, that of the others {means[1]:.4f}. Seconds are of either processor."
-    )
-
-
 def headline(found: list[Row]) -> dict[str, float]:
     """Return the figures that documents cite."""
     by = {(row["width"], row["method"]): row for row in found}

@@ -61,7 +61,6 @@ from whole_network_table import (
     students,
     summary,
     table,
-    trained_anew,
 )
 
 from kt_ray.data import Dataset, as_float
@@ -219,7 +218,7 @@ def main() -> None:
     originals = {(kind_of(row), row["network"]): row["original"] for row in seen}
     counts = Counter(kind for kind, _ in originals)
     named = " and ".join(f"{counts[kind]} {kind}" for kind in KINDS)
-    text = f"{table(found, named, statistics.mean(originals.values()))}{trained_anew(seen)}"
+    text = table(found, named, statistics.mean(originals.values()))
     for method in (LEARNED, PATIENT):
         text += f"\n\nBy kind, {method}: {by_kind(seen, KINDS, method)}."
     text += "\n\nOf a depth and a width (24 channels first) on which no option was chosen, three networks each: "

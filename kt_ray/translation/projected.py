@@ -27,14 +27,17 @@ WITHOUT_FLOAT64 = {"mps"}  # types of devices; what needs it is done on the CPU 
 @dataclass(frozen=True)
 class NormalEquations:
     """Sums of products over samples: `gram` [..., F, F] of features, `cross` [..., F, O] of features and outputs,
-    `power` [..., O] of outputs. Those of other samples are added with `+`."""
+    `power` [..., O] of outputs. Those of other samples are added with `+`. `constant` says that the last feature is a
+    constant, whose weights are biases."""
 
     gram: Tensor
     cross: Tensor
     power: Tensor
+    constant: bool = False
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        return NormalEquations(self.gram + other.gram, self.cross + other.cross, self.power + other.power)
+        gram, cross, power = self.gram + other.gram, self.cross + other.cross, self.power + other.power
+        return NormalEquations(gram, cross, power, self.constant)
 
     def take(self, features: Tensor) -> NormalEquations:
         """The equations of n choices of features, int64 [..., n, f], as [..., n, f, f] and [..., n, f, O]."""
@@ -43,7 +46,7 @@ class NormalEquations:
         gram = self.gram.flatten(-2).gather(-1, pairs.flatten(-2)).reshape(*features.shape, features.shape[-1])
         rows = features.flatten(-2)[..., None].expand(*features.shape[:-2], -1, outputs)
         cross = self.cross.gather(-2, rows).reshape(*features.shape, outputs)
-        return NormalEquations(gram, cross, self.power[..., None, :])
+        return NormalEquations(gram, cross, self.power[..., None, :], self.constant)
 
     def solve(self, ridge: float = RIDGE) -> Tensor:
         """Weights [..., F, O] of the least squared error, a feature without power getting none.
@@ -82,10 +85,10 @@ def _cholesky(matrices: Tensor) -> Tensor:
     return masked
 
 
-def normal_equations(features: Tensor, wanted: Tensor) -> NormalEquations:
+def normal_equations(features: Tensor, wanted: Tensor, constant: bool = False) -> NormalEquations:
     """The equations of features [..., F, S] and wanted outputs [..., O, S] over S samples."""
-    transposed = features.transpose(-2, -1)
-    return NormalEquations(features @ transposed, features @ wanted.transpose(-2, -1), wanted.square().sum(-1))
+    transposed, power = features.transpose(-2, -1), wanted.square().sum(-1)
+    return NormalEquations(features @ transposed, features @ wanted.transpose(-2, -1), power, constant)
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,8 @@ def project(equations: NormalEquations, hidden: int, keep: int, *, shortlist: in
     """Keep `keep` of `hidden` units and fit the last layer to them: the `shortlist` best of all choices if these are
     few (up to `FEW`), else the one that greedy elimination leaves.
 
-    `equations` are those of hidden·V features, a unit's V beside each other; one more feature, the last, is a constant
-    that is always kept, and whose weights become biases.
+    `equations` are those of hidden·V features, a unit's V beside each other, and of a constant, if any, that is always
+    kept.
     """
     if math.comb(hidden, keep) > FEW:
         return fit(equations, hidden, eliminate(equations, hidden, keep, ridge)[..., None, :], ridge)
@@ -131,15 +134,15 @@ def _combinations(hidden: int, keep: int, device: torch.device) -> Tensor:
 def fit(equations: NormalEquations, hidden: int, units: Tensor, ridge: float = RIDGE) -> Fits:
     """The last layer fitted to each of n choices of hidden units, int64 [..., n, K], in their order."""
     features, keep = equations.gram.shape[-1], units.shape[-1]
-    values, constant = divmod(features, hidden)
+    values = (features - equations.constant) // hidden
     read = (units[..., None] * values + torch.arange(values, device=units.device)).flatten(-2)
-    if constant:
+    if equations.constant:
         read = F.pad(read, (0, 1), value=features - 1)
     chosen = equations.take(read)
     solution = chosen.solve(ridge)
     weights = solution[..., : keep * values, :].transpose(-2, -1)
     weights = weights.reshape(*weights.shape[:-1], keep, values)
-    return Fits(units, weights, solution[..., -1, :] if constant else None, chosen.errors(solution).sum(-1))
+    return Fits(units, weights, solution[..., -1, :] if equations.constant else None, chosen.errors(solution).sum(-1))
 
 
 @torch.no_grad()
@@ -240,7 +243,7 @@ def convolution_equations(hidden: Tensor, wanted: Tensor, kernel: int, stride: i
         images = slice(start, start + max(1, CHUNK // size))
         patches = F.unfold(hidden[images], kernel, padding=kernel // 2, stride=stride).movedim(1, 0).flatten(1)
         features = torch.cat([patches, patches.new_ones(1, patches.shape[1])])
-        part = normal_equations(features, wanted[images].movedim(1, 0).flatten(1))
+        part = normal_equations(features, wanted[images].movedim(1, 0).flatten(1), constant=True)
         total = part if total is None else total + part
     if total is None:
         raise ValueError(f"at least one image is needed, got hidden activations {tuple(hidden.shape)}")

@@ -105,7 +105,8 @@ def projections(
     if layout.channel:
         features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
     wanted = surroundings.wanted_response if layout.rectified else surroundings.wanted - surroundings.skipped
-    equations, hidden = normal_equations(features, wanted), candidates.edges.shape[1]
+    equations = normal_equations(features, wanted, constant=bool(layout.channel))
+    hidden = candidates.edges.shape[1]
     fits = project(equations, hidden, keep, shortlist=max(SHORTLIST, count))
     if fits.units.shape[1] > 1:
         fits = fits.pick(_divergences(fits, features, hidden, surroundings, layout.rectified).argsort(1)[:, :count])

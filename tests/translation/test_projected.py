@@ -62,9 +62,17 @@ def test_a_constant_is_kept_beside_every_choice() -> None:
     features = random(3, 8, 300)
     wanted = features[:, 2:4] + torch.tensor([5.0, -2.0])[:, None]
     whole = torch.cat([features, torch.ones(3, 1, 300)], dim=1)
-    fits = project(normal_equations(whole, wanted), 8, 2, ridge=1e-6)
+    fits = project(normal_equations(whole, wanted, constant=True), 8, 2, ridge=1e-6)
     assert fits.units[:, 0].tolist() == [[2, 3]] * 3
     torch.testing.assert_close(fits.biases[:, 0], torch.tensor([5.0, -2.0]).expand(3, -1), atol=1e-2, rtol=1e-2)
+
+
+def test_a_single_unit_and_a_constant_are_told_apart() -> None:
+    features, scale = random(3, 4, 300), torch.tensor([[0.5], [-1.5]])
+    whole = torch.cat([features, torch.ones(3, 1, 300)], dim=1)
+    fits = project(normal_equations(whole, scale * features[:, :1] + 3.0, constant=True), 1, 1, ridge=1e-6)
+    torch.testing.assert_close(fits.weights[:, 0, :, 0, :1], scale.expand(3, -1, -1), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(fits.biases[:, 0], torch.full((3, 2), 3.0), atol=1e-2, rtol=1e-2)
 
 
 def test_elimination_follows_the_exact_errors() -> None:

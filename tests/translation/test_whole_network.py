@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div
 
 from kt_ray.config import ResNetOptions
 from kt_ray.errors import CheckpointError, ConfigError
 from kt_ray.networks.layouts import BlockLayout, HiddenLayer
 from kt_ray.networks.resnet import CifarResNet
-from kt_ray.translation.muon import orthogonalised
+from kt_ray.translation import block_steps, muon
+from kt_ray.translation.block_steps import Steps, take_steps
+from kt_ray.translation.muon import Affine
 from kt_ray.translation.narrowing import narrowed, residual_blocks
+from kt_ray.translation.observed_blocks import preactivation, run_blocks
 from kt_ray.translation.whole_network import (
     LEAST_SQUARES,
     Fitting,
-    preactivation,
-    run_blocks,
     translate_blocks,
     usual_steps,
     write_block,
@@ -211,12 +214,49 @@ def test_predictions_weigh_more_at_the_end(resnet: nn.Module) -> None:
     assert missed[1][1] > missed[0][1]
 
 
-@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 2, 3, 3), (5,)])
-def test_a_step_has_the_size_that_is_said_in_every_direction(shape: tuple[int, ...]) -> None:
-    """The largest and the smallest singular value of a step are near each other, however far those of the gradient."""
-    gradients = torch.stack([random(*shape) * 1e-3, random(*shape, seed=1)])
-    for step, gradient in zip(orthogonalised(gradients), gradients, strict=True):
-        values = torch.linalg.svdvals(step.flatten(1) if step.dim() > 1 else step[None])
-        assert step.square().mean().sqrt() == pytest.approx(1.0, rel=1e-4)
-        assert values.max() < 2 * values.min()
-        assert (step * gradient).sum() > 0
+@torch.no_grad()
+def test_steps_without_room_to_keep_the_originals_outputs_come_to_the_same(
+    resnet: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes, states = random(64, 1, 12, 12, seed=5), []
+    for room in (block_steps.REMEMBERED, 0):
+        monkeypatch.setattr(block_steps, "REMEMBERED", room)
+        small, sites = narrowed(resnet, 0.5)
+        translate_blocks(resnet, small, sites, probes, Fitting(steps=3, batch=16))
+        states.append(small.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=1e-4, rtol=1e-3)
+
+
+def test_blocks_errors_are_in_the_gradient_as_if_they_were_in_the_loss(
+    resnet: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of all is that of each block's mean squared error over the variance of what is wanted."""
+    probes, found = random(8, 1, 12, 12, seed=5), list[Tensor]()
+    small, sites = narrowed(resnet, 0.5)
+    translate_blocks(resnet, small, sites, probes, LEAST_SQUARES)
+    blocks = {site.path: site.target for site in sites}
+
+    def descend(layers: Sequence[Affine], loss: Callable[[Tensor, float], Tensor], count: int, _: Steps) -> None:
+        with torch.enable_grad():
+            found.extend(torch.autograd.grad(loss(torch.arange(count), 1.0), [layer.weight for layer in layers]))
+
+    monkeypatch.setattr(muon, "descend", descend)
+    take_steps(resnet, small, blocks, probes, Steps(steps=1, batch=8, divergence=(1.0, 2.0)))
+    wanted, given = (run_blocks(network, list(blocks), probes) for network in (resnet, small))
+    missed = [
+        (given.outputs[path] - wanted.outputs[path]).square().mean()
+        / wanted.outputs[path].var((0, 2, 3), correction=0).mean()
+        for path in blocks
+    ]
+    divergence = kl_div(
+        given.logits.log_softmax(1), wanted.logits.log_softmax(1).detach(), log_target=True, reduction="batchmean"
+    )
+    weights = [
+        small.get_submodule(path).get_submodule(layer.path).weight
+        for path, layout in blocks.items()
+        for layer in layout.layers()
+    ]
+    expected = torch.autograd.grad(torch.stack(missed).mean() + 2 * divergence, weights)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
