@@ -55,7 +55,10 @@ def translate(
     ] = False,
     steps: Annotated[
         int | None,
-        typer.Option(min=0, help="With --network: optimiser steps after least squares; 200 · (1 - hidden) unless set."),
+        typer.Option(
+            min=0,
+            help="With --network: optimiser steps after least squares; 150 · (1 - hidden) unless set.",
+        ),
     ] = None,
     device: Device = "cpu",
     code: CodeFiles = None,
