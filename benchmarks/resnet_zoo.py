@@ -8,37 +8,24 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common.plain import PILImages
-from common.timing import in_turn, medians
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from kt_ray.config import (
     ClassifierConfig,
     DatasetConfig,
-    MemberCounts,
-    NetworkChoice,
-    PhaseConfig,
-    RecipeConfig,
     ResNetOptions,
 )
 from kt_ray.data import Dataset, as_float, load_dataset
 from kt_ray.distillation.networks import build_network
-from kt_ray.jobs.device import native_bfloat16
 from kt_ray.networks.checkpoint import load_network
-from kt_ray.networks.chosen import architecture_of
 from kt_ray.networks.state_file import write_state
-from kt_ray.zoo.members import members_of
-from kt_ray.zoo.training.members import Plan, train_members
 
+DATASET = "fashion_mnist"
 STEM_STRIDE = 2
 EPOCHS, BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 2, 128, 0.1, 0.9, 5e-4
 SELECTION_IMAGES = 5000
@@ -59,21 +46,21 @@ KINDS = (Kind(20), Kind(8))
 UNSEEN = (Kind(14), Kind(8, width=24))  # of a depth and of a width on which nothing was tuned
 
 
-def fashion_mnist() -> Dataset:
-    """Return the images on which every network of the zoo is trained."""
-    return load_dataset(DatasetConfig(name="fashion_mnist", selection_images=SELECTION_IMAGES))
+def dataset_named(name: str) -> Dataset:
+    """Return the images on which every network of a zoo is trained."""
+    return load_dataset(DatasetConfig(name=name, selection_images=SELECTION_IMAGES))
 
 
-def build(kind: Kind, seed: int) -> nn.Module:
+def build(kind: Kind, seed: int, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Module:
     """Return a fresh network of the zoo."""
     options = ResNetOptions(depth=kind.depth, width=kind.width, stem_stride=STEM_STRIDE)
-    return build_network(ClassifierConfig(resnet=options), (1, 28, 28), 10, seed)
+    return build_network(ClassifierConfig(resnet=options), shape, 10, seed)
 
 
 def train(network: nn.Module, dataset: Dataset, seed: int, fast: bool = True, epochs: int = EPOCHS) -> float:
-    """Train `network` by SGD with one cycle of learning rate and flips; return the seconds of its processor.
+    """Train `network` by SGD with one cycle of learning rate; return the seconds of its processor.
 
-    `fast` computes in bfloat16 with channels last.
+    Images are mirrored at random, unless they are digits. `fast` computes in bfloat16 with channels last.
     """
     generator = torch.Generator().manual_seed(seed)
     images, labels = dataset.train.images, dataset.train.labels
@@ -87,7 +74,7 @@ def train(network: nn.Module, dataset: Dataset, seed: int, fast: bool = True, ep
         order = torch.randperm(len(labels), generator=generator)
         for rows in order[: steps // epochs * BATCH].split(BATCH):
             batch = as_float(images[rows])
-            flipped = torch.rand(BATCH, generator=generator) < 0.5
+            flipped = torch.rand(BATCH, generator=generator) < (0.5 if dataset.name != "mnist" else 0.0)
             batch[flipped] = batch[flipped].flip(-1)
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
@@ -99,69 +86,10 @@ def train(network: nn.Module, dataset: Dataset, seed: int, fast: bool = True, ep
     return time.process_time() - began
 
 
-def speedup(dataset: Dataset, rounds: int = 3, steps: int = 60) -> dict[str, float]:
-    """Return processor seconds of a step of a plain loop, of `train` and of kt_ray's zoo, medians of rounds in turn.
-
-    The plain loop is float32, on a DataLoader of torchvision's transforms, as tutorials have it. `convolutions` are
-    those of a step of `train` alone, forward and backward: no loop of PyTorch's convolutions is faster.
-    """
-    transform = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.ToTensor()])
-    images = dataset.train.take(slice(0, steps * BATCH))
-    loader = DataLoader(PILImages(images, transform), BATCH, shuffle=True, drop_last=True)
-
-    def plain() -> None:
-        network = build(KINDS[0], 0).train()
-        optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
-        for batch, labels in loader:
-            optimizer.zero_grad()
-            cross_entropy(network(batch), labels).backward()
-            optimizer.step()
-
-    small = replace(dataset, train=images, selection=dataset.selection.take(slice(0, 0)))
-    options = {"depth": KINDS[0].depth, "stem_stride": STEM_STRIDE}
-    architecture = architecture_of("halved", NetworkChoice(name="cifar_resnet", options=options), (1, 28, 28), 10)
-    phase = PhaseConfig(epochs=1, batch_size=BATCH, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    members = [one for one in members_of(0, MemberCounts(train=1, selection=1, test=1, brief=1)) if one.brief]
-    plan = Plan("loop", "loop", 1, bfloat16=native_bfloat16("cpu"))
-    works = {
-        "plain": plain,
-        "train": lambda: train(build(KINDS[0], 0), small, 0, epochs=1),
-        "zoo": lambda: train_members(members, RecipeConfig(brief=phase), architecture, small, plan=plan),
-        "convolutions": convolutions(build(KINDS[0], 0), as_float(images.images[:BATCH]), steps),
-    }
-    found = {name: value / steps for name, value in medians(in_turn(works, rounds, time.process_time)).items()}
-    bound = found["plain"] / found["convolutions"]
-    return found | {"speedup": found["plain"] / found["zoo"], "largest_speedup": bound}
-
-
-def convolutions(network: nn.Module, batch: torch.Tensor, steps: int) -> Callable[[], None]:
-    """Return what runs the convolutions of so many steps of `network`, and nothing else, as `train` runs them."""
-    given = list[tuple[nn.Conv2d, torch.Tensor]]()
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, x: given.append((layer, x[0]))) for layer in layers]
-    with torch.no_grad():
-        network(batch)
-    for hook in hooks:
-        hook.remove()
-    layout, works = torch.channels_last, []
-    for layer, x in given:
-        x = x.bfloat16().contiguous(memory_format=layout).requires_grad_(layer.in_channels > batch.shape[1])
-        layer = layer.bfloat16().to(memory_format=layout)
-        gradient = torch.ones_like(layer(x))
-        works.append((layer, x, [one for one in (x, layer.weight) if one.requires_grad], gradient))
-
-    def run() -> None:
-        for _ in range(steps):
-            for layer, x, wanted, gradient in works:
-                torch.autograd.grad(layer(x), wanted, gradient)
-
-    return run
-
-
 def member(directory: Path, kind: Kind, seed: int, dataset: Dataset) -> nn.Module:
     """Return the trained network, from its file if there is one, else trained and kept there."""
     path = directory / f"{kind}-{seed}.safetensors"
-    network = build(kind, seed)
+    network = build(kind, seed, dataset.image_shape)
     if path.exists():
         load_network(network, path)
         return network.eval()
@@ -184,9 +112,10 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=16, help="networks to report on, of each depth")
     parser.add_argument("--development", type=int, default=2, help="networks to try methods on, of each depth")
     parser.add_argument("--unseen", type=int, default=3, help="networks of each depth and width not tuned on")
+    parser.add_argument("--dataset", default=DATASET)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    dataset = fashion_mnist()
+    dataset = dataset_named(arguments.dataset)
     development = range(DEVELOPMENT, DEVELOPMENT + arguments.development)
     wanted = [(kind, seed) for seed in (*development, *range(arguments.members)) for kind in KINDS]
     wanted += [(kind, seed) for seed in range(arguments.unseen) for kind in UNSEEN]

@@ -24,11 +24,11 @@ from typing import Any
 import optuna
 import torch
 from common.results import write
-from resnet_zoo import DEVELOPMENT, KINDS, UNSEEN, accuracy, fashion_mnist, member
+from resnet_zoo import DATASET, DEVELOPMENT, KINDS, UNSEEN, accuracy, dataset_named, member
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from whole_network_table import PROBES, SHARES
-from whole_networks import SHAPE, logits, translated
+from whole_networks import logits, translated
 
 from kt_ray.data import Dataset
 from kt_ray.jobs.device import native_bfloat16
@@ -51,7 +51,8 @@ class Way:
 
     def narrow(self, network: nn.Module, share: float, drawn: dict[str, Tensor]) -> nn.Module:
         """Return `network` narrowed so."""
-        steps = round(usual_steps(share, multiply_adds(network, SHAPE)) * self.fitting.steps / Fitting.steps)
+        cost = multiply_adds(network, tuple(drawn[self.probes].shape[1:]))
+        steps = round(usual_steps(share, cost) * self.fitting.steps / Fitting.steps)
         return translated(network, share, drawn[self.probes][: self.count], replace(self.fitting, steps=steps))
 
 
@@ -124,12 +125,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    dataset, generator = fashion_mnist(), torch.Generator().manual_seed(0)
+    dataset, generator = dataset_named(DATASET), torch.Generator().manual_seed(0)
     drawn = {
         "local mixture": local_mixture(dataset.train.images, PROBES, generator),
         "mixture": mixture(dataset.train.images, PROBES, generator),
-        "shapes": shapes(PROBES, SHAPE, generator),
-        "strokes": strokes(PROBES, SHAPE, generator),
+        "shapes": shapes(PROBES, dataset.image_shape, generator),
+        "strokes": strokes(PROBES, dataset.image_shape, generator),
     }
     study = optuna.create_study(
         study_name="whole networks",

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from resnet_zoo import STEM_STRIDE, Kind, accuracy, fashion_mnist, member
+from resnet_zoo import DATASET, STEM_STRIDE, Kind, accuracy, dataset_named, member
 from whole_network_table import SHARES
-from whole_networks import SHAPE, logits
+from whole_networks import logits
 
 from kt_ray.config import DistillTrialConfig
 from kt_ray.distillation.cache import Cache
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    dataset, kind = fashion_mnist(), Kind(arguments.depth)
+    dataset, kind = dataset_named(DATASET), Kind(arguments.depth)
     path = arguments.directory / f"students-{kind}-0.json"
     done: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     checkpoint = arguments.directory / f"{kind}-0.safetensors"
@@ -66,7 +66,10 @@ def main() -> None:
     original = logits(teacher, dataset.test.images).argmax(1)
     common = {"depth": kind.depth, "first_width": kind.width, "network": 0}
     common |= {"original": float((original == dataset.test.labels).double().mean())}
-    common |= {"original_multiply_adds": multiply_adds(teacher, SHAPE), "original_parameters": parameter_count(teacher)}
+    common |= {
+        "original_multiply_adds": multiply_adds(teacher, dataset.image_shape),
+        "original_parameters": parameter_count(teacher),
+    }
 
     def train(method: str, width: str, rate: float, epochs: int) -> dict[str, Any]:
         """Return the row of a student, from the file if it is there; test images are used after full training alone."""
@@ -87,7 +90,10 @@ def main() -> None:
             row |= {"accuracy": float((predicted == dataset.test.labels).double().mean())}
             row |= {"ratio": row["accuracy"] / row["original"]}
             row |= {"agreement": float((predicted == original).double().mean())}
-            row |= {"multiply_adds": multiply_adds(student, SHAPE), "parameters": parameter_count(student)}
+            row |= {
+                "multiply_adds": multiply_adds(student, dataset.image_shape),
+                "parameters": parameter_count(student),
+            }
         done.append(row)
         path.write_text(json.dumps(done))
         print(kind, key, f"{curve[-1]:.4f} on selection images, {row['seconds']:.0f} s", flush=True)

@@ -1,4 +1,4 @@
-"""The table, the figure and the headline of `whole_networks.py`, from its rows: a network narrowed in one way each."""
+"""The results of `whole_networks.py` from its rows, a network narrowed in one way each: table, figure and headline."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from common.results import RESULTS
-from resnet_zoo import BATCH, Kind
+from common.results import RESULTS, write
+from resnet_zoo import BATCH, DATASET, EPOCHS, KINDS, STEM_STRIDE, UNSEEN, Kind
 from whole_network_peers import FINE_TUNING_STEPS
 
 SHARES = {"three_quarters": 0.75, "half": 0.5, "quarter": 0.25}
@@ -31,6 +31,30 @@ FIGURE = RESULTS.parent.parent / "docs" / "whole-networks.svg"
 Row = dict[str, Any]
 
 
+def report(rows: list[Row], dataset: str) -> None:
+    """Write the table of `rows`; for the usual dataset also other kinds, students and figure."""
+    seen = [row for row in rows if kind_of(row) in KINDS]
+    found = summary(seen)
+    originals = {(kind_of(row), row["network"]): row["original"] for row in seen}
+    counts = Counter(kind for kind, _ in originals)
+    named = " and ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    text = table(found, named, statistics.mean(originals.values()))
+    for method in (LEARNED, PATIENT):
+        text += f"\n\nBy kind, {method}: {by_kind(seen, KINDS, method)}."
+    recipe = {"dataset": dataset, "kinds": KINDS, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
+    name = "whole_networks"
+    if dataset == DATASET:
+        text += "\n\nOf a depth and a width (24 channels first) on which no option was chosen, three networks each: "
+        known = {row["method"] for row in rows if kind_of(row) in UNSEEN}
+        text += "; ".join(f"{method}: {by_kind(rows, UNSEEN, method)}" for method in FOR_UNSEEN if method in known)
+        text += f".\n\n{curves([row for row in rows if row['method'] in STUDENTS])}"
+        draw(found)
+    else:
+        name += f"_{dataset}"
+    write(name, headline(found), {"recipe": recipe, "summary": found, "rows": rows}, SEEDS, text)
+    print(text)
+
+
 def summary(rows: list[Row]) -> list[Row]:
     """Return mean and worst ratio, agreement, seconds and costs by width and method, over networks (and seeds)."""
     found = []
@@ -40,6 +64,7 @@ def summary(rows: list[Row]) -> list[Row]:
             if not group:
                 continue
             first = [row for row in group if row["seed"] == 0]
+            risen = [row["mib"] for row in first if "mib" in row]
             counts = Counter(network_of(row) for row in group)
             complete = {network for network, count in counts.items() if count == len(SEEDS)}
             seeded = {
@@ -62,6 +87,7 @@ def summary(rows: list[Row]) -> list[Row]:
                         row["multiply_adds"] / row["original_multiply_adds"] for row in first
                     ),
                     "parameters": statistics.mean(row["parameters"] / row["original_parameters"] for row in first),
+                    "mib": f"{statistics.mean(risen):.0f}" if risen else "",
                     "seeded_networks": len(complete),
                     "mean_ratio_by_seed": seeded,
                     "min_ratio_of_all_seeds": min(row["ratio"] for row in group),
@@ -97,9 +123,7 @@ def curves(rows: list[Row]) -> str:
 
 def table(found: list[Row], networks: str, mean: float) -> str:
     """Return the Markdown table, the best without images of each width in bold."""
-    columns = (
-        "hidden width, method, images, networks, mean ratio, worst ratio, agreement, multiply-adds, parameters, seconds"
-    )
+    columns = "hidden width, method, images, networks, mean ratio, worst ratio, agreement, multiply-adds, parameters, seconds, MiB"
     lines = [f"| {columns.replace(', ', ' | ')} |", "|" + "---|" * len(columns.split(", "))]
     labels = {"three_quarters": "¾", "half": "½", "quarter": "¼"}
     for width in SHARES:
@@ -109,7 +133,7 @@ def table(found: list[Row], networks: str, mean: float) -> str:
                 f"| {labels[width]} | {row['method']} | {row['images']} | {row['networks']} "
                 f"| {row['mean_ratio']:.4f} "
                 f"| {row['min_ratio']:.4f} | {row['agreement']:.4f} | {row['multiply_adds']:.2f} "
-                f"| {row['parameters']:.2f} | {row['seconds']:.1f} |"
+                f"| {row['parameters']:.2f} | {row['seconds']:.1f} | {row['mib']} |"
             )
     seeds = [
         f"{labels[row['width']]} {', '.join(f'{ratio:.4f}' for ratio in row['mean_ratio_by_seed'].values())} on "
@@ -123,7 +147,8 @@ def table(found: list[Row], networks: str, mean: float) -> str:
         "",
         f"{networks} (mean accuracy of the originals {mean:.4f}), 10,000 test images. "
         "Multiply-adds and parameters are of the whole network, over the original's; seconds are of the processor, for "
-        "one network. Images are of the user's data, beside the network.",
+        "one network, MiB how far its memory rises for one of each depth. Images are of the user's data, beside the "
+        "network.",
     ]
     return "\n".join(lines)
 

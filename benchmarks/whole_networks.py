@@ -1,18 +1,18 @@
 """All residual blocks of ResNets narrowed without data and without retraining, beside what people use today.
 
-ResNets of 8 and 20 layers on Fashion-MNIST (stem of stride 2, 16 to 64 channels, two epochs), every block translated,
-transitions included, to ¾, ½ and ¼ of its hidden width. "kt_ray" reads no image of the user's: it carries probes, drawn
-from mixtures that were fitted to the zoo's images (which are of the same dataset), or random shapes (no data at all).
+ResNets of 8 and 20 layers (stem of stride 2, 16 to 64 channels, two epochs) on Fashion-MNIST, or another dataset, every
+block translated, transitions included, to ¾, ½ and ¼ of its hidden width. "kt_ray" reads no image of the user's: it
+carries probes, drawn from mixtures that were fitted to the zoo's images (which are of the same dataset), or random
+shapes (no data at all).
 The mixture is of 200 clusters; the local one has a Gaussian of eight neighbours round every image, and was chosen on
 networks and images that are not reported.
 Peers narrow the same networks to the same widths; neuron merging and LBYL's restoration are written anew here. Ratios
-are of test accuracy to the original's; seconds are of one core's processor, and rows with steps were measured beside
-much other work (load average 10 to 25 on two cores), which lengthens them. Students' rows are of one ResNet-8; they go
-on learning at the last epoch that is shown, and KD's learning rate is the largest of three that were tried.
+are of test accuracy to the original's; seconds are of one core's processor, measured while the other core worked.
+Students' rows are of one network of each depth; they go on learning at the last epoch that is shown.
 
     python benchmarks/resnet_zoo.py DIRECTORY                # the networks, trained once
     python benchmarks/whole_network_students.py DIRECTORY    # students, trained with all data
-    python benchmarks/whole_networks.py DIRECTORY            # goes on where it stopped
+    python benchmarks/whole_networks.py DIRECTORY            # goes on where it stopped; --dataset mnist for others
 """
 
 from __future__ import annotations
@@ -20,25 +20,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common.memory import peak_mib, resident_mib
-from common.results import write
-from resnet_zoo import EPOCHS, KINDS, STEM_STRIDE, UNSEEN, Kind, fashion_mnist, member, speedup
+from common.memory import peak_above
+from resnet_zoo import DATASET, KINDS, UNSEEN, Kind, dataset_named, member
 from torch import Tensor, nn
-from whole_network_peers import (
-    fine_tuned,
-    magnitude,
-    neuron_merging,
-    restoration,
-    torch_pruning,
-)
+from whole_network_peers import fine_tuned, magnitude, neuron_merging, restoration, torch_pruning
 from whole_network_table import (
     CLUSTERED,
     FOR_UNSEEN,
@@ -50,17 +41,10 @@ from whole_network_table import (
     RECONSTRUCTION,
     SEEDS,
     SHARES,
-    STUDENTS,
     UNLEARNED,
     Row,
-    by_kind,
-    curves,
-    draw,
-    headline,
-    kind_of,
+    report,
     students,
-    summary,
-    table,
 )
 
 from kt_ray.data import Dataset, as_float
@@ -70,7 +54,6 @@ from kt_ray.translation.narrowing import narrowed
 from kt_ray.translation.probe_images import local_mixture, mixture, shapes
 from kt_ray.translation.whole_network import LEAST_SQUARES, Fitting, translate_blocks, usual_steps
 
-SHAPE = (1, 28, 28)
 SEEDED = 8  # networks of each depth that translators of further seeds translate, too
 UNSEEN_MEMBERS = 3  # networks of each kind not tuned on
 FULL = 1  # networks of each depth that are narrowed to ¾, too, and in every way
@@ -90,7 +73,7 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: floa
     usual = Fitting(bfloat16=native_bfloat16("cpu"), seed=seed)
 
     def stepped(network: nn.Module, images: Tensor) -> nn.Module:
-        steps = usual_steps(share, multiply_adds(network, SHAPE))
+        steps = usual_steps(share, multiply_adds(network, dataset.image_shape))
         return translated(network, share, images, replace(usual, steps=steps))
 
     ours: dict[str, Method] = {
@@ -110,8 +93,10 @@ def methods(dataset: Dataset, probes: dict[tuple[str, int], Tensor], share: floa
         "magnitude pruning": lambda network: magnitude(network, share),
         "neuron merging": lambda network: neuron_merging(network, share),
         "restoration as in LBYL": lambda network: restoration(network, share),
-        "Torch-Pruning": lambda network: torch_pruning(network, share, SHAPE),
-        "Torch-Pruning, fine-tuned": lambda network: fine_tuned(torch_pruning(network, share, SHAPE), dataset.train),
+        "Torch-Pruning": lambda network: torch_pruning(network, share, dataset.image_shape),
+        "Torch-Pruning, fine-tuned": lambda network: fine_tuned(
+            torch_pruning(network, share, dataset.image_shape), dataset.train
+        ),
         "least squares on training images": lambda network: translated(
             network, share, training, replace(LEAST_SQUARES, images=RECONSTRUCTION)
         ),
@@ -125,7 +110,7 @@ def draw_probes(dataset: Dataset) -> dict[tuple[str, int], Tensor]:
     for seed in SEEDS:
         generator = torch.Generator().manual_seed(seed)
         probes["mixture", seed] = mixture(dataset.train.images, PROBES, generator)
-        probes["shapes", seed] = shapes(PROBES, SHAPE, generator)
+        probes["shapes", seed] = shapes(PROBES, dataset.image_shape, generator)
         generator = torch.Generator().manual_seed(seed)
         probes["local mixture", seed] = local_mixture(dataset.train.images, PROBES, generator)
     return probes
@@ -150,24 +135,23 @@ def measure(
     original = logits(network, test.images).argmax(1)
     accuracy = float((original == test.labels).double().mean())
     common: Row = {"depth": kind.depth, "first_width": kind.width, "network": number, "original": accuracy}
-    common |= {"original_multiply_adds": multiply_adds(network, SHAPE)}
+    common |= {"original_multiply_adds": multiply_adds(network, dataset.image_shape)}
     common |= {"original_parameters": parameter_count(network)}
     rows = list(known)
     for (share_name, share), seed in itertools.product(SHARES.items(), SEEDS):
         for name, method in methods(dataset, probes, share, seed).items():
             if (share_name, seed, name) in done or not wanted(kind, number, share_name, seed, name):
                 continue
-            began, wall = time.process_time(), time.perf_counter()
-            before = resident_mib()
-            small = method(network)
             row = common | {"width": share_name, "method": name, "seed": seed}
+            began, wall = time.process_time(), time.perf_counter()
+            with peak_above(row, "mib"):
+                small = method(network)
             row |= {"seconds": time.process_time() - began, "wall_seconds": time.perf_counter() - wall}
             predicted = logits(small, test.images).argmax(1)
             row |= {"accuracy": float((predicted == test.labels).double().mean())}
             row |= {"ratio": row["accuracy"] / accuracy}
             row |= {"agreement": float((predicted == original).double().mean())}
-            row |= {"multiply_adds": multiply_adds(small, SHAPE), "parameters": parameter_count(small)}
-            row |= {"resident_mib_before": before, "peak_mib": peak_mib()}
+            row |= {"multiply_adds": multiply_adds(small, dataset.image_shape), "parameters": parameter_count(small)}
             rows.append(row)
     return rows
 
@@ -186,14 +170,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="of the zoo; rows are kept there, too")
     parser.add_argument("--members", type=int, default=8, help="networks of each depth")
+    parser.add_argument("--dataset", default=DATASET, help="of the networks in the directory")
     parser.add_argument("--report", action="store_true", help="only write what was measured")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    dataset = fashion_mnist()
+    dataset = dataset_named(arguments.dataset)
     rows: list[Row] = []
     probes: dict[tuple[str, int], Tensor] = {}
     networks = [(kind, number) for number in range(arguments.members) for kind in KINDS]
-    networks += [(kind, number) for number in range(UNSEEN_MEMBERS) for kind in UNSEEN]
+    if dataset.name == DATASET:
+        networks += [(kind, number) for number in range(UNSEEN_MEMBERS) for kind in UNSEEN]
     for kind, number in networks:
         path = arguments.directory / f"rows-{kind}-{number}.json"
         known = json.loads(path.read_text()) if path.exists() else []
@@ -204,33 +190,13 @@ def main() -> None:
             path.write_text(json.dumps(known))
         if known:
             rows += known
-            ours = [row for row in rows if row["method"] == LEARNED and row["seed"] == 0]
-            shown = ", ".join(f"{row['width']} {row['ratio']:.4f}" for row in ours[-2:])
-            print(f"{kind} {number}: {shown}", flush=True)
+            shown = [
+                f"{row['width']} {row['ratio']:.4f}" for row in known if (row["method"], row["seed"]) == (LEARNED, 0)
+            ]
+            print(f"{kind} {number}: {', '.join(shown)}", flush=True)
     for path in sorted(arguments.directory.glob("students-*.json")):
         rows += students(json.loads(path.read_text()))
-    speed = arguments.directory / "speed.json"
-    if not speed.exists():
-        speed.write_text(json.dumps(speedup(dataset)))
-    trained = json.loads(speed.read_text())
-    seen = [row for row in rows if kind_of(row) in KINDS]
-    found = summary(seen)
-    originals = {(kind_of(row), row["network"]): row["original"] for row in seen}
-    counts = Counter(kind for kind, _ in originals)
-    named = " and ".join(f"{counts[kind]} {kind}" for kind in KINDS)
-    text = table(found, named, statistics.mean(originals.values()))
-    for method in (LEARNED, PATIENT):
-        text += f"\n\nBy kind, {method}: {by_kind(seen, KINDS, method)}."
-    text += "\n\nOf a depth and a width (24 channels first) on which no option was chosen, three networks each: "
-    known = {row["method"] for row in rows if kind_of(row) in UNSEEN}
-    text += "; ".join(f"{method}: {by_kind(rows, UNSEEN, method)}" for method in FOR_UNSEEN if method in known) + "."
-    text += f"\n\n{curves([row for row in rows if row['method'] in STUDENTS])}"
-    recipe = {"kinds": KINDS, "unseen": UNSEEN, "stem_stride": STEM_STRIDE, "epochs": EPOCHS, "probes": PROBES}
-    results = {"recipe": recipe, "summary": found, "training_step": trained, "rows": rows}
-    figures = headline(found) | {"zoo_speedup": trained["speedup"]}
-    write("whole_networks", figures, results, SEEDS, text)
-    draw(found)
-    print(text)
+    report(rows, dataset.name)
 
 
 if __name__ == "__main__":
