@@ -122,9 +122,10 @@ def curves(rows: list[Row]) -> str:
 
 
 def table(found: list[Row], networks: str, mean: float) -> str:
-    """Return the Markdown table, the best without images of each width in bold."""
-    columns = "hidden width, method, images, networks, mean ratio, worst ratio, agreement, multiply-adds, parameters, seconds, MiB"
-    lines = [f"| {columns.replace(', ', ' | ')} |", "|" + "---|" * len(columns.split(", "))]
+    """Return the Markdown table, the best of each width first."""
+    columns = ["hidden width", "method", "images", "networks", "mean ratio", "worst ratio", "agreement"]
+    columns += ["multiply-adds", "parameters", "seconds", "MiB"]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     labels = {"three_quarters": "¾", "half": "½", "quarter": "¼"}
     for width in SHARES:
         rows = sorted((row for row in found if row["width"] == width), key=lambda row: -row["mean_ratio"])
