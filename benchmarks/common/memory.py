@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ def peak_mib() -> float:
 
 @contextmanager
 def peak_above(found: dict[str, float], name: str) -> Iterator[None]:
-    """Put into `found` how far the resident memory of this process rises meanwhile, in MiB. On Linux alone."""
+    """Put into `found` how far the resident memory of this process rises meanwhile, in MiB. On Linux with glibc."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what was freed before would be used again, and not be seen
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = resident_mib()
     yield
