@@ -7,7 +7,8 @@ shapes (no data at all).
 The mixture is of 200 clusters; the local one has a Gaussian of eight neighbours round every image, and was chosen on
 networks and images that are not reported.
 Peers narrow the same networks to the same widths; neuron merging and LBYL's restoration are written anew here. Ratios
-are of test accuracy to the original's; seconds are of one core's processor, measured while the other core worked.
+are of test accuracy to the original's; seconds are of one core's processor, of "local mixture, steps" alone, of other
+rows while the other core worked.
 Students' rows are of one network of each depth; they go on learning at the last epoch that is shown.
 
     python benchmarks/resnet_zoo.py DIRECTORY                # the networks, trained once
