@@ -15,11 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from kt_ray.config import (
-    ClassifierConfig,
-    DatasetConfig,
-    ResNetOptions,
-)
+from kt_ray.config import ClassifierConfig, DatasetConfig, ResNetOptions
 from kt_ray.data import Dataset, as_float, load_dataset
 from kt_ray.distillation.networks import build_network
 from kt_ray.networks.checkpoint import load_network

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kt_ray.networks.layouts import BlockLayout
+from kt_ray.networks.layouts import BlockLayout, Layer
 from kt_ray.translation import muon
 from kt_ray.translation.observed_blocks import BlockRun, run_blocks
+from kt_ray.translation.projected import convolution_features
 
 SEEN = 64  # probes on which second moments of what layers read are taken
+UNFOLDED = 8  # of these whose patches are in memory at once
 AT_ONCE = 256  # probes in a run of the original
 REMEMBERED = 1 << 30  # bytes of what the original gives that are kept, at most
 
@@ -87,24 +90,22 @@ def _remembered(run: Callable[[Tensor], BlockRun], probes: Tensor) -> Callable[[
 
 def _layers(small: nn.Module, blocks: Mapping[str, BlockLayout], images: Tensor) -> list[muon.Affine]:
     """Return the blocks' convolutions, with the second moments of what they read when `small` runs on `images`."""
-    found = dict[nn.Module, muon.Affine]()
+    found = dict[str, muon.Affine]()
 
-    def read(layer: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-        assert layer.bias is not None
-        assert not isinstance(layer.padding, str)
+    def read(path: str, layer: Layer, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         moments, samples = torch.zeros((), device=images.device), 0
-        for part in torch.split(given[0], 8):
-            patches = functional.unfold(part, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-            patches = patches.movedim(1, 0).flatten(1)
-            patches = torch.cat([patches, patches.new_ones(1, patches.shape[1])])
-            moments, samples = moments + patches @ patches.mT, samples + patches.shape[1]
-        found[layer] = muon.Affine(layer.weight, layer.bias, moments / samples)
+        for part in torch.split(given[0], UNFOLDED):
+            features = convolution_features(part, layer.kernel, layer.padding, layer.stride)
+            moments, samples = moments + features @ features.mT, samples + features.shape[1]
+        block = small.get_submodule(path)
+        weight, bias = block.get_parameter(layer.weight), block.get_parameter(f"{layer.path}.bias")
+        found[f"{path}.{layer.path}"] = muon.Affine(weight, bias, moments / samples)
 
     with ExitStack() as hooks:
         for path, layout in blocks.items():
             for layer in layout.layers():
                 convolution = small.get_submodule(path).get_submodule(layer.path)
-                hooks.enter_context(convolution.register_forward_pre_hook(read))
+                hooks.enter_context(convolution.register_forward_pre_hook(partial(read, path, layer)))
         small(images)
     return list(found.values())
 

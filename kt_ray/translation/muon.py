@@ -23,7 +23,7 @@ DAMPING = 0.1  # added to each second moment, relative to their mean
 class Schedule:
     """How many `steps` are taken, on `batch` samples each, in an order that `seed` decides.
 
-    A step's first size is `learning_rate`, relative to a layer's own, both measured by what they do to outputs; sizes
+    The first step is `learning_rate` times as large as its layer, both measured by what they do to outputs; later ones
     fall as a cosine. `momentum` is the share of the mean gradient that a step keeps.
     """
 

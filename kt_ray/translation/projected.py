@@ -231,6 +231,13 @@ def absorb_biases(kernels: Tensor, biases: Tensor, inputs: Tensor, ridge: float 
     return kernels + biases[..., None] * torch.stack(constants, dim=-2)
 
 
+def convolution_features(inputs: Tensor, kernel: tuple[int, ...], padding: int, stride: int) -> Tensor:
+    """What a convolution multiplies with its kernels and biases, [C·K + 1, S]: patches of `inputs` [N, C, h, w] of K
+    values a channel, S of them in all, and the constant 1."""
+    patches = F.unfold(inputs, kernel, padding=padding, stride=stride).movedim(1, 0).flatten(1)
+    return torch.cat([patches, patches.new_ones(1, patches.shape[1])])
+
+
 def convolution_equations(hidden: Tensor, wanted: Tensor, kernel: int, stride: int = 1) -> NormalEquations:
     """The equations of a convolution that reads `hidden` [N, H, h, w] and should give `wanted` [N, O, h', w'].
 
@@ -241,8 +248,7 @@ def convolution_equations(hidden: Tensor, wanted: Tensor, kernel: int, stride: i
     total: NormalEquations | None = None
     for start in range(0, len(hidden), max(1, CHUNK // size)):
         images = slice(start, start + max(1, CHUNK // size))
-        patches = F.unfold(hidden[images], kernel, padding=kernel // 2, stride=stride).movedim(1, 0).flatten(1)
-        features = torch.cat([patches, patches.new_ones(1, patches.shape[1])])
+        features = convolution_features(hidden[images], (kernel, kernel), kernel // 2, stride)
         part = normal_equations(features, wanted[images].movedim(1, 0).flatten(1), constant=True)
         total = part if total is None else total + part
     if total is None:
